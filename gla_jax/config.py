@@ -1,0 +1,114 @@
+"""Frozen settings. Numbers are pytree leaves, so they can be traced, vmapped and differentiated; structure is static.
+
+The defaults are the released run of GLA-CLIP (rho is 0.55 there, although its script names 0.6).
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+
+Host = Literal["clip", "maskclip", "sclip", "clearclip", "vanilla", "proxyclip"]
+Number = float | jax.Array
+
+
+def static(default: Any) -> Any:
+    """A field that decides structure: part of the pytree's definition, never traced."""
+    return field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MethodConfig:
+    """How patch values are gathered: the host and each stage of GLA on or off (DESIGN 3).
+
+    host: whose last CLIP block runs; global_buffer: windows see each other's keys and values; proxy_anchors: queries
+    are anchors (3.1); anchor_threshold is rho, anchor_iterations is T; row_mean: the mean of one similarity row,
+    clipped at 0, instead of the mean of the whole matrix; dynamic_shift is alpha_beta, dynamic_scale is alpha_gamma,
+    None falls back to the fixed shift (beta) and scale (gamma); the softmax divides by temperature.
+    """
+
+    host: Host = static("proxyclip")
+    global_buffer: bool = static(True)
+    proxy_anchors: bool = static(True)
+    anchor_iterations: int = static(2)
+    anchor_threshold: Number = 0.55
+    row_mean: bool = static(True)
+    dynamic_shift: Number | None = 0.3
+    dynamic_scale: Number | None = 30.0
+    shift: Number = 1.2
+    scale: Number = 3.0
+    temperature: Number = 1.0
+    attention: Literal["streaming", "dense"] = static("streaming")
+    block_size: int = static(1024)
+
+    def __post_init__(self):
+        if self.anchor_iterations < 0:
+            raise ValueError(f"anchor_iterations is {self.anchor_iterations}; it counts passes, so it is 0 or more")
+        if self.block_size < 1:
+            raise ValueError(f"block_size is {self.block_size}; it counts keys, so it is 1 or more")
+
+
+def without_gla(host: Host) -> MethodConfig:
+    """A host as published, each window alone: fixed shift and scale, one mean over the window's similarity matrix."""
+    return MethodConfig(
+        host=host, global_buffer=False, proxy_anchors=False, row_mean=False, dynamic_shift=None, dynamic_scale=None
+    )
+
+
+METHODS: dict[str, MethodConfig] = {
+    "gla": MethodConfig(),
+    "gla-clearclip": MethodConfig(host="clearclip"),
+    **{host: without_gla(host) for host in ("proxyclip", "maskclip", "clearclip", "sclip", "clip", "vanilla")},
+}
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Sizes in pixels: the image is resized to short_side (None keeps its size), then cut into crop x crop windows."""
+
+    short_side: int | None = 336
+    crop: int = 224
+    stride: int = 112
+    long_side: int = 2048
+
+    def __post_init__(self):
+        for name in ("short_side", "crop", "stride", "long_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it counts pixels, so it is 1 or more")
+        if self.stride > self.crop:
+            raise ValueError(f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Everything a segmentation depends on besides weights, image and classes.
+
+    threshold: pixels whose best class probability is below it become background (0 turns it off).
+    """
+
+    method: MethodConfig = field(default_factory=MethodConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig, metadata={"static": True})
+    logit_scale: Number = 40.0
+    threshold: Number = 0.0
+    dtype: Literal["float32", "bfloat16"] = static("float32")
+
+
+PRESETS: dict[str, SegmenterConfig] = {
+    "sclip": SegmenterConfig(),
+    "proxyclip": SegmenterConfig(windows=WindowConfig(short_side=448, crop=336, stride=112)),
+    "clearclip": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224)),
+    "clip-dinoiser": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224)),
+}
+
+
+def settings_as_dict(config: SegmenterConfig) -> dict[str, Any]:
+    """The settings as plain JSON values, for result files and cache keys."""
+    return dataclasses.asdict(config, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, jax.Array) else value

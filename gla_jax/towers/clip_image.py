@@ -1,0 +1,94 @@
+"""CLIP's image transformer, opened at its last block (Radford et al. 2021; the hosts of GLA read q, k and v there)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gla_jax.shapes import Array, Float, typed
+from gla_jax.towers.layers import Activation, Block, Heads, LayerNorm, PatchTokens, multi_head_attention
+
+
+@dataclass(frozen=True)
+class ClipImageSpec:
+    """Sizes of a CLIP image tower; the pretraining image side fixes the position table."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    joint_width: int
+    activation: Activation = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def grid_side(self) -> int:
+        """Patches along one side of the pretraining image."""
+        return self.image_size // self.patch_size
+
+
+class ClipImageTokens(NamedTuple):
+    """What the tower knows before its last attention. Token 0 is CLS.
+
+    embedded [B 1+n C]: after ln_pre; blocks: the output of every block but the last, each [B 1+n C]; residual: the
+    input of the last block (blocks[-1]); heads: q, k, v of the last block.
+    """
+
+    embedded: Array
+    blocks: tuple[Array, ...]
+    residual: Array
+    heads: Heads
+
+
+class ClipImage(nn.Module):
+    """CLIP's image tower: encode() up to q, k, v of the last block; project() from there to the joint space."""
+
+    spec: ClipImageSpec
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        spec = self.spec
+        self.patch_tokens = PatchTokens(spec.width, spec.patch_size, spec.grid_side, use_bias=False, dtype=self.dtype)
+        self.norm_pre = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.blocks = [
+            Block(spec.width, spec.heads, spec.mlp_width, spec.activation, spec.layer_norm_eps, dtype=self.dtype)
+            for _ in range(spec.depth)
+        ]
+        self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.projection = nn.Dense(spec.joint_width, use_bias=False, dtype=self.dtype)
+
+    @typed
+    def encode(self, pixels: Float[Array, "B 3 h w"]) -> ClipImageTokens:
+        """Tokens of every block and q, k, v of the last one; pixels normalised with CLIP's mean and deviation.
+
+        Raises ValueError when the patch size does not divide h and w.
+        """
+        embedded = tokens = self.norm_pre(self.patch_tokens(pixels.astype(self.dtype)))
+        outputs = []
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+            outputs.append(tokens)
+        return ClipImageTokens(embedded, tuple(outputs), tokens, self.blocks[-1].project_in(tokens))
+
+    @typed
+    def project(
+        self, attended: Float[Array, "B t C"], residual: Float[Array, "B t C"] | None = None
+    ) -> Float[Array, "B t E"]:
+        """From what the last attention gathered to the joint space: out_proj, ln_post, proj.
+
+        With residual the whole last block runs (residual and MLP); without, it is attention only (ClearCLIP's finding).
+        """
+        tokens = self.blocks[-1].project_out(attended)
+        if residual is not None:
+            tokens = self.blocks[-1].feed_forward(residual + tokens)
+        return self.projection(self.norm_post(tokens))
+
+    @typed
+    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B E"]:
+        """CLIP's own image feature: the CLS token after the whole last block, projected, not normalised."""
+        tokens = self.encode(pixels)
+        attended = multi_head_attention(tokens.heads, self.spec.heads)
+        return self.project(attended[:, :1], tokens.residual[:, :1])[:, 0]

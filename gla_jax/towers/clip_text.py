@@ -1,0 +1,63 @@
+"""CLIP's text transformer (Radford et al. 2021): causal, read at the end-of-text token."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gla_jax.shapes import Array, Float, Int, typed
+from gla_jax.towers.layers import Activation, Block, LayerNorm
+
+
+@dataclass(frozen=True)
+class ClipTextSpec:
+    """Sizes of a CLIP text tower; end_token is the id whose first occurrence is read."""
+
+    vocabulary: int
+    context: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    joint_width: int
+    end_token: int
+    activation: Activation = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+class ClipText(nn.Module):
+    """CLIP's text tower: token ids to one feature a text."""
+
+    spec: ClipTextSpec
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        spec = self.spec
+        self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
+        self.positions = self.param("positions", nn.initializers.normal(0.01), (spec.context, spec.width))
+        self.blocks = [
+            Block(spec.width, spec.heads, spec.mlp_width, spec.activation, spec.layer_norm_eps, dtype=self.dtype)
+            for _ in range(spec.depth)
+        ]
+        self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.projection = nn.Dense(spec.joint_width, use_bias=False, dtype=self.dtype)
+
+    @typed
+    def encode(self, token_ids: Int[Array, "Q t"]) -> tuple[Float[Array, "Q t C"], ...]:
+        """The embedded tokens and the output of every block, each [Q t C]."""
+        length = token_ids.shape[1]
+        if length > self.spec.context:
+            raise ValueError(f"{length} tokens are more than the text tower's context of {self.spec.context}")
+        tokens = self.token_embedding(token_ids) + self.positions[None, :length].astype(self.dtype)
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        outputs = [tokens]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1], causal))
+        return tuple(outputs)
+
+    @typed
+    def __call__(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
+        """CLIP's text feature: the first end token after the last LayerNorm, projected, not normalised."""
+        tokens = self.norm_final(self.encode(token_ids)[-1])
+        end = jnp.argmax(token_ids == self.spec.end_token, axis=1)
+        return self.projection(jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0])

@@ -1,0 +1,72 @@
+"""DINO's vision transformer (Caron et al. 2021), the default vision foundation model of GLA-CLIP."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gla_jax.shapes import Array, Float, typed
+from gla_jax.towers.layers import Block, LayerNorm, PatchTokens
+
+
+@dataclass(frozen=True)
+class DinoSpec:
+    """Sizes of a DINO tower."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+
+
+class VisionTokens(NamedTuple):
+    """Named intermediates of a self-supervised tower.
+
+    embedded [B t C], blocks: the output of every block, each [B t C]; class_token [B C] and patch_tokens [B S C] after
+    the last LayerNorm (t counts CLS, then registers, then patches).
+    """
+
+    embedded: Array
+    blocks: tuple[Array, ...]
+    class_token: Array
+    patch_tokens: Array
+
+
+class Dino(nn.Module):
+    """DINO's image tower: pixels to patch tokens after the last LayerNorm."""
+
+    spec: DinoSpec
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        spec = self.spec
+        grid_side = spec.image_size // spec.patch_size
+        self.patch_tokens = PatchTokens(spec.width, spec.patch_size, grid_side, use_bias=True, dtype=self.dtype)
+        self.blocks = [
+            Block(spec.width, spec.heads, spec.mlp_width, "gelu", spec.layer_norm_eps, spec.qkv_bias, dtype=self.dtype)
+            for _ in range(spec.depth)
+        ]
+        self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
+
+    @typed
+    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> VisionTokens:
+        """All intermediates; pixels normalised with ImageNet's mean and deviation.
+
+        Raises ValueError when the patch size does not divide h and w.
+        """
+        return run_vision_blocks(self.patch_tokens(pixels.astype(self.dtype)), self.blocks, self.norm, first_patch=1)
+
+
+def run_vision_blocks(embedded: Array, blocks: list[Block], norm: LayerNorm, first_patch: int) -> VisionTokens:
+    """Run the blocks and the last LayerNorm; first_patch is the index of the first patch token."""
+    tokens, outputs = embedded, []
+    for block in blocks:
+        tokens = block(tokens)
+        outputs.append(tokens)
+    final = norm(tokens)
+    return VisionTokens(embedded, tuple(outputs), final[:, 0], final[:, first_patch:])

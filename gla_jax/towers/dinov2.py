@@ -1,0 +1,70 @@
+"""DINOv2's vision transformer (Oquab et al. 2023), with or without register tokens (Darcet et al. 2023)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gla_jax.shapes import Array, Float, typed
+from gla_jax.towers.dino import VisionTokens, run_vision_blocks
+from gla_jax.towers.layers import Block, LayerNorm, PatchTokens
+
+
+@dataclass(frozen=True)
+class DinoV2Spec:
+    """Sizes of a DINOv2 tower; the giant one has activation "swiglu" and mlp_width counts its gated half."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    registers: int = 0
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+
+
+class DinoV2(nn.Module):
+    """DINOv2's image tower: pixels to patch tokens after the last LayerNorm."""
+
+    spec: DinoV2Spec
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        spec = self.spec
+        self.patch_tokens = PatchTokens(
+            spec.width,
+            spec.patch_size,
+            spec.image_size // spec.patch_size,
+            use_bias=True,
+            registers=spec.registers,
+            # The models with registers were released with the antialiased kernel.
+            position_resize="bicubic_antialias" if spec.registers else "bicubic",
+            dtype=self.dtype,
+        )
+        self.blocks = [
+            Block(
+                spec.width,
+                spec.heads,
+                spec.mlp_width,
+                spec.activation,
+                spec.layer_norm_eps,
+                spec.qkv_bias,
+                layer_scale=True,
+                dtype=self.dtype,
+            )
+            for _ in range(spec.depth)
+        ]
+        self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
+
+    @typed
+    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> VisionTokens:
+        """All intermediates; pixels normalised with ImageNet's mean and deviation.
+
+        Raises ValueError when the patch size does not divide h and w.
+        """
+        embedded = self.patch_tokens(pixels.astype(self.dtype))
+        return run_vision_blocks(embedded, self.blocks, self.norm, first_patch=1 + self.spec.registers)

@@ -1,0 +1,225 @@
+"""Leaves and blocks shared by every tower: patch tokens, self-attention, MLP, pre-norm transformer block."""
+
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gla_jax.shapes import Array, Bool, Float, typed
+
+Activation = Literal["gelu", "quick_gelu", "swiglu"]
+PositionResize = Literal["bicubic", "bicubic_antialias"]
+
+
+class Heads(NamedTuple):
+    """Queries, keys and values of one attention layer, heads side by side: three arrays [B t C]."""
+
+    queries: Array
+    keys: Array
+    values: Array
+
+
+def quick_gelu(x: Array) -> Array:
+    """OpenAI CLIP's activation, x * sigmoid(1.702 x); same shape and dtype."""
+    return x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x)
+
+
+def split_heads(x: Float[Array, "B t C"], heads: int) -> Float[Array, "B H t K"]:
+    """Heads side by side [B t C] to heads as an axis [B H t K]."""
+    return x.reshape(*x.shape[:-1], heads, -1).swapaxes(1, 2)
+
+
+def merge_heads(x: Float[Array, "B H t K"]) -> Float[Array, "B t C"]:
+    """The inverse of split_heads."""
+    batch, heads, tokens, width = x.shape
+    return x.swapaxes(1, 2).reshape(batch, tokens, heads * width)
+
+
+@typed
+def attention_weights(
+    queries: Float[Array, "B H t K"], keys: Float[Array, "B H s K"], mask: Bool[Array, "t s"] | None = None
+) -> Float[Array, "B H t s"]:
+    """softmax(q k^T / sqrt K) in float32 whatever the input's dtype; mask is True where a key may be seen."""
+    scores = jnp.einsum("bhtk,bhsk->bhts", queries, keys, preferred_element_type=jnp.float32)
+    scores = scores * (queries.shape[-1] ** -0.5)
+    if mask is not None:
+        scores = jnp.where(mask[None, None], scores, -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+@typed
+def multi_head_attention(attended: Heads, heads: int, mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
+    """Ordinary multi-head attention over heads laid side by side."""
+    queries, keys, values = (split_heads(x, heads) for x in attended)
+    weights = attention_weights(queries, keys, mask).astype(values.dtype)
+    return merge_heads(jnp.einsum("bhts,bhsk->bhtk", weights, values))
+
+
+@typed
+def resize_positions(
+    positions: Float[Array, "n C"], grid: tuple[int, int], method: PositionResize = "bicubic"
+) -> Float[Array, "m C"]:
+    """Resize a square table of patch positions to another grid as PyTorch's interpolate(size=...) does.
+
+    "bicubic" is align_corners=False with a = -0.75; "bicubic_antialias" is PyTorch's antialias=True, whose kernel has
+    a = -0.5 (used by DINOv2 with registers). The own grid returns the table untouched.
+    """
+    side = round(positions.shape[0] ** 0.5)
+    if side * side != positions.shape[0]:
+        raise ValueError(f"{positions.shape[0]} position embeddings do not form a square grid")
+    if grid == (side, side):
+        return positions
+    table = positions.astype(jnp.float32).reshape(side, side, -1)
+    kernel, antialias = {"bicubic": ("bicubic-pytorch", False), "bicubic_antialias": ("cubic", True)}[method]
+    resized = jax.image.resize(table, (*grid, table.shape[-1]), method=kernel, antialias=antialias)
+    return resized.reshape(grid[0] * grid[1], -1).astype(positions.dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with float32 two-pass statistics whatever the dtype of the tower.
+
+    Linen's own takes the variance as E[x^2] - E[x]^2 by default, which loses the digits parity is measured in, and
+    mixes dtypes implicitly.
+    """
+
+    eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        leading = (1,) * (x.ndim - 1)
+        scale, bias = (leaf.astype(jnp.float32).reshape(*leading, -1) for leaf in (scale, bias))
+        return (normal * scale + bias).astype(self.dtype)
+
+
+class PatchTokens(nn.Module):
+    """Pixels [B 3 h w] to tokens [B 1+registers+n C]: patch projection, class token, positions, register tokens."""
+
+    width: int
+    patch_size: int
+    grid_side: int
+    use_bias: bool
+    registers: int = 0
+    position_resize: PositionResize = "bicubic"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    @typed
+    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B t C"]:
+        batch, channels, height, width = pixels.shape
+        p = self.patch_size
+        if height % p or width % p:
+            raise ValueError(f"a {height}x{width} input does not divide into patches of {p}x{p}")
+        rows, columns = height // p, width // p
+        patches = pixels.reshape(batch, channels, rows, p, columns, p).transpose(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(batch, rows * columns, channels * p * p)
+        tokens = nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="projection")(patches)
+
+        normal = nn.initializers.normal(0.02)
+        class_token = self.param("class_token", normal, (self.width,))
+        class_position = self.param("class_position", normal, (self.width,))
+        positions = self.param("positions", normal, (self.grid_side**2, self.width))
+        positions = resize_positions(positions, (rows, columns), self.position_resize)
+        tokens = tokens + positions.astype(self.dtype)[None]
+        first = [(class_token + class_position)[None]]
+        if self.registers:
+            first.append(self.param("registers", normal, (self.registers, self.width)))
+        first = jnp.concatenate(first).astype(self.dtype)
+        return jnp.concatenate([jnp.broadcast_to(first[None], (batch, *first.shape)), tokens], axis=1)
+
+
+class SelfAttention(nn.Module):
+    """The four linear maps of an attention layer; what happens between them is a function of the caller's choice."""
+
+    width: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.query, self.key, self.value = (
+            nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype) for _ in range(3)
+        )
+        self.out = nn.Dense(self.width, dtype=self.dtype)
+
+    def project_in(self, x: Float[Array, "B t C"]) -> Heads:
+        """Queries, keys and values of x, each [B t C]."""
+        return Heads(self.query(x), self.key(x), self.value(x))
+
+    def project_out(self, x: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        """The output projection."""
+        return self.out(x)
+
+
+class Mlp(nn.Module):
+    """The feed-forward half of a block. "swiglu" gates: down(silu(a) * b) with a, b = split(up(x))."""
+
+    hidden: int
+    activation: Activation
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        gated = self.activation == "swiglu"
+        hidden = nn.Dense(self.hidden * (2 if gated else 1), dtype=self.dtype, name="up")(x)
+        if gated:
+            gate, hidden = jnp.split(hidden, 2, axis=-1)
+            hidden = jax.nn.silu(gate) * hidden
+        elif self.activation == "quick_gelu":
+            hidden = quick_gelu(hidden)
+        else:
+            hidden = jax.nn.gelu(hidden, approximate=False)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (DINOv2)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        factor = self.param("factor", nn.initializers.ones, (x.shape[-1],))
+        return x * factor.astype(x.dtype)[None, None]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, in pieces so that the last block of CLIP can be opened between them."""
+
+    width: int
+    heads: int
+    hidden: int
+    activation: Activation
+    eps: float
+    qkv_bias: bool = True
+    layer_scale: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.norm_1 = LayerNorm(self.eps, self.dtype)
+        self.attention = SelfAttention(self.width, self.qkv_bias, self.dtype)
+        self.norm_2 = LayerNorm(self.eps, self.dtype)
+        self.mlp = Mlp(self.hidden, self.activation, self.dtype)
+        if self.layer_scale:
+            self.scale_1, self.scale_2 = LayerScale(), LayerScale()
+
+    def project_in(self, tokens: Float[Array, "B t C"]) -> Heads:
+        """Queries, keys and values of the normalised tokens."""
+        return self.attention.project_in(self.norm_1(tokens))
+
+    def project_out(self, attended: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        """Output projection of what the attention gathered, without the residual."""
+        out = self.attention.project_out(attended)
+        return self.scale_1(out) if self.layer_scale else out
+
+    def feed_forward(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        """The second half of the block, residual included."""
+        out = self.mlp(self.norm_2(tokens))
+        return tokens + (self.scale_2(out) if self.layer_scale else out)
+
+    def __call__(self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
+        attended = multi_head_attention(self.project_in(tokens), self.heads, mask)
+        return self.feed_forward(tokens + self.project_out(attended))
