@@ -1,4 +1,4 @@
-"""A model folder: config.json, Orbax params, manifest.json and, for CLIP, the tokenizer. Written beside, then renamed."""
+"""A model folder: config.json, Orbax params, manifest.json for CLIP the tokenizer. Written beside, then renamed."""
 
 import dataclasses
 import hashlib

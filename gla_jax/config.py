@@ -11,6 +11,7 @@ import jax
 
 Host = Literal["clip", "maskclip", "sclip", "clearclip", "vanilla", "proxyclip"]
 Number = float | jax.Array
+HOSTS_WITHOUT_FEATURES = ("clip", "vanilla", "maskclip")
 
 
 def static(default: Any) -> Any:
@@ -48,6 +49,18 @@ class MethodConfig:
             raise ValueError(f"anchor_iterations is {self.anchor_iterations}; it counts passes, so it is 0 or more")
         if self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; it counts keys, so it is 1 or more")
+        if self.host in HOSTS_WITHOUT_FEATURES and self._uses_gla:
+            raise ValueError(f"GLA is not defined on the host {self.host}: it has no features to compare")
+
+    @property
+    def _uses_gla(self) -> bool:
+        dynamic = self.dynamic_shift is not None or self.dynamic_scale is not None
+        return self.global_buffer or self.proxy_anchors or self.row_mean or dynamic
+
+    @property
+    def gathers_by_features(self) -> bool:
+        """Whether values are gathered by feature similarity rather than by the host's own attention."""
+        return self.host == "proxyclip" or self._uses_gla
 
 
 def without_gla(host: Host) -> MethodConfig:
@@ -87,7 +100,8 @@ class WindowConfig:
 class SegmenterConfig:
     """Everything a segmentation depends on besides weights, image and classes.
 
-    threshold: pixels whose best class probability is below it become background (0 turns it off).
+    threshold: pixels whose best class probability is below it become background (0 turns it off); dtype: of the towers,
+    all statistics stay float32; tower_batch: windows that go through the towers together.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -95,6 +109,7 @@ class SegmenterConfig:
     logit_scale: Number = 40.0
     threshold: Number = 0.0
     dtype: Literal["float32", "bfloat16"] = static("float32")
+    tower_batch: int = static(8)
 
 
 PRESETS: dict[str, SegmenterConfig] = {

@@ -1,0 +1,52 @@
+"""Proxy anchors: each query becomes the mean of the tokens that resemble it (DESIGN 3.1)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from gla_jax.attention.buffer import unit_rows
+from gla_jax.config import Number
+from gla_jax.shapes import Array, Bool, Float, typed
+
+
+class AnchorSums(NamedTuple):
+    """Positives of some queries among some keys: total [q D] is the sum of positive keys, count [q] their number."""
+
+    total: Float[Array, "q D"]
+    count: Float[Array, " q"]
+
+    def merge(self, other: "AnchorSums") -> "AnchorSums":
+        """The sums over both sets of keys."""
+        return AnchorSums(self.total + other.total, self.count + other.count)
+
+
+class Anchors(NamedTuple):
+    """queries P [N D] and counts m [N]: how many tokens the last mask of each query held."""
+
+    queries: Float[Array, "N D"]
+    counts: Float[Array, " N"]
+
+
+@typed
+def no_positives(queries: Float[Array, "q D"]) -> AnchorSums:
+    """The neutral element of merge."""
+    return AnchorSums(jnp.zeros_like(queries), jnp.zeros_like(queries[:, 0]))
+
+
+@typed
+def positive_sums(
+    queries: Float[Array, "q D"], keys: Float[Array, "b D"], valid: Bool[Array, " b"], threshold: Number
+) -> AnchorSums:
+    """Sum and count of the keys whose similarity to a query is above rho."""
+    similarity = jnp.einsum("qd,bd->qb", queries, keys, precision="highest")
+    mask = ((similarity > threshold) & valid[None]).astype(jnp.float32)
+    return AnchorSums(jnp.einsum("qb,bd->qd", mask, keys, precision="highest"), mask.sum(1))
+
+
+@typed
+def next_anchors(sums: AnchorSums, own_keys: Float[Array, "q D"]) -> Anchors:
+    """Means of the positives as unit rows; a query without any keeps its own token."""
+    alone = sums.count == 0
+    counts = jnp.where(alone, 1.0, sums.count)
+    total = jnp.where(alone[:, None], own_keys, sums.total)
+    return Anchors(unit_rows(total / counts[:, None]), counts)

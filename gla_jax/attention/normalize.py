@@ -1,0 +1,61 @@
+"""Dynamic normalisation: where attention starts (shift) and how steep it is (scale) (DESIGN 3.2)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from gla_jax.attention.buffer import Buffer
+from gla_jax.config import MethodConfig
+from gla_jax.shapes import Array, Float, typed
+
+
+class Normalization(NamedTuple):
+    """Attention logits are a_ij = scale_i * s_ij - offset_i; both [N] float32."""
+
+    scale: Float[Array, " N"]
+    offset: Float[Array, " N"]
+
+
+@typed
+def shift(windows: Float[Array, ""], config: MethodConfig) -> Float[Array, ""]:
+    """beta: 1 + alpha_beta * ln(1 + W), or the fixed shift."""
+    if config.dynamic_shift is None:
+        return jnp.asarray(config.shift, jnp.float32)
+    return 1.0 + config.dynamic_shift * jnp.log1p(windows)
+
+
+@typed
+def scale(counts: Float[Array, " N"], config: MethodConfig) -> Float[Array, " N"]:
+    """gamma_i: 1 + alpha_gamma / m_i, or the fixed scale; counts m come from the anchors' last mask."""
+    if config.dynamic_scale is None:
+        return jnp.full_like(counts, config.scale)
+    return 1.0 + config.dynamic_scale / counts
+
+
+@typed
+def mean_similarity(queries: Float[Array, "N D"], buffer: Buffer, by_row: bool) -> Float[Array, " N"]:
+    """mu_i without forming similarities: mean_j s_ij = P_i . mean_j K_j (DESIGN 3.3).
+
+    by_row: the mean of each query's row, clipped at 0; otherwise one mean over all queries and keys (ProxyCLIP).
+    """
+    valid = buffer.valid.astype(jnp.float32)
+    total = valid.sum()
+    mean_key = jnp.einsum("n,nd->d", valid, buffer.keys, precision="highest") / total
+    rows = jnp.einsum("nd,d->n", queries, mean_key, precision="highest")
+    if by_row:
+        return jnp.maximum(rows, 0.0)
+    return jnp.full_like(rows, (rows * valid).sum() / total)
+
+
+@typed
+def normalization(
+    queries: Float[Array, "N D"],
+    counts: Float[Array, " N"],
+    buffer: Buffer,
+    windows: Float[Array, ""],
+    config: MethodConfig,
+) -> Normalization:
+    """gamma_i and gamma_i * beta * mu_i of every query; windows is the number of valid windows W."""
+    gamma = scale(counts, config)
+    mean = mean_similarity(queries, buffer, config.row_mean)
+    return Normalization(gamma, gamma * shift(windows, config) * mean)

@@ -1,0 +1,131 @@
+"""The two passes over the buffer in blocks: the same result as the dense form, O(N (D + C)) memory (DESIGN 3.3)."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from gla_jax.attention.anchors import AnchorSums, no_positives, positive_sums
+from gla_jax.attention.buffer import Buffer
+from gla_jax.attention.normalize import Normalization
+from gla_jax.config import MethodConfig
+from gla_jax.shapes import Array, Float, typed
+
+State = TypeVar("State")
+# Lower than any attention logit, yet finite: differences of two such maxima stay numbers.
+NOTHING = -1e30
+
+
+class SoftmaxPartial(NamedTuple):
+    """A softmax over some of the keys of q queries.
+
+    maximum [q] of the logits seen; total [q]: the sum of exp((a - maximum) / temperature) over the kept ones; gathered
+    [q C]: the same sum times the values.
+    """
+
+    maximum: Float[Array, " q"]
+    total: Float[Array, " q"]
+    gathered: Float[Array, "q C"]
+
+    def merge(self, other: "SoftmaxPartial", temperature: float | Array) -> "SoftmaxPartial":
+        """The softmax over both sets of keys.
+
+        A side whose maximum is negative kept only its best logits; they fall out when the other side has a larger one.
+        """
+        maximum = jnp.maximum(self.maximum, other.maximum)
+        weights = []
+        for side in (self, other):
+            survives = (side.maximum >= 0) | (side.maximum == maximum)
+            weights.append(jnp.where(survives, jnp.exp((side.maximum - maximum) / temperature), 0.0))
+        return SoftmaxPartial(
+            maximum,
+            weights[0] * self.total + weights[1] * other.total,
+            weights[0][:, None] * self.gathered + weights[1][:, None] * other.gathered,
+        )
+
+
+@typed
+def nothing_gathered(queries: int, width: int) -> SoftmaxPartial:
+    """The neutral element of merge."""
+    return SoftmaxPartial(jnp.full(queries, NOTHING), jnp.zeros(queries), jnp.zeros((queries, width)))
+
+
+@typed
+def gather_block(
+    queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, temperature: float | Array
+) -> SoftmaxPartial:
+    """The softmax of some queries over one block of keys."""
+    similarity = jnp.einsum("qd,kd->qk", queries, keys.keys, precision="highest")
+    logits = norm.scale[:, None] * similarity - norm.offset[:, None]
+    logits = jnp.where(keys.valid[None], logits, NOTHING)
+    maximum = logits.max(1)
+    keep = (logits >= jnp.minimum(maximum, 0.0)[:, None]) & keys.valid[None]
+    weights = jnp.where(keep, jnp.exp((logits - maximum[:, None]) / temperature), 0.0)
+    return SoftmaxPartial(maximum, weights.sum(1), jnp.einsum("qk,kc->qc", weights, keys.values, precision="highest"))
+
+
+def split_blocks(tree: State, size: int) -> State:
+    """Every leaf [N ...] as [blocks size ...], zero-padded (so padded keys are not valid)."""
+
+    def split(leaf: Array) -> Array:
+        missing = -leaf.shape[0] % size
+        leaf = jnp.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+        return leaf.reshape(-1, size, *leaf.shape[1:])
+
+    return jax.tree.map(split, tree)
+
+
+def fold_keys(
+    step: Callable[[Buffer], State], merge: Callable[[State, State], State], start: State, keys: Buffer
+) -> State:
+    """Merge step(block) over the blocks [blocks b ...] of keys; a block's N x N part is recomputed for gradients."""
+
+    def body(state: State, block: Buffer) -> tuple[State, None]:
+        return merge(state, step(block)), None
+
+    return jax.lax.scan(jax.checkpoint(body), start, keys)[0]
+
+
+@typed
+def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
+    """Positives of every query among all keys."""
+    size = min(config.block_size, queries.shape[0])
+    keys = split_blocks(buffer, min(config.block_size, buffer.keys.shape[0]))
+
+    def one_block(block: Array) -> AnchorSums:
+        return fold_keys(
+            lambda part: positive_sums(block, part.keys, part.valid, config.anchor_threshold),
+            AnchorSums.merge,
+            no_positives(block),
+            keys,
+        )
+
+    sums = jax.lax.map(one_block, split_blocks(queries, size))
+    return join_blocks(sums, queries.shape[0])
+
+
+@typed
+def gather(
+    queries: Float[Array, "N D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+) -> Float[Array, "N C"]:
+    """Softmax over the kept keys, times the values, by a running maximum."""
+    size = min(config.block_size, queries.shape[0])
+    keys = split_blocks(buffer, min(config.block_size, buffer.keys.shape[0]))
+
+    def one_block(block: tuple[Array, Normalization]) -> Array:
+        partial = fold_keys(
+            lambda part: gather_block(*block, part, config.temperature),
+            lambda a, b: a.merge(b, config.temperature),
+            nothing_gathered(size, buffer.values.shape[1]),
+            keys,
+        )
+        # Padded queries have seen valid keys too, so total is never 0 while one key is valid.
+        return partial.gathered / partial.total[:, None]
+
+    return join_blocks(jax.lax.map(one_block, split_blocks((queries, norm), size)), queries.shape[0])
+
+
+def join_blocks(tree: State, length: int) -> State:
+    """The inverse of split_blocks: leaves [blocks size ...] as [length ...]."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:length], tree)

@@ -1,0 +1,229 @@
+"""The whole way from an image and class names to a label map, as one object with loaded weights."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gla_jax.checkpoint import Checkpoint, ClipSpec, Params
+from gla_jax.classify import label_map, layout, place_tokens, score_map
+from gla_jax.config import SegmenterConfig
+from gla_jax.errors import ClassesError, UserError
+from gla_jax.images import as_rgb
+from gla_jax.logits import SegmenterParams, segment_features, token_logits
+from gla_jax.pretrained import resolve
+from gla_jax.resize import rescale_size, resize_uint8
+from gla_jax.shapes import Array, Float, Int, UInt8
+from gla_jax.text.bank import text_bank
+from gla_jax.text.prompts import Classes, parse_classes
+from gla_jax.text.tokenizer import load_tokenizer
+from gla_jax.visualize import overlay
+from gla_jax.windows import cut_windows, window_grid
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_segment_features = jax.jit(segment_features)
+
+
+@jax.jit
+def _placed_logits(features: Array, bank: Array, windows: Array) -> Array:
+    return place_tokens(token_logits(features, bank), windows)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One image's result.
+
+    labels [h w]: uint8 (uint16 above 256 classes), index into classes; scores [L h w] float32, the probability of each
+    class's best synonym, when asked for; image [h w 3] uint8 RGB as it was read.
+    """
+
+    labels: Int[np.ndarray, "h w"]
+    classes: tuple[str, ...]
+    image: UInt8[np.ndarray, "h w 3"]
+    scores: Float[np.ndarray, "L h w"] | None = None
+
+    def shares(self) -> dict[str, float]:
+        """The share of pixels of every class, 0 to 1."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        return {name: float(count / self.labels.size) for name, count in zip(self.classes, counts, strict=True)}
+
+    def segments(self) -> list[dict[str, Any]]:
+        """Hugging Face's image-segmentation list: {label, mask, score} of every class that occurs, largest first.
+
+        mask is a PIL image of mode L, 255 inside; score is the mean probability inside, None without scores.
+        """
+        from PIL import Image
+
+        shares = self.shares()
+        found = []
+        for index, name in sorted(enumerate(self.classes), key=lambda item: -shares[item[1]]):
+            inside = self.labels == index
+            if not inside.any():
+                continue
+            score = None if self.scores is None else float(self.scores[index][inside].mean())
+            found.append({"label": name, "mask": Image.fromarray(inside.astype(np.uint8) * 255), "score": score})
+        return found
+
+    def overlay(self) -> "Image.Image":
+        """The image with coloured regions and a legend, as a PIL image."""
+        return overlay(self.image, self.labels, self.classes)
+
+
+class Segmenter:
+    """A loaded model that segments images by text. Cheap to copy with other settings: weights are shared."""
+
+    def __init__(
+        self,
+        clip: Checkpoint,
+        vfm: Checkpoint | None,
+        config: SegmenterConfig | None = None,
+        name: str = "",
+    ):
+        """Put the weights on the device. Raises UserError when the settings do not fit the model."""
+        if not isinstance(clip.spec, ClipSpec):
+            raise UserError(f"{clip.folder} holds a {clip.family} model; the first part of a model is a CLIP.")
+        self.name = name or str(clip.folder)
+        self.clip, self.vfm = clip, vfm
+        self.config = config or SegmenterConfig()
+        self.model_hash = hashlib.sha256("+".join(part.sha256 for part in (clip, vfm) if part).encode()).hexdigest()
+        check_settings(self.config, clip, vfm)
+        dtype = jnp.dtype(self.config.dtype)
+        self.params = SegmenterParams(
+            clip=on_device(clip.params["image"], dtype),
+            clip_spec=clip.spec.image,
+            vfm=on_device(vfm.params, dtype) if vfm else None,
+            vfm_spec=vfm.spec if vfm else None,
+        )
+        self._tokenizer = load_tokenizer(clip.folder)
+        self._banks: dict[Any, Array] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "tiny-world",
+        config: SegmenterConfig | None = None,
+        *,
+        offline: bool = False,
+        cache_dir: str | Path | None = None,
+    ) -> "Segmenter":
+        """Load "CLIP+VFM" by names, by model folders or both; names are downloaded and converted once.
+
+        Raises ModelError when a part is unknown, cannot be downloaded or is damaged.
+        """
+        clip, vfm = resolve(str(name_or_path), offline=offline, cache_dir=cache_dir)
+        return cls(clip, vfm, config, name=str(name_or_path))
+
+    def with_config(self, config: SegmenterConfig) -> "Segmenter":
+        """The same weights under other settings; nothing is loaded again, and only a change of dtype copies them."""
+        if config.dtype != self.config.dtype:
+            return Segmenter(self.clip, self.vfm, config, self.name)
+        check_settings(config, self.clip, self.vfm)
+        other = object.__new__(Segmenter)
+        other.__dict__.update(self.__dict__, config=config)
+        return other
+
+    def text_bank(self, classes: Classes, templates: Sequence[str] | None = None) -> Float[Array, "Q E"]:
+        """Unit text features of every query; templates default to the model's own, else CLIP's 80."""
+        templates = tuple(templates) if templates is not None else self.clip.templates
+        key = (classes.queries, templates)
+        if key not in self._banks:
+            self._banks[key] = text_bank(self.clip, self._tokenizer, classes, templates)
+        return self._banks[key]
+
+    def window_features(self, image: UInt8[np.ndarray, "h w 3"]) -> tuple[Float[Array, "W S E"], Any]:
+        """Joint-space features of every window token of an RGB image (padded W) and the window grid they lie on."""
+        settings = self.config.windows
+        size = image.shape[:2]
+        if settings.short_side is not None:
+            size = rescale_size(*size, settings.short_side, settings.long_side)
+        resized = resize_uint8(image, size)
+        grid = window_grid(*size, settings)
+        with jax.default_matmul_precision("highest"):
+            return _segment_features(self.params, cut_windows(resized, grid), self.config), grid
+
+    def __call__(
+        self,
+        image: "Image.Image | UInt8[np.ndarray, 'h w 3'] | str | Path",
+        classes: Sequence[str] | Classes,
+        *,
+        background: str | None = None,
+        threshold: float | None = None,
+        scores: bool = False,
+        templates: Sequence[str] | None = None,
+    ) -> Segmentation:
+        """Segment one image.
+
+        image: a path, a PIL image or RGB uint8 [h w 3]; classes: names, synonyms parted by "; "; background: the class
+        that takes pixels whose best probability is below threshold, one of classes or a name of its own (then class 0);
+        threshold: None takes the settings'. Raises UserError for what cannot be used.
+        """
+        pixels = as_rgb(image)
+        parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
+        threshold = float(self.config.threshold if threshold is None else threshold)
+        names, class_of_query, background_index = with_background(parsed, background, threshold)
+
+        features, grid = self.window_features(pixels)
+        where = layout(grid, features.shape[1], pixels.shape[:2])
+        with jax.default_matmul_precision("highest"):
+            placed = _placed_logits(features, self.text_bank(parsed, templates), where.windows)
+            logit_scale = float(self.config.logit_scale)
+            labels = label_map(placed, where, class_of_query, logit_scale, threshold, background_index)
+            probabilities = score_map(placed, where, class_of_query, logit_scale, len(names)) if scores else None
+        labels = labels.astype(np.uint8 if len(names) <= 256 else np.uint16)
+        return Segmentation(labels, names, pixels, probabilities)
+
+
+def on_device(params: Params, dtype: jnp.dtype) -> Mapping[str, Any]:
+    """Parameters as device arrays of a dtype."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), dict(params))
+
+
+def check_settings(config: SegmenterConfig, clip: Checkpoint, vfm: Checkpoint | None) -> None:
+    """Raise UserError when a model cannot run under some settings."""
+    needs_vfm = config.method.host == "proxyclip"
+    if needs_vfm and vfm is None:
+        raise UserError(
+            f"method {config.method.host} compares features of a vision foundation model, but {clip.folder.name} is a "
+            "CLIP alone; name a pair such as CLIP+dino-vitb8, or choose another method."
+        )
+    parts = {"CLIP": clip.spec.image.patch_size} | ({"the VFM": vfm.spec.patch_size} if needs_vfm else {})
+    for part, patch in parts.items():
+        if config.windows.crop % patch:
+            raise UserError(
+                f"crop {config.windows.crop} does not divide into the patches of {patch} pixels that {part} reads; "
+                f"choose a multiple of {np.lcm.reduce(list(parts.values()))}."
+            )
+
+
+def with_background(
+    classes: Classes, background: str | None, threshold: float
+) -> tuple[tuple[str, ...], Int[np.ndarray, " Q"], int]:
+    """Class names, class of each query and index of the background class.
+
+    A background that is not among the classes becomes class 0, which only the threshold reaches. Raises ClassesError
+    when the threshold and the background do not go together.
+    """
+    if not 0.0 <= threshold <= 1.0:
+        raise ClassesError(f"threshold {threshold} is not a probability; give a number from 0 to 1.")
+    class_of_query = np.asarray(classes.class_of_query, np.int32)
+    if background is None:
+        if threshold > 0:
+            raise ClassesError(
+                f"threshold {threshold} needs a class for the pixels below it; name one with background."
+            )
+        return classes.names, class_of_query, 0
+    if background in classes.names:
+        return classes.names, class_of_query, classes.names.index(background)
+    if threshold == 0:
+        raise ClassesError(
+            f"background {background!r} is not among the classes, so only a threshold could reach it; set a threshold "
+            "above 0 or add it to the classes."
+        )
+    return (background, *classes.names), class_of_query + 1, 0
