@@ -171,6 +171,6 @@ def score_map(
         top = tile * ROWS_OF_A_TILE
         count = min(ROWS_OF_A_TILE, height - top)
         plan = StitchPlan(rows, where.plan.columns)
-        part = _score_tile(placed, plan, class_of_query, np.float32(logit_scale), classes)
+        part = _score_tile(placed, plan, class_of_query, np.float32(logit_scale), int(classes))
         scores[:, top : top + count] = np.asarray(part)[:count, :width].transpose(2, 0, 1)
     return scores

@@ -1,0 +1,173 @@
+"""Every form of the attention against the NumPy oracle: a difference here is a wrong segmentation for a user."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gla_jax.attention.attend import gather_values
+from gla_jax.attention.buffer import fill_buffer, neighbourhood_queries, unit_rows
+from gla_jax.attention.normalize import Normalization
+from gla_jax.attention.streaming import SoftmaxPartial, gather_block, nothing_gathered
+from gla_jax.config import MethodConfig, without_gla
+from tests import oracle
+
+FORMS = ("dense", "streaming")
+GLA = MethodConfig(attention="dense")
+METHODS = {
+    "gla": GLA,
+    "gla T=0": replace(GLA, anchor_iterations=0),
+    "gla T=3 rho=0.9": replace(GLA, anchor_iterations=3, anchor_threshold=0.9),
+    "no row is similar": replace(GLA, anchor_threshold=1.5),
+    "global buffer only": replace(without_gla("proxyclip"), global_buffer=True),
+    "anchors only": replace(without_gla("proxyclip"), global_buffer=True, proxy_anchors=True),
+    "dynamic scale without anchors": replace(GLA, proxy_anchors=False),
+    "dynamic shift only": replace(without_gla("proxyclip"), global_buffer=True, row_mean=True, dynamic_shift=0.3),
+    "row mean only": replace(without_gla("proxyclip"), global_buffer=True, row_mean=True),
+    "everything below the shift": replace(GLA, dynamic_shift=30.0, dynamic_scale=None),
+    "temperature 0.5": replace(GLA, temperature=0.5),
+}
+
+
+def clustered(seed: int, windows: int, tokens: int = 16, width: int = 8, channels: int = 6):
+    """Features around a few directions, so that masks are neither full nor empty."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(4, width))
+    features = centres[rng.integers(0, 4, (windows, tokens))] + 0.4 * rng.normal(size=(windows, tokens, width)) + 0.3
+    values = rng.normal(size=(windows, tokens, channels))
+    return features.astype(np.float32), values.astype(np.float32)
+
+
+def oracle_values(features, values, method):
+    windows, tokens, _ = features.shape
+    keys = oracle.l2(features.astype(np.float64)).reshape(windows * tokens, -1)
+    flat = values.reshape(windows * tokens, -1)
+    if method.global_buffer:
+        return oracle.attend(keys, flat, windows, method).reshape(windows, tokens, -1)
+    own = [
+        oracle.attend(keys[i : i + tokens], flat[i : i + tokens], windows, method) for i in range(0, len(keys), tokens)
+    ]
+    return np.stack(own)
+
+
+def assert_rows_agree(found, expected):
+    """Nearly all rows to float32 rounding; a similarity within rounding of rho or of the shift may flip a mask bit."""
+    error = np.abs(np.asarray(found) - expected).max(-1) / np.abs(expected).max()
+    assert (error > 1e-5).mean() <= 0.005, f"{(error > 1e-5).mean():.2%} of rows are off, worst {error.max():.1e}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("windows", "padding", "block_size"), [(1, 0, 1024), (5, 0, 7), (5, 3, 16), (6, 0, 96)])
+def test_forms_equal_the_oracle(name, form, windows, padding, block_size):
+    method = replace(METHODS[name], attention=form, block_size=block_size)
+    features, values = clustered(len(name), windows)
+    expected = oracle_values(features, values, method)
+    # Padding holds large numbers, so that a leak into the mean, the masks or the values cannot hide.
+    padded = [np.concatenate([x, np.full((padding, *x.shape[1:]), 50, np.float32)]) for x in (features, values)]
+    valid = jnp.arange(windows + padding) < windows
+    found = jax.jit(gather_values)(*map(jnp.asarray, padded), valid, method)
+    assert np.isfinite(found).all()
+    assert_rows_agree(found[:windows], expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_windows_alone_equal_the_oracle(form):
+    method = replace(without_gla("proxyclip"), attention=form, block_size=5)
+    features, values = clustered(3, 4)
+    found = gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(4, bool), method)
+    assert_rows_agree(found, oracle_values(features, values, method))
+
+
+def test_values_are_resampled_to_the_feature_grid():
+    features, _ = clustered(0, 3, tokens=64)
+    values = np.random.default_rng(1).normal(size=(3, 16, 6)).astype(np.float32)
+    found = gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), GLA)
+    assert_rows_agree(found, oracle_values(features, oracle.resample_tokens(values.astype(np.float64), 8), GLA))
+
+
+def test_softmax_partials_merge_in_any_order():
+    """Key blocks arrive in ring order on a mesh: the order must not change what a user sees."""
+    features, values = clustered(5, 3)
+    buffer = fill_buffer(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool))
+    queries = buffer.keys[:10]
+    for offset in (0.4, 5.0):  # 5.0: every logit is negative, only the best key of all blocks may survive
+        norm = Normalization(jnp.full(10, 2.0), jnp.full(10, offset))
+        parts = [jax.tree.map(lambda leaf, i=i: leaf[16 * i : 16 * i + 16], buffer) for i in range(3)]
+        partials = [gather_block(queries, norm, part, 1.0) for part in parts]
+        results = []
+        for order in itertools.permutations(partials):
+            total = nothing_gathered(10, 6)
+            for partial in order:
+                total = SoftmaxPartial.merge(total, partial, 1.0)
+            results.append(total.gathered / total.total[:, None])
+        for result in results[1:]:
+            np.testing.assert_allclose(result, results[0], atol=1e-6)
+
+
+def test_neighbourhood_queries_by_hand():
+    """Two windows of 2 x 2 tokens that overlap by one column: token (0, 1) of the first is (0, 0) of the second."""
+    features = np.arange(16, dtype=np.float32).reshape(2, 4, 2) + 1
+    origins = np.array([[0, 0], [0, 8]], np.int32)
+    found = neighbourhood_queries(jnp.asarray(features), jnp.ones(2, bool), jnp.asarray(origins), 8)
+    in_window = features.sum(1)
+    expected = np.stack(
+        [
+            in_window[0] / 4,
+            (in_window[0] + features[1, 0]) / 5,
+            in_window[0] / 4,
+            (in_window[0] + features[1, 2]) / 5,
+            (in_window[1] + features[0, 1]) / 5,
+            in_window[1] / 4,
+            (in_window[1] + features[0, 3]) / 5,
+            in_window[1] / 4,
+        ]
+    )
+    np.testing.assert_allclose(found, oracle.l2(expected), rtol=1e-6)
+
+
+def test_unit_rows_of_zero_has_a_finite_gradient():
+    gradient = jax.grad(lambda x: unit_rows(x).sum())(jnp.zeros((2, 3)))
+    assert np.isfinite(gradient).all()
+
+
+def test_gradients_equal_finite_differences_of_the_oracle():
+    """Tuning follows these gradients: shift, scale and values against float64 central differences."""
+    features, values = clustered(8, 3)
+    weights = np.random.default_rng(2).normal(size=values.shape)
+
+    def loss(method):
+        out = gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), method)
+        return (out * weights.astype(np.float32)).sum()
+
+    method = replace(GLA, attention="streaming", block_size=10)
+    gradient = jax.grad(loss)(method)
+    for name, step in (("dynamic_scale", 1e-3), ("temperature", 1e-5)):
+        ends = [
+            (oracle_values(features, values, replace(GLA, **{name: getattr(GLA, name) + sign * step})) * weights).sum()
+            for sign in (1, -1)
+        ]
+        expected = (ends[0] - ends[1]) / (2 * step)
+        assert float(getattr(gradient, name)) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_settings_vmap():
+    """A sweep over rho in one program equals the runs one by one."""
+    features, values = clustered(9, 2)
+    arrays = jnp.asarray(features), jnp.asarray(values), jnp.ones(2, bool)
+    thresholds = jnp.array([0.3, 0.55, 0.9])
+    axes = replace(jax.tree.map(lambda _: None, GLA), anchor_threshold=0)
+    swept = jax.vmap(gather_values, in_axes=(None, None, None, axes))(
+        *arrays, replace(GLA, anchor_threshold=thresholds)
+    )
+    for index, threshold in enumerate(thresholds):
+        alone = gather_values(*arrays, replace(GLA, anchor_threshold=float(threshold)))
+        np.testing.assert_allclose(swept[index], alone, atol=1e-6)
+
+
+def test_gla_on_a_host_without_features_is_refused():
+    with pytest.raises(ValueError, match="maskclip"):
+        MethodConfig(host="maskclip")

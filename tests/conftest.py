@@ -1,0 +1,46 @@
+"""The strict suite: no implicit dtypes or broadcasts, warnings are errors, 8 CPU devices, no network."""
+
+import os
+import socket
+
+# Before jax or huggingface_hub are imported: both read these once. A machine with an accelerator can ask for it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# Warnings that are not ours to fix; everything else fails the test that raised it.
+EXCEPTIONS: tuple[str, ...] = ()
+
+
+def pytest_configure(config):
+    for line in ("error", *EXCEPTIONS):
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _stay_on_this_machine():
+    connect = socket.socket.connect
+
+    def connect_locally(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"a test tried to reach {address[0]}: the suite runs without a network")
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_locally)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,0 +1,179 @@
+"""Checks the method against recorded outputs of the official implementation:
+
+python -m tests.golden FILE... [--form streaming|dense]
+
+One line a case: the largest error relative to the largest entry, the share of rows over 1e-5, the agreement of labels.
+Exits with 1 when a case is outside the limits, 2 when a file is not of the format. The limits: 99.5 % of rows within
+1e-5 (float32 rounding flips a mask bit in the others), labels equal on 99.99 % of pixels.
+"""
+
+import argparse
+import json
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gla_jax.attention.attend import gather_values
+from gla_jax.config import MethodConfig, SegmenterConfig, WindowConfig
+from gla_jax.convert.clip import convert_clip_image
+from gla_jax.convert.state import convert_state
+from gla_jax.logits import SegmenterParams, segment_features, token_logits
+from gla_jax.stitch import stitch, stitch_plan, token_grid
+from gla_jax.windows import cut_windows, window_grid
+
+ROW_LIMIT = 1e-5
+ROWS_OVER = 0.005
+LABELS_EQUAL = 0.9999
+HOSTS = {
+    "ProxyCLIP": "proxyclip",
+    "ClearCLIP": "clearclip",
+    "MaskCLIP": "maskclip",
+    "SCLIP": "sclip",
+    "CLIP": "clip",
+    "vanilla": "vanilla",
+}
+SETTINGS = {
+    "initial_crit_pos",
+    "mini_iters",
+    "beta_alpha",
+    "gamma_alpha",
+    "token_norm",
+    "dynamic_beta",
+    "dynamic_gamma",
+    "proxy_sim",
+    "KV_token_extension",
+    "temperature",
+}
+Form = Literal["streaming", "dense"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one case compares: errors relative to the largest entry; labels is None where there are none."""
+
+    name: str
+    largest: float
+    rows_over: float
+    labels: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the case is within the limits."""
+        return self.rows_over <= ROWS_OVER and (self.labels is None or self.labels >= LABELS_EQUAL)
+
+    def __str__(self) -> str:
+        labels = "" if self.labels is None else f"  labels equal {self.labels:9.4%}"
+        verdict = "ok" if self.passed else "OUTSIDE THE LIMITS"
+        return f"{self.name:44s} largest {self.largest:8.1e}  rows over {self.rows_over:7.3%}{labels}  {verdict}"
+
+
+def method_of(config: Mapping[str, Any], host: str, form: Form, global_buffer: bool) -> MethodConfig:
+    """The official settings, by their official names, as ours. Raises ValueError for a name it does not know."""
+    unknown = sorted(config.keys() - SETTINGS)
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)}")
+    return MethodConfig(
+        host=host,
+        global_buffer=global_buffer,
+        proxy_anchors=config.get("proxy_sim", False),
+        anchor_iterations=config.get("mini_iters", 2),
+        anchor_threshold=config.get("initial_crit_pos", 0.55),
+        row_mean=config.get("token_norm", False),
+        dynamic_shift=config.get("beta_alpha", 0.3) if config.get("dynamic_beta") else None,
+        dynamic_scale=config.get("gamma_alpha", 30.0) if config.get("dynamic_gamma") else None,
+        temperature=config.get("temperature", 1.0),
+        attention=form,
+    )
+
+
+def compare(name: str, found: np.ndarray, expected: np.ndarray, labels: float | None = None) -> Result:
+    """Rows [... C] against rows [... C]."""
+    error = np.abs(np.asarray(found, np.float64) - expected).max(-1) / np.abs(expected).max()
+    return Result(name, float(error.max()), float((error > ROW_LIMIT).mean()), labels)
+
+
+def check_attention(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form) -> Iterator[Result]:
+    """The attention stage alone: features [W S D] and values [W H n K] to [W S H*K]."""
+    features = jnp.asarray(data["features"])
+    values = data["values"].transpose(0, 2, 1, 3)
+    values = jnp.asarray(values.reshape(*values.shape[:2], -1))
+    valid = jnp.ones(len(features), bool)
+    for case in meta["cases"]:
+        method = method_of(case["config"], "proxyclip", form, global_buffer=True)
+        found = jax.jit(gather_values)(features, values, valid, method)
+        yield compare(case["name"], found, data[f"out/{case['name']}"])
+
+
+def load_params(data: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> SegmenterParams:
+    """Both image towers, through the converter's own rules."""
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): array for name, array in data.items() if name.startswith(prefix)}
+
+    activation = meta["clip"].get("activation", "quick_gelu")
+    clip = convert_clip_image(part("clip."), activation=activation, heads=meta["clip"]["heads"])
+    dino = convert_state("dino", part("dino."), heads=meta["dino"]["num_heads"])
+    arrays = (jax.tree.map(jnp.asarray, dict(tree)) for tree in (clip.params, dino.params))
+    return SegmenterParams(clip=next(arrays), clip_spec=clip.spec, vfm=next(arrays), vfm_spec=dino.spec)
+
+
+def check_end_to_end(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form) -> Iterator[Result]:
+    """From image and weights to patch features, stitched logits and labels."""
+    params = load_params(data, meta)
+    text_bank = jnp.asarray(data["text_features"])
+    for case in meta["cases"]:
+        height, width = case["size"]
+        prefix = f"{case['name']}/{height}x{width}"
+        shared = case["config"].get("KV_token_extension", False)
+        method = method_of(case["config"], HOSTS[case["clip_type"]], form, shared)
+        config = SegmenterConfig(method=method, windows=WindowConfig(None, meta["crop"], meta["stride"]))
+        grid = window_grid(height, width, config.windows)
+        windows = cut_windows(data[f"image/{height}x{width}"], grid)
+        features = jax.jit(segment_features)(params, windows, config)[: grid.count]
+        tokens = token_grid(token_logits(features, text_bank), *case["grid"])
+        plan = stitch_plan(grid, round(features.shape[1] ** 0.5), (height, width))
+        labels = np.asarray(stitch(tokens, plan).argmax(-1))
+        agreement = float((labels == data[f"{prefix}/label_map"]).mean())
+        yield compare(prefix, features, data[f"{prefix}/patch_features"], agreement)
+
+
+def check_file(path: Path, form: Form = "streaming") -> Iterator[Result]:
+    """Every case of a file. Raises ValueError when it is not of the format."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {name: archive[name] for name in archive.files}
+        meta = json.loads(bytes(data["meta_json"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a golden file: {error}") from None
+    yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--form", choices=("streaming", "dense"), default="streaming")
+    options = parser.parse_args(arguments)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    passed = True
+    for path in options.files:
+        print(path.name)
+        try:
+            for result in check_file(path, options.form):
+                print(f"  {result}")
+                passed &= result.passed
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
