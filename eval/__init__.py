@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, their protocols, metrics and reports."""

@@ -19,3 +19,7 @@ class ImageError(UserError):
 
 class ClassesError(UserError):
     """A list of class names that cannot be used."""
+
+
+class DataError(UserError):
+    """A benchmark's data that is missing, damaged or not laid out as expected."""

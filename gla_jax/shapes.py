@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import jax
 from beartype import beartype
-from jaxtyping import Bool, Float, Int, UInt8, jaxtyped
+from jaxtyping import Bool, Float, Int, Integer, UInt8, jaxtyped
 
 Array = jax.Array
 Function = TypeVar("Function", bound=Callable)
@@ -25,4 +25,4 @@ def typed(function: Function) -> Function:
     return jaxtyped(typechecker=beartype)(function)
 
 
-__all__ = ["Array", "Bool", "Float", "Int", "UInt8", "typed"]
+__all__ = ["Array", "Bool", "Float", "Int", "Integer", "UInt8", "typed"]

@@ -125,7 +125,8 @@ class PatchTokens(nn.Module):
         class_token = self.param("class_token", normal, (self.width,))
         class_position = self.param("class_position", normal, (self.width,))
         positions = self.param("positions", normal, (self.grid_side**2, self.width))
-        positions = resize_positions(positions, (rows, columns), self.position_resize)
+        # A loaded checkpoint holds NumPy arrays, which only jit turns into the arrays of jax that are checked for.
+        positions = resize_positions(jnp.asarray(positions), (rows, columns), self.position_resize)
         tokens = tokens + positions.astype(self.dtype)[None]
         first = [(class_token + class_position)[None]]
         if self.registers:

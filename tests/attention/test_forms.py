@@ -78,14 +78,14 @@ def test_forms_equal_the_oracle(name, form, windows, padding, block_size):
 def test_windows_alone_equal_the_oracle(form):
     method = replace(without_gla("proxyclip"), attention=form, block_size=5)
     features, values = clustered(3, 4)
-    found = gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(4, bool), method)
+    found = jax.jit(gather_values)(jnp.asarray(features), jnp.asarray(values), jnp.ones(4, bool), method)
     assert_rows_agree(found, oracle_values(features, values, method))
 
 
 def test_values_are_resampled_to_the_feature_grid():
     features, _ = clustered(0, 3, tokens=64)
     values = np.random.default_rng(1).normal(size=(3, 16, 6)).astype(np.float32)
-    found = gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), GLA)
+    found = jax.jit(gather_values)(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), GLA)
     assert_rows_agree(found, oracle_values(features, oracle.resample_tokens(values.astype(np.float64), 8), GLA))
 
 
@@ -144,7 +144,7 @@ def test_gradients_equal_finite_differences_of_the_oracle():
         return (out * weights.astype(np.float32)).sum()
 
     method = replace(GLA, attention="streaming", block_size=10)
-    gradient = jax.grad(loss)(method)
+    gradient = jax.jit(jax.grad(loss))(method)
     for name, step in (("dynamic_scale", 1e-3), ("temperature", 1e-5)):
         ends = [
             (oracle_values(features, values, replace(GLA, **{name: getattr(GLA, name) + sign * step})) * weights).sum()
@@ -164,7 +164,7 @@ def test_settings_vmap():
         *arrays, replace(GLA, anchor_threshold=thresholds)
     )
     for index, threshold in enumerate(thresholds):
-        alone = gather_values(*arrays, replace(GLA, anchor_threshold=float(threshold)))
+        alone = jax.jit(gather_values)(*arrays, replace(GLA, anchor_threshold=float(threshold)))
         np.testing.assert_allclose(swept[index], alone, atol=1e-6)
 
 

@@ -1,0 +1,269 @@
+"""The PyTorch side of a comparison: transformers' own models, and what they compute at every named stage.
+
+Sources without a transformers configuration (OpenAI, open_clip, torch.hub) get one from our spec, and their tensors
+are renamed by the tables below, which know nothing of the converter's rules: two independent readings must agree.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gla_jax.checkpoint import ClipSpec, Spec
+from gla_jax.errors import ConversionError
+from gla_jax.shapes import Float, Int
+from gla_jax.towers.dino import DinoSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Stages = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Published names to transformers': block finds (tower, index, inside), a tuple of targets splits in equal parts."""
+
+    block: str
+    towers: Mapping[str, str]
+    inside: Mapping[str, str | tuple[str, ...]]
+    outside: Mapping[str, str]
+    transposed: tuple[str, ...] = ()
+
+
+CLIP_NAMES = Names(
+    block=r"(visual\.|)transformer\.resblocks\.(\d+)\.(.+)",
+    towers={"visual.": "vision_model.encoder.layers", "": "text_model.encoder.layers"},
+    inside={
+        "ln_1": "layer_norm1",
+        "attn.in_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attn.out_proj": "self_attn.out_proj",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    },
+    outside={
+        "visual.class_embedding": "vision_model.embeddings.class_embedding",
+        "visual.conv1": "vision_model.embeddings.patch_embedding",
+        "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+        "visual.ln_pre": "vision_model.pre_layrnorm",
+        "visual.ln_post": "vision_model.post_layernorm",
+        "visual.proj": "visual_projection.weight",
+        "token_embedding": "text_model.embeddings.token_embedding",
+        "positional_embedding": "text_model.embeddings.position_embedding.weight",
+        "ln_final": "text_model.final_layer_norm",
+        "text_projection": "text_projection.weight",
+        "logit_scale": "logit_scale",
+    },
+    transposed=("visual.proj", "text_projection"),
+)
+_SELF_SUPERVISED = {
+    "attn.qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+    "attn.proj": "attention.output.dense",
+}
+DINO_NAMES = Names(
+    block=r"()blocks\.(\d+)\.(.+)",
+    towers={"": "encoder.layer"},
+    inside={
+        **_SELF_SUPERVISED,
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    outside={
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "norm": "layernorm",
+    },
+)
+DINOV2_NAMES = Names(
+    block=r"()blocks\.(?:\d+\.)?(\d+)\.(.+)",  # FSDP training nests blocks in chunks, numbered throughout
+    towers={"": "encoder.layer"},
+    inside={
+        **_SELF_SUPERVISED,
+        **{name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
+        "mlp.w12": "mlp.weights_in",
+        "mlp.w3": "mlp.weights_out",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+    },
+    outside={
+        **DINO_NAMES.outside,
+        "mask_token": "embeddings.mask_token",
+        "register_tokens": "embeddings.register_tokens",
+    },
+)
+
+
+def rename(state: Mapping[str, np.ndarray], names: Names) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors under transformers' published names; what the table does not know is left out."""
+    for source, tensor in state.items():
+        wrapped = re.fullmatch(r"(?:module\.|backbone\.|text\.)*(.+?)(?:[._](weight|bias))?", source)
+        stem, leaf = wrapped[1], f".{wrapped[2]}" if wrapped[2] else ""
+        inside = re.fullmatch(names.block, stem)
+        prefix = f"{names.towers[inside[1]]}.{inside[2]}." if inside else ""
+        targets = names.inside.get(inside[3]) if inside else names.outside.get(stem)
+        if isinstance(targets, tuple):
+            for target, part in zip(targets, np.split(tensor, len(targets)), strict=True):
+                yield f"{prefix}{target}{leaf}", part
+        elif targets is not None:
+            yield f"{prefix}{targets}{leaf}", tensor.T if stem in names.transposed else tensor
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ConversionError(
+            "Verifying runs the weights in PyTorch too, which is not installed: install torch, or convert without "
+            "--verify."
+        ) from None
+
+
+def load_reference(folder: Path, spec: Spec) -> "PreTrainedModel":
+    """The model of a transformers folder in float32, ready to run. Raises ConversionError."""
+    _require_torch()
+    return _load(_model_class(spec), spec, folder)
+
+
+def build_reference(state: Mapping[str, np.ndarray], spec: Spec) -> "PreTrainedModel":
+    """The transformers model of a spec with the tensors of an OpenAI, open_clip or torch.hub file, in float32.
+
+    Raises ConversionError when the file does not fill the model.
+    """
+    _require_torch()
+    import torch
+
+    names = CLIP_NAMES if isinstance(spec, ClipSpec) else DINO_NAMES if isinstance(spec, DinoSpec) else DINOV2_NAMES
+    tensors = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in rename(state, names)}
+    return _load(_model_class(spec), spec, None, config=_config(spec), state_dict=tensors)
+
+
+def _load(kind: type, spec: Spec, folder: Path | None, **given: Any) -> "PreTrainedModel":
+    import torch
+
+    if isinstance(spec, DinoSpec):
+        given["add_pooling_layer"] = False
+    model, report = kind.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **given
+    )
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ConversionError(f"The source cannot be run in PyTorch for verifying: it does not give {missing}.")
+    return model.eval()
+
+
+def _model_class(spec: Spec) -> type:
+    import transformers
+
+    if isinstance(spec, ClipSpec):
+        return transformers.CLIPModel
+    if isinstance(spec, DinoSpec):
+        return transformers.ViTModel
+    return transformers.Dinov2WithRegistersModel if spec.registers else transformers.Dinov2Model
+
+
+def _config(spec: Spec) -> "PreTrainedConfig":
+    import transformers
+
+    def transformer(part: Any, **others: Any) -> dict[str, Any]:
+        sizes = {"hidden_size": part.width, "num_hidden_layers": part.depth, "num_attention_heads": part.heads}
+        return {**sizes, "layer_norm_eps": part.layer_norm_eps, **others}
+
+    def vision(part: Any, **others: Any) -> dict[str, Any]:
+        return transformer(part, image_size=part.image_size, patch_size=part.patch_size, **others)
+
+    if isinstance(spec, ClipSpec):
+        text, image = spec.text, spec.image
+        tokens = {"vocab_size": text.vocabulary, "max_position_embeddings": text.context}
+        ends = {"eos_token_id": text.end_token, "bos_token_id": None, "pad_token_id": None}
+        return transformers.CLIPConfig(
+            projection_dim=image.joint_width,
+            vision_config=vision(image, intermediate_size=image.mlp_width, hidden_act=image.activation),
+            text_config=transformer(
+                text, intermediate_size=text.mlp_width, hidden_act=text.activation, **tokens, **ends
+            ),
+        )
+    if isinstance(spec, DinoSpec):
+        return transformers.ViTConfig(
+            **vision(spec, intermediate_size=spec.mlp_width, qkv_bias=spec.qkv_bias, hidden_act="gelu")
+        )
+    gated = spec.activation == "swiglu"
+    # Their gated MLP is two thirds of the ratio.
+    ratio = round(spec.mlp_width / spec.width * (1.5 if gated else 1))
+    sizes = vision(spec, mlp_ratio=ratio, use_swiglu_ffn=gated, qkv_bias=spec.qkv_bias)
+    if spec.registers:
+        return transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=spec.registers)
+    return transformers.Dinov2Config(**sizes)
+
+
+def reference_stages(
+    model: "PreTrainedModel",
+    pixels: Float[np.ndarray, "B 3 h w"],
+    token_ids: Int[np.ndarray, "Q t"] | None = None,
+) -> Stages:
+    """Every named stage of a transformers model as float32 arrays; token_ids for CLIP's text tower."""
+    import torch
+
+    with torch.inference_mode():
+        images = torch.from_numpy(pixels)
+        if model.config.model_type != "clip":
+            stages = _feature_stages(model, images)
+        else:
+            stages = _clip_image_stages(model, images)
+            if token_ids is not None:
+                stages |= _clip_text_stages(model, torch.from_numpy(token_ids).long())
+        return {name: tensor.float().numpy() for name, tensor in stages.items()}
+
+
+def _feature_stages(model: Any, pixels: Any) -> dict[str, Any]:
+    # DINOv2 always resizes its positions; ViT has to be asked.
+    resize = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
+    out = model(pixels, output_hidden_states=True, **resize)
+    first_patch = 1 + getattr(model.config, "num_register_tokens", 0)
+    final = out.last_hidden_state
+    return {
+        **_named("embedded", "block", out.hidden_states),
+        "class token": final[:, 0],
+        "patch tokens": final[:, first_patch:],
+    }
+
+
+def _clip_image_stages(model: Any, pixels: Any) -> dict[str, Any]:
+    tower = model.vision_model
+    out = tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True)
+    hidden, last = out.hidden_states, tower.encoder.layers[-1]
+    normal = last.layer_norm1(hidden[-2])
+    attention = last.self_attn
+    values = attention.v_proj(normal)
+
+    def to_joint(tokens: Any) -> Any:
+        return model.visual_projection(tower.post_layernorm(tokens))
+
+    return {
+        **_named("image embedded", "image block", hidden[:-1]),
+        "image queries": attention.q_proj(normal),
+        "image keys": attention.k_proj(normal),
+        "image values": values,
+        "image values, joint": to_joint(attention.out_proj(values)),
+        "image tokens, joint": to_joint(hidden[-1]),
+        "image feature": model.visual_projection(out.pooler_output),
+    }
+
+
+def _clip_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
+    out = model.text_model(input_ids=token_ids, output_hidden_states=True)
+    return {
+        **_named("text embedded", "text block", out.hidden_states[:-1]),
+        "text tokens": out.last_hidden_state,
+        "text feature": model.text_projection(out.pooler_output),
+    }
+
+
+def _named(first: str, block: str, hidden: Any) -> dict[str, Any]:
+    return {first: hidden[0], **{f"{block} {i}": tokens for i, tokens in enumerate(hidden[1:], 1)}}

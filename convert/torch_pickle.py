@@ -1,0 +1,140 @@
+"""PyTorch's pickles without PyTorch, and without running anything in them.
+
+A pickle may name any function of Python and call it. The unpickler here knows the dozen names that describe tensors
+and refuses every other; tensors come out as descriptions, their bytes lie elsewhere in the file.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+from gla_jax.errors import ConversionError
+
+STORAGE_DTYPES: Mapping[str, np.dtype] = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+class Storage(NamedTuple):
+    """A run of numbers in the archive."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+class Tensor(NamedTuple):
+    """A strided view of a storage; offset, shape and strides count numbers."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class ScriptModule:
+    """An object of a TorchScript archive: its attributes, whatever its class was."""
+
+    attributes: Mapping[str, Any] = MappingProxyType({})
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("a module without attributes")
+        self.attributes = state
+
+
+class _OrderedDict(dict):
+    def __setstate__(self, state: Any) -> None:
+        """State dicts carry version numbers here."""
+
+
+class _Sealed:
+    """A function a pickle may call and nothing else; bare, its attributes could be written to."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise pickle.UnpicklingError("a function has no state")
+
+
+def _rebuild_tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> Tensor:
+    """Arguments as torch._utils._rebuild_tensor_v2 has them; rest: requires_grad, hooks, flags."""
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(type(n) is int for n in numbers):
+        raise pickle.UnpicklingError("a malformed tensor")
+    if any(rest[2:]):
+        raise pickle.UnpicklingError("a conjugated or negated tensor")
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    inside = max(1, *shape, math.prod(shape)) <= max(1, storage.count) and (0 in shape or last < storage.count)
+    if min(numbers) < 0 or not inside:
+        raise pickle.UnpicklingError("a tensor larger than its storage")
+    return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+_ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): _OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    # How TorchScript writes lists and typed containers.
+    **{("torch.jit._pickle", f"build_{kind}list"): lambda items: items for kind in ("int", "bool", "double", "tensor")},
+    ("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGE_DTYPES:
+            return name
+        if module == "__torch__" or module.startswith("__torch__."):
+            return ScriptModule
+        if (module, name) in _ALLOWED:
+            return _Sealed(_ALLOWED[module, name])
+        raise ConversionError(
+            f"it holds the Python object {module}.{name}, which is not a tensor and is not run; save the model's "
+            "state_dict() alone and convert that."
+        )
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or type(dtype) is not str or type(key) is not str or type(count) is not int:
+            raise pickle.UnpicklingError("a malformed storage")
+        return Storage(key, STORAGE_DTYPES[dtype], count)
+
+
+def unpickle(data: bytes) -> Any:
+    """The object of a PyTorch pickle with every tensor described by a Tensor.
+
+    Raises ConversionError for a global that does not describe tensors and for a damaged pickle.
+    """
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(data):
+                raise pickle.UnpicklingError("an absurd memo")  # which would be allocated
+        return _Unpickler(io.BytesIO(data)).load()
+    except ConversionError:
+        raise
+    except Exception as error:  # damaged opcodes raise almost anything
+        reason = error if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        raise ConversionError(f"its pickle is damaged ({reason}).") from error

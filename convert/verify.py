@@ -1,0 +1,188 @@
+"""Check converted weights against PyTorch: the same pixels and texts through both, every named stage compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from gla_jax.checkpoint import Checkpoint, ClipSpec, Params, Spec, build_vfm, read_checkpoint
+from gla_jax.convert.architecture import is_transformers
+from gla_jax.convert.reference import Stages, build_reference, load_reference, reference_stages
+from gla_jax.convert.sources import open_source
+from gla_jax.resize import resize_uint8
+from gla_jax.shapes import Float, Int, UInt8
+from gla_jax.towers.clip_image import ClipImage
+from gla_jax.towers.clip_text import ClipText
+from gla_jax.towers.layers import multi_head_attention
+from gla_jax.windows import CLIP_DEVIATION, CLIP_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from transformers import PreTrainedModel
+
+# Two float32 runs add the same products in another order, which is a few units in the last place (6e-8) a sum; random
+# weights of every published size stay under 3e-6 of the largest entry. A wrong activation, head count or kernel gives
+# 1e-3 and more.
+TOLERANCE = 2e-5
+LARGEST_SIDE = 448  # of a verified image: spares memory on the largest towers
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The largest error of every stage, relative to the largest entry of PyTorch's."""
+
+    errors: Mapping[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage is within the tolerance."""
+        return all(error <= TOLERANCE for error in self.errors.values())
+
+    def table(self) -> "Table":
+        """One row a stage, for printing."""
+        from rich import box
+        from rich.table import Table
+
+        verdict = f"every stage agrees within {TOLERANCE:g}" if self.passed else "NOT the same model"
+        table = Table(title=f"Against PyTorch: {verdict}", title_justify="left", box=box.SIMPLE_HEAD, min_width=60)
+        table.add_column("stage")
+        table.add_column("largest error / largest entry", justify="right")
+        for stage, error in self.errors.items():
+            table.add_row(stage, f"[{'red' if error > TOLERANCE else 'green'}]{error:.1e}")
+        return table
+
+
+def verify(
+    model: Checkpoint | Path | str,
+    source: Path | str,
+    images: Sequence[UInt8[np.ndarray, "h w 3"]] = (),
+    *,
+    offline: bool = False,
+) -> Verification:
+    """Run a model folder and the weights it was converted from, the latter in PyTorch, and compare every stage.
+
+    images: RGB, each seen at the size of pretraining and near its own; none means one that is drawn. Raises
+    ConversionError when PyTorch is missing or cannot run the source, ModelError when the folder cannot be read.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else read_checkpoint(model)
+    opened = open_source(source, offline=offline)
+    published_by_transformers = opened.files[0].startswith(("model.", "pytorch_model."))
+    if published_by_transformers and is_transformers(opened.config):
+        reference = load_reference(opened.folder, checkpoint.spec)
+    else:
+        reference = build_reference(opened.state, checkpoint.spec)
+    batches = [pixels for image in images or [drawn_image()] for pixels in two_sizes(image, checkpoint.spec)]
+    return Verification(compare(checkpoint.spec, checkpoint.params, reference, batches))
+
+
+def two_sizes(image: UInt8[np.ndarray, "h w 3"], spec: Spec) -> list[Float[np.ndarray, "1 3 h w"]]:
+    """Normalised pixels of an image at the square size of pretraining and at whole patches near its own size."""
+    clip = isinstance(spec, ClipSpec)
+    mean, deviation = (CLIP_MEAN, CLIP_DEVIATION) if clip else (IMAGENET_MEAN, IMAGENET_DEVIATION)
+    vision = spec.image if clip else spec
+    own = tuple(max(min(side, LARGEST_SIDE) // vision.patch_size, 1) * vision.patch_size for side in image.shape[:2])
+    resized = (resize_uint8(image, size) for size in ((vision.image_size, vision.image_size), own))
+    return [((x / np.float32(255) - mean) / deviation).transpose(2, 0, 1)[None].copy() for x in resized]
+
+
+def drawn_image() -> UInt8[np.ndarray, "240 320 3"]:
+    """Smooth blobs of random colour."""
+    return resize_uint8(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (240, 320))
+
+
+def tower_stages(
+    spec: Spec,
+    params: Params,
+    pixels: Float[np.ndarray, "B 3 h w"],
+    token_ids: Int[np.ndarray, "Q t"] | None = None,
+) -> Stages:
+    """Every named stage of our towers in float32 at highest matmul precision; names as in reference_stages."""
+    with jax.default_matmul_precision("highest"):
+        if not isinstance(spec, ClipSpec):
+            stages = _feature_stages(spec, params, pixels)
+        else:
+            stages = _clip_image_stages(spec, params["image"], pixels)
+            if token_ids is not None:
+                stages |= _clip_text_stages(spec, params["text"], token_ids)
+        return jax.tree.map(np.asarray, stages)
+
+
+@partial(jax.jit, static_argnums=0)
+def _feature_stages(spec: Spec, params: Params, pixels: jax.Array) -> dict[str, jax.Array]:
+    tokens = build_vfm(spec).apply({"params": params}, pixels)
+    return {
+        **_named("embedded", "block", tokens.embedded, tokens.blocks),
+        "class token": tokens.class_token,
+        "patch tokens": tokens.patch_tokens,
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def _clip_image_stages(spec: ClipSpec, params: Params, pixels: jax.Array) -> dict[str, jax.Array]:
+    tower = ClipImage(spec.image).bind({"params": params})
+    tokens = tower.encode(pixels)
+    attended = multi_head_attention(tokens.heads, spec.image.heads)
+    return {
+        **_named("image embedded", "image block", tokens.embedded, tokens.blocks),
+        "image queries": tokens.heads.queries,
+        "image keys": tokens.heads.keys,
+        "image values": tokens.heads.values,
+        "image values, joint": tower.project(tokens.heads.values),
+        "image tokens, joint": tower.project(attended, tokens.residual),
+        "image feature": tower(pixels),
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def _clip_text_stages(spec: ClipSpec, params: Params, token_ids: jax.Array) -> dict[str, jax.Array]:
+    tower = ClipText(spec.text).bind({"params": params})
+    embedded, *blocks = tower.encode(token_ids)
+    return {
+        **_named("text embedded", "text block", embedded, blocks[:-1]),
+        "text tokens": tower.norm_final(blocks[-1]),
+        "text feature": tower(token_ids),
+    }
+
+
+def _named(first: str, block: str, embedded: jax.Array, blocks: Sequence[jax.Array]) -> dict[str, jax.Array]:
+    return {first: embedded, **{f"{block} {i}": tokens for i, tokens in enumerate(blocks, 1)}}
+
+
+def stage_errors(ours: Stages, theirs: Stages) -> dict[str, float]:
+    """The largest error of every stage, relative to the largest entry of theirs; NaN counts as infinite.
+
+    Raises ValueError when the two do not have the same stages and shapes.
+    """
+    if {name: x.shape for name, x in ours.items()} != {name: x.shape for name, x in theirs.items()}:
+        raise ValueError(f"the two runs do not have the same stages: {sorted(ours)} against {sorted(theirs)}")
+    errors = {name: float(np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max()) for name in theirs}
+    return {name: error if np.isfinite(error) else float("inf") for name, error in errors.items()}
+
+
+def compare(
+    spec: Spec, params: Params, reference: "PreTrainedModel", images: Sequence[Float[np.ndarray, "B 3 h w"]]
+) -> dict[str, float]:
+    """The largest error of every stage over batches of normalised pixels, with random texts for CLIP."""
+    token_ids = random_texts(spec) if isinstance(spec, ClipSpec) else None
+    worst: dict[str, float] = {}
+    for pixels in images:
+        ours, theirs = (tower_stages(spec, params, pixels, token_ids), reference_stages(reference, pixels, token_ids))
+        for name, error in stage_errors(ours, theirs).items():
+            worst[name] = max(error, worst.get(name, 0.0))
+        token_ids = None  # the texts are the same for every image
+    return worst
+
+
+def random_texts(spec: ClipSpec, count: int = 3) -> Int[np.ndarray, "Q t"]:
+    """Random token ids, each row ended by the end token at a place of its own and padded with 0; int32."""
+    random = np.random.default_rng(0)
+    end = spec.text.end_token
+    ids = random.integers(1, spec.text.vocabulary - 1, (count, spec.text.context), dtype=np.int32)
+    ids += ids >= end
+    for row, place in enumerate(random.integers(1, spec.text.context, count)):
+        ids[row, place], ids[row, place + 1 :] = end, 0
+    return ids

@@ -1,0 +1,103 @@
+"""Many processes, one run: jax.distributed on the standard environment, images split by process, results gathered."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from gla_jax.errors import UserError
+
+HEARTBEAT_SECONDS = 20
+LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
+
+# JAX aborts a process when another one dies, with a stack trace and no exception to catch. This looks on and says what
+# it means: it reads to the end of its input and speaks unless it was told that all went well.
+_WATCHER = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if sys.stdin.buffer.read() != b"done":
+    print(sys.argv[1], file=sys.stderr, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the results."""
+        return self.index == 0
+
+    def share(self, images: int) -> range:
+        """The images this process segments."""
+        return range(self.index, images, self.count)
+
+    def wait(self, name: str) -> None:
+        """Go on when all processes have come here."""
+        if self.count > 1:
+            # A collective would time out while the others still work; the coordination service waits.
+            from jax._src.distributed import global_state
+
+            global_state.client.wait_at_barrier(f"gla-jax {name}", LONGEST_WAIT_MS)
+
+    def gather(self, name: str, payload: bytes) -> list[bytes]:
+        """The payloads of all processes, at every process."""
+        if self.count == 1:
+            return [payload]
+        from jax.experimental.multihost_utils import process_allgather
+
+        self.wait(name)
+        # As bytes: without 64-bit types JAX would cut large counts.
+        lengths = process_allgather(np.array([len(payload)], np.int32)).ravel()
+        padded = np.zeros(int(lengths.max()), np.uint8)
+        padded[: len(payload)] = np.frombuffer(payload, np.uint8)
+        rows = process_allgather(padded)
+        return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+
+
+class Watcher:
+    """Says one sentence on the error output if this process ends before `done` is called."""
+
+    def __init__(self, processes: Processes):
+        sentence = (
+            f"process {processes.index + 1} of {processes.count} stopped before the end because it or another process "
+            "of the run died; finished images are kept, start all processes again to go on."
+        )
+        self._pipe = subprocess.Popen([sys.executable, "-c", _WATCHER, sentence], stdin=subprocess.PIPE)
+
+    def done(self) -> None:
+        """Everything went well, or the reason was already told."""
+        self._pipe.communicate(b"done")
+
+
+def wanted() -> bool:
+    """Whether the environment says that this process is one of several."""
+    return "JAX_COORDINATOR_ADDRESS" in os.environ
+
+
+def join() -> Processes:
+    """Connect to the other processes of the run, before anything else touches JAX.
+
+    Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; what they leave open comes from the cluster's
+    own environment (SLURM, Open MPI, Kubernetes, TPU pods). Raises UserError when that is not enough to connect.
+    """
+    number, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=int(number) if number else None,
+            process_id=int(index) if index else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"this process cannot join a run of several ({str(error).splitlines()[0]}); set JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start it from a cluster's launcher."
+        ) from None
+    return Processes(jax.process_index(), jax.process_count())

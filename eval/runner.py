@@ -1,0 +1,157 @@
+"""A benchmark run: every image once, its counts durable, then one set of figures over all of them."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from gla_jax.config import settings_as_dict
+from gla_jax.errors import UserError
+from gla_jax.eval.boundary import BoundaryCounts, boundary_counts
+from gla_jax.eval.datasets import Dataset, Example, examples
+from gla_jax.eval.labels import write_label
+from gla_jax.eval.metrics import Areas, image_areas
+from gla_jax.eval.predict import Features, Prediction, Stopwatch, predictor
+from gla_jax.eval.processes import Processes
+from gla_jax.eval.protocols import Protocol
+from gla_jax.eval.records import ImageRecord, RecordFile, claim_folder, image_record, parse_line, read_records
+from gla_jax.eval.submission import submission_values
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be measured, and where it goes.
+
+    limit: only the first images, None takes all; threads: that decode images; templates: the model's own prompts, None
+    when it takes CLIP's 80.
+    """
+
+    dataset: Dataset
+    row: Protocol
+    method: str
+    segmenter: Features
+    out: Path
+    limit: int | None = None
+    save_predictions: bool = False
+    threads: int = 4
+    templates: tuple[str, ...] | None = None
+
+    @property
+    def images(self) -> int:
+        """Number of images to be measured."""
+        return min(self.limit or len(self.dataset.ids), len(self.dataset.ids))
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the counts of an image: a run in the same folder must agree on all of it."""
+        return {
+            "benchmark": self.dataset.benchmark,
+            "preset": self.row.setting,
+            "method": self.method,
+            "model": {"name": self.segmenter.name, "sha256": self.segmenter.model_hash},
+            "protocol_sha256": self.row.sha256,
+            "data_sha256": self.dataset.fingerprint,
+            "settings": settings_as_dict(self.segmenter.config),
+            "templates": self.templates and list(self.templates),
+            "save_predictions": self.save_predictions,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The records of all images of a run, in evaluation order."""
+
+    run: Run
+    records: tuple[ImageRecord, ...]
+    processes: int
+
+    def areas(self) -> Areas:
+        """Areas over all images."""
+        classes = len(self.run.row.classes)
+        return reduce(Areas.merge, (record.full_areas(classes) for record in self.records), Areas.zeros(classes))
+
+    def boundary(self) -> BoundaryCounts:
+        """Boundary counts over all images."""
+        return reduce(BoundaryCounts.merge, (record.boundary() for record in self.records), BoundaryCounts.zeros())
+
+
+def measure(run: Run, processes: Processes | None = None, progress: Progress | None = None) -> Outcome:
+    """Segment what is not done yet and return the records of all images, the same at every process.
+
+    progress(done, of) is called after every image with the counts of this process's share. Raises UserError when the
+    folder holds a run with other settings or data cannot be read.
+    """
+    processes = processes or Processes()
+    if processes.is_first:
+        claim_folder(run.out, run.settings())
+    processes.wait("claimed")
+    claim_folder(run.out, run.settings())
+    known = read_records(run.out)
+    mine = processes.share(run.images)
+    left = [index for index in mine if run.dataset.ids[index] not in known]
+    file = RecordFile(run.out, processes.index)
+    try:
+        done = len(mine) - len(left)
+        if progress:
+            progress(done, len(mine))
+        for record in _segment(run, left) if left else ():
+            file.append(record)
+            known[record.image_id] = record
+            done += 1
+            if progress:
+                progress(done, len(mine))
+    finally:
+        file.close()
+    return Outcome(run, _gathered(run, known, processes), processes.count)
+
+
+def _segment(run: Run, indices: list[int]) -> Iterator[ImageRecord]:
+    predict = predictor(run.segmenter, run.row)
+    values = submission_values(run.dataset) if run.save_predictions else None
+    watch = Stopwatch()
+    for example in examples(run.dataset, indices, run.threads):
+        watch.mark("read")
+        prediction = predict(example.image, watch)
+        areas, boundary = counts(run, example, prediction)
+        watch.mark("metrics")
+        if values is not None:
+            path = prediction_path(run.out, example.image_id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_label(path, values[prediction.labels])
+            watch.mark("save")
+        sizes = (example.image.shape[:2], prediction.resized)
+        yield image_record(example.image_id, sizes, areas, boundary, watch.seconds)
+        watch.seconds = {}
+        watch.mark("record")
+
+
+def counts(run: Run, example: Example, prediction: Prediction) -> tuple[Areas, BoundaryCounts]:
+    """What one image adds to the figures."""
+    ignore = run.dataset.ignore
+    return (
+        image_areas(prediction.labels, example.label, len(run.row.classes), ignore),
+        boundary_counts(prediction.labels, example.label, prediction.resized, run.row.windows, ignore),
+    )
+
+
+def prediction_path(out: Path, image_id: str) -> Path:
+    """Where a saved prediction lies: by the image's own file name, as submission servers want it."""
+    return out / "predictions" / f"{image_id}.png"
+
+
+def _gathered(run: Run, known: dict[str, ImageRecord], processes: Processes) -> tuple[ImageRecord, ...]:
+    """The records of all processes in evaluation order, each image once."""
+    wanted = run.dataset.ids[: run.images]
+    lines = "".join(known[image_id].line() for image_id in wanted if image_id in known)
+    records: dict[str, ImageRecord] = {}
+    for payload in processes.gather("records", zlib.compress(lines.encode())):
+        for line in zlib.decompress(payload).decode().splitlines(keepends=True):
+            record = parse_line(line)
+            records.setdefault(record.image_id, record)
+    lost = [image_id for image_id in wanted if image_id not in records]
+    if lost:
+        raise UserError(f"{len(lost)} images have no record, the first is {lost[0]}; run the same command again.")
+    return tuple(records[image_id] for image_id in wanted)

@@ -1,0 +1,93 @@
+"""The models known by name: where their weights live, under which licence, and how large they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EMBEDDED = "tiny-world"
+CODE_MIT = "MIT*"  # the hub's card names no licence, the repository of the code and weights says MIT
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """One row: family ("clip", "dino" or "dinov2"), hub id, licence, sides in pixels, parameters in millions."""
+
+    family: str
+    hub_id: str
+    licence: str
+    patch: int
+    image_size: int
+    millions: int
+    note: str = ""
+
+
+MODELS: Mapping[str, NamedModel] = MappingProxyType(
+    {
+        "clip-vit-base-patch32": NamedModel("clip", "openai/clip-vit-base-patch32", CODE_MIT, 32, 224, 151),
+        "clip-vit-base-patch16": NamedModel("clip", "openai/clip-vit-base-patch16", CODE_MIT, 16, 224, 150),
+        "clip-vit-large-patch14": NamedModel("clip", "openai/clip-vit-large-patch14", CODE_MIT, 14, 224, 428),
+        "clip-vit-large-patch14-336": NamedModel("clip", "openai/clip-vit-large-patch14-336", CODE_MIT, 14, 336, 428),
+        "laion-clip-vit-base-patch16": NamedModel("clip", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "MIT", 16, 224, 150),
+        "laion-clip-vit-large-patch14": NamedModel(
+            "clip", "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", "MIT", 14, 224, 428
+        ),
+        "laion-clip-vit-huge-patch14": NamedModel("clip", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "MIT", 14, 224, 986),
+        "laion-clip-vit-bigg-patch14": NamedModel(
+            "clip", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "MIT", 14, 224, 2540
+        ),
+        "metaclip-base-patch16": NamedModel("clip", "facebook/metaclip-b16-fullcc2.5b", "CC-BY-NC-4.0", 16, 224, 150),
+        "metaclip-large-patch14": NamedModel("clip", "facebook/metaclip-l14-fullcc2.5b", "CC-BY-NC-4.0", 14, 224, 428),
+        "tinyclip-vit-8m-patch16": NamedModel(
+            "clip", "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M", "MIT", 16, 224, 23, "for laptops"
+        ),
+        "dino-vits16": NamedModel("dino", "facebook/dino-vits16", "Apache-2.0", 16, 224, 22),
+        "dino-vits8": NamedModel("dino", "facebook/dino-vits8", "Apache-2.0", 8, 224, 22),
+        "dino-vitb16": NamedModel("dino", "facebook/dino-vitb16", "Apache-2.0", 16, 224, 86),
+        "dino-vitb8": NamedModel("dino", "facebook/dino-vitb8", "Apache-2.0", 8, 224, 86, "the method's default"),
+        "dinov2-small": NamedModel("dinov2", "facebook/dinov2-small", "Apache-2.0", 14, 518, 22),
+        "dinov2-base": NamedModel("dinov2", "facebook/dinov2-base", "Apache-2.0", 14, 518, 87),
+        "dinov2-large": NamedModel("dinov2", "facebook/dinov2-large", "Apache-2.0", 14, 518, 304),
+        "dinov2-giant": NamedModel("dinov2", "facebook/dinov2-giant", "Apache-2.0", 14, 518, 1137),
+        "dinov2-small-registers": NamedModel(
+            "dinov2", "facebook/dinov2-with-registers-small", "Apache-2.0", 14, 518, 22
+        ),
+        "dinov2-base-registers": NamedModel("dinov2", "facebook/dinov2-with-registers-base", "Apache-2.0", 14, 518, 87),
+        "dinov2-large-registers": NamedModel(
+            "dinov2", "facebook/dinov2-with-registers-large", "Apache-2.0", 14, 518, 304
+        ),
+        "dinov2-giant-registers": NamedModel(
+            "dinov2", "facebook/dinov2-with-registers-giant", "Apache-2.0", 14, 518, 1137
+        ),
+    }
+)
+
+
+def models_table() -> "Table":
+    """The table as `gla-jax models` prints it, two lines a model so that 80 columns hold it."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title="Models for --model CLIP+FEATURES, such as clip-vit-base-patch16+dino-vitb8",
+        caption="pixels: side of a patch / of a training image\n* by the repository of its code; the model's own page names no licence",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("name and origin", no_wrap=True)
+    table.add_column("pixels", justify="right", no_wrap=True)
+    table.add_column("weights", justify="right", no_wrap=True)
+    table.add_column("licence", no_wrap=True)
+    table.add_row(f"[bold]{EMBEDDED}[/], for the demo\n[dim]part of this package", "16, 8", "", "Apache-2.0")
+    for family, title in (("clip", "CLIP"), ("dino", "features: DINO"), ("dinov2", "features: DINOv2")):
+        table.add_section()
+        table.add_row(f"[italic]{title}")
+        for name, model in MODELS.items():
+            if model.family == family:
+                origin = f"[bold]{name}[/]{model.note and ', ' + model.note}\n[dim]{model.hub_id}"
+                table.add_row(origin, f"{model.patch}/{model.image_size}", f"{model.millions} M", model.licence)
+    return table

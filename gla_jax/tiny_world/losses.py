@@ -1,0 +1,248 @@
+"""What tiny-world's two models learn from: pure functions of parameters, one batch and a key."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gla_jax.attention.buffer import unit_rows
+from gla_jax.checkpoint import Params
+from gla_jax.shapes import Array
+from gla_jax.tiny_world import vocabulary
+from gla_jax.tiny_world.batches import NONE, SLOTS, Batch
+from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
+from gla_jax.towers.clip_text import ClipText, ClipTextSpec
+from gla_jax.towers.dino import Dino, DinoSpec
+from gla_jax.towers.layers import multi_head_attention
+from gla_jax.windows import CLIP_DEVIATION, CLIP_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN, normalise
+
+LOGIT_SCALE = 40.0
+SURE = 0.6  # a window "sees" a mark when at least this share of it lies inside
+UNSEEN = 0.1
+PHRASES = (*vocabulary.CLASSES, *vocabulary.COLOUR_PHRASES, *vocabulary.MARK_PHRASES)
+N_CLASSES, N_COLOURS, N_MARKS = len(vocabulary.CLASSES), len(vocabulary.COLOURS), len(vocabulary.MARKS)
+# The phrases of held-out pairs are never read in training, neither as targets nor as negatives.
+TRAINED = np.isin(np.arange(N_CLASSES), vocabulary.TRAIN_CLASSES)
+
+
+def shared_words() -> np.ndarray:
+    """The cosine two phrases should have, [P P]: a colour, a mark and a ground are a direction each, a cloth is the sum
+    of its two.
+
+    Left to itself the text tower maps all marks of a colour to one point, and neither tower then has a gradient towards
+    telling marks apart; the geometry of the phrases ends that, and lets pairs that were never seen be composed.
+    """
+    grounds = vocabulary.FIRST_CLOTH
+    words = np.zeros((len(PHRASES), grounds + N_COLOURS + N_MARKS), np.float32)
+    words[np.arange(grounds), np.arange(grounds)] = 1
+    for pair in range(N_COLOURS * N_MARKS):
+        colour, mark = divmod(pair, N_MARKS)
+        words[grounds + pair, [grounds + colour, grounds + N_COLOURS + mark]] = np.sqrt(0.5)
+    words[N_CLASSES:, grounds:] = np.eye(N_COLOURS + N_MARKS)
+    return words @ words.T
+
+
+SHARED_WORDS = shared_words()
+
+
+class ClipTowers(NamedTuple):
+    """The two towers of a CLIP as modules."""
+
+    image: ClipImage
+    text: ClipText
+
+    @classmethod
+    def of(cls, image: ClipImageSpec, text: ClipTextSpec) -> "ClipTowers":
+        """The modules of two specs."""
+        return cls(ClipImage(image), ClipText(text))
+
+
+def window_pixels(pixels: Array, mean: np.ndarray, deviation: np.ndarray) -> Array:
+    """uint8 [B V c c 3] to normalised float32 [B*V 3 c c]."""
+    flat = pixels.reshape(-1, *pixels.shape[2:]).transpose(0, 3, 1, 2).astype(jnp.float32) / 255.0
+    return normalise(flat, mean, deviation)
+
+
+def cross_entropy(logits: Array, targets: Array, allowed: Array) -> Array:
+    """-log softmax at the target among the allowed classes, 0 where the target is negative; [..., L] -> [...]."""
+    logits = jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, -1e9)
+    picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+    return jnp.where(targets >= 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
+
+
+def mean_where(values: Array, mask: Array) -> Array:
+    """The mean of the values where mask holds; 0 where it holds nowhere."""
+    mask = mask.astype(jnp.float32)
+    return (values.astype(jnp.float32) * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
+def clip_loss(
+    params: Params, batch: Batch, texts: Array, captions: Array, key: Array, towers: ClipTowers
+) -> tuple[Array, dict[str, Array]]:
+    """Loss and metrics of the CLIP part.
+
+    texts [P t]: one sentence for each of PHRASES; captions [B*V]: for each window the phrase that captions it. Patches,
+    and random averages over patches of an object in one window and in several, are classified through the value path;
+    the CLS feature is contrasted with the captions of the batch.
+    """
+    scenes, views, tokens = batch.slots.shape
+    kept = np.concatenate([TRAINED, np.ones(N_COLOURS + N_MARKS, bool)])
+    seen_texts = np.flatnonzero(kept)
+    bank = unit_rows(towers.text.apply({"params": params["text"]}, texts[seen_texts]))
+    bank = jnp.zeros((len(PHRASES), bank.shape[1])).at[seen_texts].set(bank)
+
+    image = {"params": params["image"]}
+    pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_DEVIATION)
+    encoded = towers.image.apply(image, pixels, method="encode")
+    values = encoded.heads.values[:, 1:]
+
+    def logits_of(gathered: Array) -> Array:
+        joint = towers.image.apply(image, gathered.reshape(1, -1, gathered.shape[-1]), method="project")
+        return LOGIT_SCALE * jnp.einsum("...e,pe->...p", unit_rows(joint).reshape(*gathered.shape[:-1], -1), bank)
+
+    # Averages of values: what attention by features does, over random parts of an object in one or several windows.
+    share_key, patch_key, window_key = jax.random.split(key, 3)
+    member = jax.nn.one_hot(batch.slots, SLOTS, axis=2)  # [B V SLOTS n]; NONE is no slot
+    share = jax.random.uniform(share_key, (scenes, views, SLOTS, 1), minval=0.05, maxval=1.5)
+    member = member * (jax.random.uniform(patch_key, member.shape) < share).astype(jnp.float32)
+    values = values.reshape(scenes, views, tokens, -1)
+    sums = jnp.einsum("bvsn,bvnc->bvsc", member, values)
+    counts = member.sum(-1)
+    lit = jax.random.bernoulli(window_key, 0.7, (scenes, views, SLOTS)).astype(jnp.float32)
+    joined_counts = (counts * lit).sum(1)
+    joined = (sums * lit[..., None]).sum(1) / jnp.maximum(joined_counts, 1.0)[..., None]
+    alone = sums / jnp.maximum(counts, 1.0)[..., None]
+
+    slot_labels = jnp.pad(batch.labels, ((0, 0), (0, 1)), constant_values=-1)
+    token_labels = jnp.take_along_axis(slot_labels[:, None], batch.slots, 2)
+    alone_labels = jnp.where(counts >= 2, batch.labels[:, None], -1)
+    joined_labels = jnp.where(joined_counts >= 3, batch.labels, -1)
+
+    token_logits = logits_of(values)
+    alone_logits = logits_of(alone)
+    joined_logits = logits_of(joined)
+
+    mark_labels = jnp.where(batch.marked, token_labels, -1)
+    losses = {
+        "token": class_loss(token_logits, token_labels),
+        # Few patches show a mark; without a loss of their own the marks are learnt last.
+        "mark": class_loss(token_logits, mark_labels) + 0.3 * word_loss(token_logits, mark_labels),
+        "window": class_loss(alone_logits, alone_labels) + 0.3 * word_loss(alone_logits, alone_labels),
+        "scene": class_loss(joined_logits, joined_labels) + 0.3 * word_loss(joined_logits, joined_labels),
+    }
+    cls = towers.image.apply(image, encoded, method=_cls_feature)
+    cls_logits = LOGIT_SCALE / 2 * unit_rows(cls) @ bank.T
+    losses["caption"] = caption_loss(cls_logits, captions, phrases_shown(counts, batch.labels))
+    losses["spread"] = jnp.square(bank[seen_texts] @ bank[seen_texts].T - SHARED_WORDS[np.ix_(kept, kept)]).mean()
+    total = losses["token"] + losses["mark"] + losses["window"] + losses["scene"] + 0.2 * losses["caption"]
+    total = total + 10.0 * losses["spread"]
+
+    patch_seen = jnp.take_along_axis(jnp.pad(batch.mark_seen, ((0, 0), (0, 0), (0, 1))), batch.slots, 2)
+    return total, losses | accuracies(
+        token_logits, token_labels, patch_seen, batch.marked, joined_logits, joined_labels
+    )
+
+
+def _cls_feature(tower: ClipImage, encoded) -> Array:
+    attended = multi_head_attention(encoded.heads, tower.spec.heads)
+    return tower.project(attended[:, :1], encoded.residual[:, :1])[:, 0]
+
+
+def class_loss(logits: Array, labels: Array) -> Array:
+    """Cross-entropy among the class phrases that training may read; held-out targets do not count."""
+    per_item = cross_entropy(logits[..., :N_CLASSES], labels, TRAINED)
+    return mean_where(per_item, (labels >= 0) & jnp.asarray(TRAINED)[jnp.maximum(labels, 0)])
+
+
+def colour_and_mark(labels: Array) -> tuple[Array, Array]:
+    """Indices of colour and mark of class labels, -1 for grounds and for no label."""
+    pair = labels - vocabulary.FIRST_CLOTH
+    return jnp.where(pair >= 0, pair // N_MARKS, -1), jnp.where(pair >= 0, pair % N_MARKS, -1)
+
+
+def word_loss(logits: Array, labels: Array) -> Array:
+    """Cross-entropy among the phrases that name a colour alone, plus among those that name a mark alone."""
+    colour, mark = colour_and_mark(labels)
+    by_colour = cross_entropy(logits[..., N_CLASSES : N_CLASSES + N_COLOURS], colour, True)
+    by_mark = cross_entropy(logits[..., N_CLASSES + N_COLOURS :], mark, True)
+    return mean_where(by_colour + by_mark, colour >= 0)
+
+
+def phrases_shown(counts: Array, labels: Array) -> Array:
+    """Which phrases are true of each window, [B*V P]: those of its objects and of their colours and marks alone."""
+    present = (counts > 0) & (labels[:, None] >= 0)
+    colour, mark = colour_and_mark(labels)
+    hot = [jax.nn.one_hot(index, size) for index, size in ((labels, N_CLASSES), (colour, N_COLOURS), (mark, N_MARKS))]
+    true = jnp.einsum("bvs,bsp->bvp", present.astype(jnp.float32), jnp.concatenate(hot, -1))
+    return true.reshape(-1, true.shape[-1]) > 0
+
+
+def caption_loss(logits: Array, captions: Array, shown: Array) -> Array:
+    """Each window against the captions of the batch; a caption of another window that is true of it is no negative."""
+    among = logits[:, captions]
+    own = captions[None] == captions[:, None]
+    also_true = shown[:, captions] & ~own
+    among = jnp.where(also_true, -1e9, among)
+    picked = jnp.take_along_axis(logits, captions[:, None], 1)[:, 0]
+    # Windows with the same caption count once each in the sum, as copies of the target.
+    return (jax.nn.logsumexp(among, 1) - jnp.log(own.sum(1)) - picked).mean()
+
+
+def trained_only(logits: Array) -> Array:
+    """Logits of the classes, those of held-out pairs out of reach."""
+    logits = logits[..., :N_CLASSES]
+    return jnp.where(jnp.broadcast_to(TRAINED, logits.shape), logits, -1e9)
+
+
+def accuracies(
+    token_logits: Array, labels: Array, seen: Array, marked: Array, joined_logits: Array, joined_labels: Array
+) -> dict[str, Array]:
+    """Shares of right answers among trained classes: patches of cloths whose mark the window shows or does not, of
+    grounds, joined averages; and how sure patches are that cannot know (a sixth at best: the marks of their colour).
+    """
+
+    def right(logits: Array, truth: Array) -> Array:
+        return trained_only(logits).argmax(-1) == truth
+
+    tokens = right(token_logits, labels)
+    cloth = labels >= vocabulary.FIRST_CLOTH
+    guess = jax.nn.softmax(trained_only(token_logits)).max(-1)
+    return {
+        "on_mark": mean_where(tokens, cloth & marked),
+        "seen": mean_where(tokens, cloth & (seen >= SURE)),
+        "unseen": mean_where(tokens, cloth & (seen <= UNSEEN)),
+        "sureness_unseen": mean_where(guess, cloth & (seen <= UNSEEN)),
+        "ground": mean_where(tokens, (labels >= 0) & ~cloth),
+        "joined": mean_where(right(joined_logits, joined_labels), joined_labels >= vocabulary.FIRST_CLOTH),
+    }
+
+
+def vfm_loss(params: Params, batch: Batch, spec: DinoSpec) -> tuple[Array, dict[str, Array]]:
+    """Loss and metrics of the VFM part: cosine 1 for patches of one object in any window of a scene, below 0 otherwise.
+
+    GLA keeps keys whose similarity is above beta times the row's mean, and counts those above rho = 0.55.
+    """
+    scenes, views, tokens = batch.slots.shape
+    pixels = window_pixels(batch.pixels, IMAGENET_MEAN, IMAGENET_DEVIATION)
+    features = unit_rows(Dino(spec).apply({"params": params}, pixels).patch_tokens)
+    features = features.reshape(scenes, views * tokens, -1)
+    picked = jnp.take_along_axis(features, batch.samples[..., None], 1)
+    slots = jnp.take_along_axis(batch.slots.reshape(scenes, -1), batch.samples, 1)
+    cosine = jnp.einsum("bmd,bnd->bmn", picked, picked)
+    real = (slots != NONE)[:, :, None] & (slots != NONE)[:, None]
+    same = (slots[:, :, None] == slots[:, None]) & real
+    other = ~(slots[:, :, None] == slots[:, None]) & real
+    together = mean_where(jnp.square(1.0 - cosine), same)
+    apart = mean_where(jnp.square(jax.nn.relu(cosine + 0.05)), other)
+    across = (batch.samples // tokens)[:, :, None] != (batch.samples // tokens)[:, None]
+    return together + apart, {
+        "together": together,
+        "apart": apart,
+        "cos_same_within": mean_where(cosine, same & ~across),
+        "cos_same_across": mean_where(cosine, same & across),
+        "cos_other_within": mean_where(cosine, other & ~across),
+        "cos_other_across": mean_where(cosine, other & across),
+        "same_below_rho": mean_where((cosine < 0.55).astype(jnp.float32), same),
+        "other_above_0.1": mean_where((cosine > 0.1).astype(jnp.float32), other),
+    }

@@ -1,0 +1,172 @@
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gla_jax.convert import sources
+from gla_jax.convert.sources import open_source
+from gla_jax.errors import ConversionError
+
+X, Y = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float16)
+
+
+def write_shards(folder: Path, weight_map: dict[str, str] | None = None) -> Path:
+    save_file({"x": X}, folder / "model-00001-of-00002.safetensors")
+    save_file({"y": Y}, folder / "model-00002-of-00002.safetensors")
+    names = {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}
+    index = {"metadata": {}, "weight_map": names if weight_map is None else weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def refused(source, **options) -> str:
+    with pytest.raises(ConversionError) as caught:
+        open_source(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_folder_of_shards(tmp_path):
+    source = open_source(write_shards(tmp_path))
+    assert set(source.state) == {"x", "y"}
+    np.testing.assert_array_equal(source.state["x"], X)
+    np.testing.assert_array_equal(source.state["y"], Y)
+    assert len(source.files) == 3
+
+
+def test_weights_and_configuration_belong_together(tmp_path):
+    save_file({"open_clip": X}, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "open_clip_config.json").write_text('{"vision_cfg": {}}')
+    (tmp_path / "vocab.json").write_text("{}")
+    source = open_source(tmp_path)
+    assert list(source.state) == ["open_clip"]
+    assert source.config == {"vision_cfg": {}}
+    save_file({"transformers": X}, tmp_path / "model.safetensors")
+    source = open_source(tmp_path)
+    assert list(source.state) == ["transformers"]
+    assert source.config == {"model_type": "clip"}
+    assert source.tokenizer == ("vocab.json",)
+    assert open_source(tmp_path / "open_clip_model.safetensors").config == {"vision_cfg": {}}
+
+
+def test_a_file_of_its_own_name_stands_alone(tmp_path):
+    save_file({"x": X}, tmp_path / "mine.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for source in (open_source(tmp_path / "mine.safetensors"), open_source(tmp_path)):
+        assert (source.config, source.files, source.tokenizer) == (None, ("mine.safetensors",), ())
+
+
+def test_every_file_used_is_hashed(tmp_path):
+    save_file({"x": X}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "unused.txt").write_text("")
+    digests = open_source(tmp_path).digests()
+    assert digests.keys() == {"model.safetensors", "config.json"}
+    assert digests["model.safetensors"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "reason"),
+    [
+        ({"x": "../elsewhere.safetensors"}, "does not name the shards beside it"),
+        ({"x": "/etc/passwd"}, "does not name the shards beside it"),
+        ({}, "does not name the shards beside it"),
+        ({"x": 3}, "does not name the shards beside it"),
+        ({"x": "model-00003-of-00002.safetensors"}, "names model-00003-of-00002.safetensors, which is not beside it"),
+    ],
+)
+def test_an_index_is_not_trusted(weight_map, reason, tmp_path):
+    assert reason in refused(write_shards(tmp_path, weight_map))
+
+
+def test_shards_that_repeat_a_tensor(tmp_path):
+    write_shards(tmp_path)
+    save_file({"x": X, "y": Y}, tmp_path / "model-00002-of-00002.safetensors")
+    assert "repeats x of another shard" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "holds no weights the converter reads"),
+        ({"flax_model.msgpack": b"x"}, "holds no weights the converter reads"),
+        ({"a.pth": b"x", "b.pth": b"x"}, "holds several weight files (a.pth, b.pth); name the one to convert"),
+        ({"model.safetensors": b"\x08"}, "is not a complete safetensors file"),
+        ({"pytorch_model.bin": b"PK\x03\x04"}, "incomplete zip file"),
+        ({"model.safetensors": None, "config.json": b"{"}, "config.json cannot be read"),
+        ({"model.safetensors": None, "config.json": b"[]"}, "config.json is not a JSON object"),
+    ],
+)
+def test_folders_without_usable_weights_are_named(files, reason, tmp_path):
+    for name, content in files.items():
+        if content is None:
+            save_file({"x": X}, tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(content)
+    message = refused(tmp_path)
+    assert reason in message
+    assert str(tmp_path) in message
+
+
+@pytest.mark.parametrize("name", ["no/such/path", "weights.pt", "owner/weights.pt", "../owner/name", ""])
+def test_what_is_no_source_is_said(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name:
+        assert f"{name} is neither a file nor a folder here" in refused(name)
+    else:
+        assert "holds no weights" in refused(name)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_a_network_the_manual_way_is_named(offline):
+    message = refused("owner/not-downloaded", offline=offline)  # the suite runs with HF_HUB_OFFLINE=1
+    assert message.startswith("owner/not-downloaded cannot be downloaded")
+    assert "hf download owner/not-downloaded --local-dir FOLDER" in message
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with one model: a folder named after its commit."""
+    folder = tmp_path / "snapshots" / "0123abc"
+    folder.mkdir(parents=True)
+    asked = []
+
+    class Api:
+        def list_repo_files(self, repo_id):
+            return [".gitattributes", "README.md", "onnx/model.bin", *(path.name for path in folder.iterdir())]
+
+    def snapshot_download(repo_id, *, allow_patterns):
+        asked.append((repo_id, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return folder, asked
+
+
+def test_a_download_takes_one_kind_of_weights(hub):
+    folder, asked = hub
+    save_file({"x": X}, folder / "model.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"another gigabyte")
+    source = open_source("owner/name")
+    assert source.revision == "0123abc"
+    assert asked == [("owner/name", ["model.safetensors", *sources.CONFIGS, *sources.TOKENIZERS])]
+    np.testing.assert_array_equal(source.state["x"], X)
+
+
+def test_a_download_of_shards(hub):
+    folder, asked = hub
+    assert set(open_source("owner/name" if write_shards(folder) else "").state) == {"x", "y"}
+    [(_, patterns)] = asked
+    assert patterns[0] == "model.safetensors.index.json"
+    assert "model-*.safetensors" in patterns
+
+
+def test_a_hub_model_without_weights(hub):
+    assert "owner/name holds no weights" in refused("owner/name")

@@ -1,0 +1,105 @@
+"""Transformers' models with random weights of realistic size, saved and converted as a user's would be."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from gla_jax.checkpoint import Params, Spec
+from gla_jax.convert.state import convert_state
+
+
+class Pair(NamedTuple):
+    """One model twice: transformers' module and what the converter made of its files."""
+
+    reference: transformers.PreTrainedModel
+    spec: Spec
+    params: Params
+
+
+def clip_config(image: dict, text: dict, joint: int, activation: str) -> transformers.CLIPConfig:
+    end = {"eos_token_id": text["vocab_size"] - 1, "bos_token_id": text["vocab_size"] - 2, "pad_token_id": 0}
+    return transformers.CLIPConfig(
+        projection_dim=joint,
+        vision_config={**image, "hidden_act": activation},
+        text_config={**text, **end, "hidden_act": activation},
+    )
+
+
+def sizes(width: int, depth: int, heads: int, mlp: int | None = None, **others) -> dict:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": mlp or 4 * width,
+        **others,
+    }
+
+
+def dino_config(width: int, depth: int, heads: int, patch: int, side: int = 224) -> transformers.ViTConfig:
+    # The training code has 1e-6; the hub's configurations say 1e-12.
+    return transformers.ViTConfig(**sizes(width, depth, heads, image_size=side, patch_size=patch, layer_norm_eps=1e-6))
+
+
+def dinov2_config(width: int, depth: int, heads: int, side: int = 518, registers: int = 0, swiglu: bool = False):
+    common = {"image_size": side, "patch_size": 14, "mlp_ratio": 4, "use_swiglu_ffn": swiglu}
+    common |= {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+    if registers:
+        return transformers.Dinov2WithRegistersConfig(**common, num_register_tokens=registers)
+    return transformers.Dinov2Config(**common)
+
+
+_KINDS = {
+    "clip": ("clip", transformers.CLIPModel),
+    "vit": ("dino", transformers.ViTModel),
+    "dinov2": ("dinov2", transformers.Dinov2Model),
+    "dinov2_with_registers": ("dinov2", transformers.Dinov2WithRegistersModel),
+}
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Weights under which every stage matters.
+
+    transformers starts with weights of 0.02, zero biases, unit LayerNorms and tiny layer scales, so a swapped bias or a
+    forgotten scale would drown below the tolerance. Here a linear map keeps its input's size, attention is neither flat
+    nor a single token, and no bias, scale or position is near its neutral value.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        mean, deviation = _statistics(name, parameter)
+        parameter.normal_(mean, deviation, generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
+    return model.eval()
+
+
+def _statistics(name: str, parameter: torch.Tensor) -> tuple[float, float]:
+    if name.endswith("lambda1"):
+        return 0.5, 0.2
+    if "norm" in name and name.endswith("weight"):
+        return 1.0, 0.3
+    if ("embedding" in name and "patch_embedding" not in name) or "token" in name:
+        return 0.0, 0.5
+    if parameter.ndim >= 2:
+        return 0.0, (parameter.shape[0] / parameter.numel()) ** 0.5
+    return 0.0, 0.2
+
+
+def random_pair(config: transformers.PreTrainedConfig, seed: int = 0) -> Pair:
+    """A random model, saved as transformers saves it, and its conversion."""
+    family, kind = _KINDS[config.model_type]
+    with torch.device("meta"):  # spares transformers' own initialisation
+        empty = kind(config)
+    reference = randomise(empty.to_empty(device="cpu"), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        state = load_file(Path(folder) / "model.safetensors")
+        saved = json.loads((Path(folder) / "config.json").read_text())
+    spec, params, _ = convert_state(family, state, saved)
+    return Pair(reference, spec, params)

@@ -1,0 +1,127 @@
+"""Our towers against transformers' with the same random weights: every stage, three input sizes, float32.
+
+The published sizes run whole for the models of the paper's tables; the others run small, with what sets them apart
+(patch side, head width, activation, gating, registers).
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gla_jax.checkpoint import build_vfm
+from gla_jax.convert.reference import reference_stages
+from gla_jax.convert.verify import TOLERANCE, compare, random_texts, stage_errors, tower_stages
+from gla_jax.towers.clip_image import ClipImage
+from gla_jax.towers.clip_text import ClipText
+from tests.towers.random_models import clip_config, dino_config, dinov2_config, random_pair, sizes
+
+TEXT = sizes(64, 2, 2, vocab_size=100)
+FULL = {
+    "CLIP B/16": clip_config(
+        sizes(768, 12, 12, image_size=224, patch_size=16), sizes(512, 12, 8, vocab_size=49408), 512, "quick_gelu"
+    ),
+    "CLIP L/14": clip_config(
+        sizes(1024, 24, 16, image_size=224, patch_size=14), sizes(768, 12, 12, vocab_size=49408), 768, "quick_gelu"
+    ),
+    "DINO B/8": dino_config(768, 12, 12, patch=8),
+    "DINOv2 S/14": dinov2_config(384, 12, 6),
+    "DINOv2 B/14": dinov2_config(768, 12, 12, side=224),
+}
+SMALL = {
+    "CLIP B/32": clip_config(sizes(128, 2, 2, image_size=224, patch_size=32), TEXT, 48, "quick_gelu"),
+    "CLIP L/14-336": clip_config(sizes(128, 2, 2, image_size=336, patch_size=14), TEXT, 48, "quick_gelu"),
+    "CLIP H/14": clip_config(sizes(160, 2, 2, image_size=224, patch_size=14), TEXT, 64, "gelu"),
+    "CLIP bigG/14": clip_config(sizes(208, 2, 2, 1024, image_size=224, patch_size=14), TEXT, 80, "gelu"),
+    "DINO S/16": dino_config(128, 2, 2, patch=16),
+    "DINO S/8": dino_config(128, 2, 2, patch=8),
+    "DINOv2 L/14": dinov2_config(128, 5, 2),
+    "DINOv2 g/14": dinov2_config(128, 2, 2, swiglu=True),
+    "DINOv2 B/14 registers": dinov2_config(128, 2, 2, registers=4),
+    "DINOv2 g/14 registers": dinov2_config(128, 2, 2, registers=4, swiglu=True),
+}
+
+
+def noise(*grid_and_patch):
+    *grid, patch = grid_and_patch
+    shape = (1, 3, grid[0] * patch, grid[1] * patch)
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+def three_sizes(spec):
+    """The pretraining size, a square that is larger or smaller, and one that is not square (rows, then columns)."""
+    vision = getattr(spec, "image", spec)
+    side = vision.image_size // vision.patch_size
+    return [noise(*grid, vision.patch_size) for grid in ((side, side), (9, 9) if side > 9 else (11, 11), (6, 8))]
+
+
+@pytest.mark.parametrize("name", [*FULL, *SMALL])
+def test_every_stage(name):
+    reference, spec, params = random_pair({**FULL, **SMALL}[name])
+    errors = compare(spec, params, reference, three_sizes(spec))
+    assert {stage: error for stage, error in errors.items() if error > TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("name", ["CLIP H/14", "DINO S/16", "DINOv2 g/14 registers"])
+def test_every_block_fed_with_the_oracle_s_own_input(name):
+    reference, spec, params = random_pair(SMALL[name])
+    pixels = three_sizes(spec)[-1]
+    if name.startswith("CLIP"):
+        towers = {"image ": (ClipImage(spec.image), params["image"]), "text ": (ClipText(spec.text), params["text"])}
+        theirs = reference_stages(reference, pixels, random_texts(spec))
+    else:
+        towers = {"": (build_vfm(spec), params)}
+        theirs = reference_stages(reference, pixels)
+    for prefix, (tower, weights) in towers.items():
+        stages = [theirs[name] for name in theirs if name.startswith((f"{prefix}embedded", f"{prefix}block"))]
+        causal = (jnp.tril(jnp.ones((77, 77), bool)),) if prefix == "text " else ()
+        run = jax.jit(lambda w, x, tower=tower, causal=causal: tower.bind({"params": w}).blocks[0](x, *causal))
+        for index, (given, expected) in enumerate(itertools.pairwise(stages)):
+            ours = np.asarray(run({**weights, "blocks_0": weights[f"blocks_{index}"]}, given))
+            # One block alone: the sums of its largest products differ in order, nothing accumulates.
+            assert np.abs(ours - expected).max() < 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["CLIP H/14", "DINO S/16", "DINOv2 g/14 registers"])
+def test_every_parameter_is_seen(name):
+    """Noise of a hundredth on any one parameter shows in some stage: what is compared depends on all of them."""
+    _, spec, params = random_pair(SMALL[name])
+    pixels, texts = three_sizes(spec)[-1], random_texts(spec) if name.startswith("CLIP") else None
+    right = tower_stages(spec, params, pixels, texts)
+    leaves, tree = jax.tree.flatten_with_path(params)
+    random, unseen = np.random.default_rng(0), []
+    for index, (path, leaf) in enumerate(leaves):
+        changed = [leaf for _, leaf in leaves]
+        changed[index] = leaf + 0.01 * np.abs(leaf).max() * random.standard_normal(leaf.shape, dtype=np.float32)
+        errors = stage_errors(tower_stages(spec, jax.tree.unflatten(tree, changed), pixels, texts), right)
+        if max(errors.values()) < TOLERANCE:
+            unseen.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+    # softmax(q (k + b)^T) does not depend on b: only the opened last block of the image tower shows its keys.
+    assert [path for path in unseen if not path.endswith("key/bias")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "change"),
+    [
+        ("CLIP H/14", "image", {"activation": "quick_gelu"}),
+        ("CLIP H/14", "text", {"activation": "quick_gelu"}),
+        ("CLIP H/14", "image", {"heads": 1}),
+        ("CLIP H/14", "text", {"heads": 1}),
+        ("CLIP H/14", "text", {"end_token": 98}),
+        ("DINO S/16", None, {"heads": 4}),
+        ("DINOv2 B/14 registers", None, {"heads": 4}),
+        ("DINOv2 B/14 registers", None, {"layer_norm_eps": 1e-3}),
+    ],
+    ids=str,
+)
+def test_a_wrong_spec_is_noticed(name, part, change):
+    reference, spec, params = random_pair(SMALL[name])
+    if part is None:
+        wrong = dataclasses.replace(spec, **change)
+    else:
+        wrong = dataclasses.replace(spec, **{part: dataclasses.replace(getattr(spec, part), **change)})
+    errors = compare(wrong, params, reference, three_sizes(spec)[-1:])
+    assert max(errors.values()) > 10 * TOLERANCE
