@@ -1,11 +1,12 @@
 """What routed tensors and a published configuration say about a model: sizes from shapes, the rest from the file."""
 
 import math
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gla_jax.checkpoint import Params
-from gla_jax.convert.rules import Record, Routed
+from gla_jax.convert.rules import Record, Routed, first_line
 from gla_jax.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def head_count(width: int, known: Mapping[int, int], given: int | None, option: 
     heads = known.get(width) if given is None else given
     if heads is None:
         raise ConversionError(f"tensors of width {width} do not say how many attention heads they are: give {option}.")
-    if heads < 1 or width % heads:
+    if not isinstance(heads, int) or heads < 1 or width % heads:
         raise ConversionError(f"{heads} attention heads do not divide the width {width}: give another {option}.")
     return heads
 
@@ -73,18 +74,19 @@ def transformers_config(config: Config, kinds: Mapping[str, str]) -> "PreTrained
 
     kinds: the configuration class of every model_type the family has. Raises ConversionError.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is no news here
     import transformers
 
-    kind = config["model_type"]
+    kind = str(config["model_type"])
     if kind not in kinds:
         raise ConversionError(
-            f"its config.json says it is a {kind!r} model, and this family is {' or '.join(map(repr, kinds))}."
+            f"its config.json says it is a {kind!r} model, which this family ({' or '.join(kinds)}) is not; convert it "
+            "as another family."
         )
     try:
         return getattr(transformers, kinds[kind]).from_dict(dict(config))
     except Exception as error:  # whatever a validator of theirs raises, the file is what is wrong
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConversionError(f"its config.json is not one transformers accepts ({reason[0]}).") from error
+        raise ConversionError(f"its config.json is not one transformers accepts ({first_line(error)}).") from error
 
 
 def is_transformers(config: Config | None) -> bool:

@@ -131,8 +131,8 @@ def stated(config: Config | None) -> Stated:
     """What a Hugging Face config.json or an open_clip_config.json states. Raises ConversionError."""
     if is_transformers(config):
         return _stated_by_transformers(config)
-    model = (config or {}).get("model_cfg", config) or {}
-    return _stated_by_open_clip(model) if "vision_cfg" in model else Stated()
+    model = (config or {}).get("model_cfg", config)
+    return _stated_by_open_clip(model) if isinstance(model, dict) and "vision_cfg" in model else Stated()
 
 
 def _stated_by_transformers(config: Config) -> Stated:
@@ -151,13 +151,15 @@ def _stated_by_transformers(config: Config) -> Stated:
 
 def _stated_by_open_clip(model: Config) -> Stated:
     image, text = model["vision_cfg"], model.get("text_cfg", {})
+    if not isinstance(image, dict) or not isinstance(text, dict):
+        raise ConversionError("its open_clip configuration does not describe two towers.")
     unusual = [key for key in _UNUSUAL if image.get(key) or text.get(key)]
     if unusual:
         raise ConversionError(f"its open_clip configuration asks for {some(unusual)}, which the towers do not have.")
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    width = image.get("width")
+    width, head_width = image.get("width"), image.get("head_width", 64)
     return Stated(
-        image_heads=width // image.get("head_width", 64) if isinstance(width, int) else None,
+        image_heads=width // head_width if isinstance(width, int) and head_width in range(1, width + 1) else None,
         text_heads=text.get("heads"),
         image_activation=activation,
         text_activation=activation,
@@ -225,7 +227,7 @@ def _image_spec(routed: Mapping[str, Routed], said: Stated) -> ClipImageSpec:
 def _text_spec(routed: Mapping[str, Routed], said: Stated) -> ClipTextSpec:
     vocabulary, width = shape_of(routed, "text/token_embedding/embedding", 2)
     end_token = vocabulary - 1 if said.end_token is None else said.end_token
-    if not 0 <= end_token < vocabulary:
+    if not isinstance(end_token, int) or not 0 <= end_token < vocabulary:
         raise ConversionError(f"its end-of-text token {end_token} is not one of its {vocabulary} tokens.")
     return ClipTextSpec(
         vocabulary=vocabulary,

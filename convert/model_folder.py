@@ -1,12 +1,15 @@
 """From a published model to a model folder: open, convert, record, write."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from gla_jax.checkpoint import ClipSpec, write_checkpoint
+from gla_jax.convert.rules import first_line
 from gla_jax.convert.sources import Source, open_source
 from gla_jax.convert.state import convert_state
 from gla_jax.errors import ConversionError
+from gla_jax.text.tokenizer import clip_tokenizer_files, openai_tokenizer_files
 from gla_jax.version import VERSION
 
 MANIFEST_FORMAT = "gla-jax manifest 1"
@@ -53,38 +56,37 @@ def convert(
 
 
 def tokenizer_files(source: Source, spec: ClipSpec) -> dict[str, bytes]:
-    """tokenizer.json of a CLIP source: its own, one built of its vocabulary and merges, or OpenAI's.
+    """The tokenizer of a CLIP source: its own, one built of its vocabulary and merges, or OpenAI's.
 
-    Raises ConversionError when it is damaged or its ids are not those of the text tower.
+    Raises ConversionError when it is damaged or does not end texts as the text tower expects.
     """
     from tokenizers import Tokenizer
 
-    if "tokenizer.json" in source.tokenizer:
-        content = (source.folder / "tokenizer.json").read_bytes()
-    elif {"vocab.json", "merges.txt"} <= set(source.tokenizer):
-        content = _built_tokenizer(source.folder)
-    else:
-        from gla_jax.text.tokenizer import openai_tokenizer_files
-
-        content = openai_tokenizer_files()["tokenizer.json"]
+    found = _own_tokenizer(source) or openai_tokenizer_files()
     try:
-        tokenizer = Tokenizer.from_buffer(content)
+        tokenizer = Tokenizer.from_buffer(found["tokenizer.json"])
     except Exception as error:  # the library raises bare exceptions
-        raise ConversionError(f"its tokenizer.json cannot be read ({error}).") from error
+        raise ConversionError(f"its tokenizer.json cannot be read ({first_line(error)}).") from error
+    tokenizer.no_padding()
     size, end = tokenizer.get_vocab_size(), spec.text.end_token
-    if size > spec.text.vocabulary or tokenizer.id_to_token(end) is None:
+    if size > spec.text.vocabulary or tokenizer.encode("a").ids[-1:] != [end]:
         raise ConversionError(
-            f"its text tower has {spec.text.vocabulary} tokens and ends texts with {end}, but the tokenizer has {size} "
-            "tokens; put the model's own tokenizer.json beside its weights."
+            f"its text tower has {spec.text.vocabulary} tokens and ends texts with {end}, which a tokenizer of {size} "
+            "tokens does not fit; put the model's own tokenizer.json beside its weights."
         )
-    return {"tokenizer.json": content}
+    return found
 
 
-def _built_tokenizer(folder: Path) -> bytes:
-    from transformers import CLIPTokenizerFast
-
+def _own_tokenizer(source: Source) -> dict[str, bytes]:
+    if "tokenizer.json" in source.tokenizer:
+        kept = [name for name in ("tokenizer.json", "tokenizer_config.json") if name in source.tokenizer]
+        return {name: (source.folder / name).read_bytes() for name in kept}
+    if not {"vocab.json", "merges.txt"} <= set(source.tokenizer):
+        return {}
     try:
-        tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    except Exception as error:  # whatever is wrong in the two files
-        raise ConversionError(f"its vocab.json and merges.txt cannot be read ({error}).") from error
-    return tokenizer.backend_tokenizer.to_str().encode()
+        vocabulary = json.loads((source.folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (source.folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        return clip_tokenizer_files(vocabulary, merges)
+    except Exception as error:  # JSON, text and vocabulary each fail in their own way
+        raise ConversionError(f"its vocab.json and merges.txt cannot be read ({first_line(error)}).") from error

@@ -25,7 +25,7 @@ Stages = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Names:
-    """Published names to transformers': block finds (tower, index, inside), a tuple of targets splits in equal parts."""
+    """Published names to transformers': block finds (tower, index, inside), a tuple of targets splits evenly."""
 
     block: str
     towers: Mapping[str, str]

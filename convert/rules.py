@@ -150,7 +150,10 @@ def _one_row_each(names: Iterable[str], table: Table) -> dict[str, tuple[Rule | 
         raise ConversionError("the source holds no tensors.")
     unknown = [name for name, rows in found.items() if not rows]
     if unknown:
-        raise ConversionError(f"no rule covers {some(unknown)}: this is not an architecture the converter knows.")
+        raise ConversionError(
+            f"no rule covers {some(unknown)}: these are weights of another family, or of an architecture the converter "
+            "does not know."
+        )
     ambiguous = [name for name, rows in found.items() if len(rows) > 1]
     if ambiguous:
         raise ConversionError(f"more than one rule covers {some(ambiguous)}: the table itself is wrong.")
@@ -199,6 +202,11 @@ def some(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
     rest = len(names) - 3
     return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library says, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _shape(leaf: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gla_jax.convert.rules import some
+from gla_jax.convert.rules import first_line, some
 from gla_jax.convert.torch_file import open_torch_file
 from gla_jax.errors import ConversionError
 
@@ -26,7 +26,7 @@ WEIGHTS = (
 )
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 CONFIGS = ("config.json", "open_clip_config.json")
-TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 Tensors = Mapping[str, Callable[[], np.ndarray]]
@@ -95,8 +95,9 @@ def download(hub_id: str, *, offline: bool = False) -> Path:
     import huggingface_hub as hub
     from huggingface_hub import constants
 
+    offline = offline or constants.HF_HUB_OFFLINE
     try:
-        if offline or constants.HF_HUB_OFFLINE:
+        if offline:
             return Path(hub.snapshot_download(hub_id, local_files_only=True))
         weights = _choose(hub.HfApi().list_repo_files(hub_id), hub_id)
         wanted = [weights, *CONFIGS, *TOKENIZERS]
@@ -107,10 +108,10 @@ def download(hub_id: str, *, offline: bool = False) -> Path:
     except ConversionError:
         raise
     except Exception as error:  # the hub's own, the HTTP client's, the operating system's
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = "this run is offline" if offline else first_line(error)
         raise ConversionError(
-            f"{hub_id} cannot be downloaded ({reason.rstrip('.')}); run `hf download {hub_id} --local-dir FOLDER` "
-            "on a machine with a network and give that folder here."
+            f"{hub_id} cannot be downloaded ({reason}); run `hf download {hub_id} --local-dir FOLDER` on a machine "
+            "with a network and give that folder here."
         ) from error
 
 
@@ -165,7 +166,9 @@ def _open_safetensors(path: Path) -> Tensors:
     try:
         file = safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
-        raise ConversionError(f"{path} is not a complete safetensors file ({error}); download it again.") from error
+        raise ConversionError(
+            f"{path} is not a complete safetensors file ({first_line(error)}); download it again."
+        ) from error
     return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118, it is no mapping
 
 
@@ -196,7 +199,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} cannot be read ({error}); download it again.") from error
+        raise ConversionError(f"{path} cannot be read ({first_line(error)}); download it again.") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} is not a JSON object; download it again.")
     return content

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizerFast
 
@@ -200,6 +200,7 @@ def test_a_taken_folder_is_left_alone(dino_folder, tmp_path):
 
 STOPS_BEFORE_THE_END = """
 import sys, time, types
+sys.modules["torch"] = None  # importing it fails
 import gla_jax.checkpoint
 from gla_jax.convert import convert
 
@@ -213,9 +214,9 @@ convert("dino", sys.argv[1], sys.argv[2], heads=4)
 
 
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
-def test_an_interrupted_run_leaves_no_model(interruption, dino_folder, tmp_path):
-    source, out = tmp_path / "weights.safetensors", tmp_path / "made" / "out"
-    source.write_bytes((dino_folder / "model.safetensors").read_bytes())
+def test_an_interrupted_run_without_torch_leaves_no_model(interruption, dino_folder, tmp_path):
+    source, out = tmp_path / "pretrain.pth", tmp_path / "made" / "out"
+    torch.save(load_file(dino_folder / "model.safetensors"), source)
     command = [sys.executable, "-c", STOPS_BEFORE_THE_END, str(source), str(out)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(

@@ -125,7 +125,7 @@ def test_what_is_no_source_is_said(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_a_network_the_manual_way_is_named(offline):
     message = refused("owner/not-downloaded", offline=offline)  # the suite runs with HF_HUB_OFFLINE=1
-    assert message.startswith("owner/not-downloaded cannot be downloaded")
+    assert message.startswith("owner/not-downloaded cannot be downloaded (this run is offline)")
     assert "hf download owner/not-downloaded --local-dir FOLDER" in message
 
 
@@ -166,6 +166,16 @@ def test_a_download_of_shards(hub):
     [(_, patterns)] = asked
     assert patterns[0] == "model.safetensors.index.json"
     assert "model-*.safetensors" in patterns
+
+
+def test_a_network_that_fails_is_quoted(hub, monkeypatch):
+    def list_repo_files(self, repo_id):
+        raise ConnectionError("Name or service not known.\nmore")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", list_repo_files)
+    message = refused("owner/name")
+    assert "(Name or service not known)" in message
+    assert "hf download owner/name --local-dir FOLDER" in message
 
 
 def test_a_hub_model_without_weights(hub):
