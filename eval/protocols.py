@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from gla_jax.config import METHODS, PRESETS, SegmenterConfig, WindowConfig
-from gla_jax.errors import UserError
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, PAPER_BENCHMARKS, class_names
+from gla_jax.settings import DTYPES, one_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,15 +73,13 @@ class Protocol:
         )
 
     def config(self, method: str, dtype: str = "float32") -> SegmenterConfig:
-        """The settings of a method under this protocol. Raises UserError for an unknown method."""
-        if method not in METHODS:
-            raise UserError(f"method {method!r} is not known; choose one of {', '.join(METHODS)}.")
+        """The settings of a method under this protocol. Raises UserError for an unknown method or dtype."""
         return SegmenterConfig(
-            method=METHODS[method],
+            method=METHODS[one_of(method, METHODS, "method")],
             windows=self.windows,
             logit_scale=self.logit_scale,
             threshold=self.threshold,
-            dtype=dtype,
+            dtype=one_of(dtype, DTYPES, "dtype"),
         )
 
 
@@ -93,10 +91,8 @@ def protocol(
     classes: (name, queries) of every class for the benchmark `folder`, which has none of its own. Raises UserError for
     an unknown benchmark or setting.
     """
-    if benchmark not in BENCHMARKS:
-        raise UserError(f"benchmark {benchmark!r} is not known; choose one of {', '.join(BENCHMARKS)}.")
-    if setting not in PRESETS:
-        raise UserError(f"preset {setting!r} is not known; choose one of {', '.join(PRESETS)}.")
+    one_of(benchmark, BENCHMARKS, "benchmark")
+    one_of(setting, PRESETS, "preset")
     if benchmark == FOLDER:
         names, queries = zip(*classes, strict=True)
     else:

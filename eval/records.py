@@ -18,6 +18,7 @@ import numpy as np
 from gla_jax.errors import UserError
 from gla_jax.eval.boundary import BoundaryCounts
 from gla_jax.eval.metrics import Areas
+from gla_jax.outputs import write_text
 
 SYNC_SECONDS = 1.0
 
@@ -140,7 +141,7 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
         if (out / "records").exists():
             raise UserError(f"{out} holds records but no run.json; choose another --out, or remove it.")
         out.mkdir(parents=True, exist_ok=True)
-        write_beside(path, json.dumps(settings, indent=1) + "\n")
+        write_text(path, json.dumps(settings, indent=1) + "\n")
         return
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -168,13 +169,3 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def write_beside(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -17,8 +17,9 @@ import numpy as np
 
 from gla_jax.errors import UserError
 from gla_jax.eval.protocols import PAPER_SOURCE, paper_miou
-from gla_jax.eval.records import ImageRecord, write_beside
+from gla_jax.eval.records import ImageRecord
 from gla_jax.eval.runner import Outcome
+from gla_jax.outputs import write_text
 from gla_jax.shapes import Float
 from gla_jax.version import VERSION
 
@@ -81,8 +82,8 @@ def write_results(out: Path, content: dict[str, Any]) -> None:
     writer = csv.DictWriter(table, fieldnames=list(content["per_class"][0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in content["per_class"])
-    write_beside(out / "per_class.csv", table.getvalue())
-    write_beside(out / "results.json", json.dumps(content, indent=1) + "\n")
+    write_text(out / "per_class.csv", table.getvalue())
+    write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -126,9 +126,11 @@ def test_the_list_shows_every_benchmark_and_says_whose_figures(capsys):
 
 
 def test_unknown_names_get_a_sentence():
-    with pytest.raises(UserError, match="benchmark 'voc' is not known"):
+    with pytest.raises(UserError, match="'voc' is not a benchmark; did you mean voc2"):
         protocol("voc")
-    with pytest.raises(UserError, match="preset 'x' is not known"):
+    with pytest.raises(UserError, match="'x' is not a preset; there are sclip"):
         protocol("voc21", "x")
-    with pytest.raises(UserError, match="method 'x' is not known"):
+    with pytest.raises(UserError, match="'half' is not a dtype"):
+        protocol("voc21").config("gla", "half")
+    with pytest.raises(UserError, match="'x' is not a method; there are gla"):
         protocol("voc21").config("x")

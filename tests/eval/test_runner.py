@@ -127,9 +127,9 @@ def test_other_settings_are_refused(data, tmp_path):
         measure(replace(run, method="gla"))
     with pytest.raises(UserError, match="protocol_sha256"):
         measure(replace(run, row=replace(run.row, threshold=0.3)))
+    other = open_dataset("voc21", trees.voc(tmp_path / "other", [0], ("x",)))
     with pytest.raises(UserError, match="data_sha256"):
-        other = trees.voc(tmp_path / "other", [0], ("x",))
-        measure(replace(run, dataset=open_dataset("voc21", other)))
+        measure(replace(run, dataset=other))
     assert len(measure(replace(run, limit=4)).records) == 4
 
 

@@ -1,0 +1,130 @@
+"""What the evaluation costs around the model: the whole loop with towers that return zeros.
+
+    gla-jax eval overhead
+
+Generated images go through decoding, resizing, windows, upsampling, argmax, metrics and records as any benchmark's do.
+"""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from gla_jax.config import SegmenterConfig
+from gla_jax.eval.datasets import open_dataset
+from gla_jax.eval.protocols import protocol
+from gla_jax.eval.runner import Run, measure
+from gla_jax.resize import rescale_size, resize_uint8
+from gla_jax.shapes import Array, Float, UInt8
+from gla_jax.text.prompts import Classes
+from gla_jax.windows import WindowGrid, cut_windows, window_grid
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TOKENS, JOINT_WIDTH = 28 * 28, 512  # of a window under DINO ViT-B/8, and CLIP's joint space
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of image: size (height, width) in pixels, the benchmark whose layout and classes it has, how many."""
+
+    benchmark: str
+    size: tuple[int, int]
+    images: int
+
+
+CASES = (Case("voc21", (375, 500), 200), Case("cityscapes", (1024, 2048), 30))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a case cost: images a second, and milliseconds of every stage of one image."""
+
+    case: Case
+    classes: int
+    images_per_second: float
+    milliseconds: dict[str, float]
+
+
+class ZeroTowers:
+    """A segmenter whose towers return zeros; everything around them is real."""
+
+    name = "zeros"
+    model_hash = ""
+
+    def __init__(self, config: SegmenterConfig):
+        self.config = config
+
+    def text_bank(self, classes: Classes) -> Float[Array, "Q E"]:
+        """Random unit rows."""
+        rows = np.random.default_rng(0).normal(size=(len(classes.queries), JOINT_WIDTH))
+        return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
+
+    def window_features(self, image: UInt8[np.ndarray, "h w 3"]) -> tuple[Float[Array, "W S E"], WindowGrid]:
+        """Zeros for every token of the image's windows, which are cut and handed to the device."""
+        settings = self.config.windows
+        size = rescale_size(*image.shape[:2], settings.short_side, settings.long_side)
+        grid = window_grid(*size, settings)
+        windows = cut_windows(resize_uint8(image, size), grid)
+        return jnp.zeros((jnp.asarray(windows.pixels).shape[0], TOKENS, JOINT_WIDTH)), grid
+
+
+def measure_overhead(case: Case, threads: int = 2) -> Cost:
+    """Run one case, after a warm-up that compiles."""
+    row = protocol(case.benchmark)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_images(Path(folder), case)
+        dataset = open_dataset(case.benchmark, Path(folder))
+        segmenter = ZeroTowers(row.config("gla"))
+        measure(Run(dataset, row, "gla", segmenter, Path(folder) / "warm-up", limit=3))
+        start = time.perf_counter()
+        outcome = measure(Run(dataset, row, "gla", segmenter, Path(folder) / "out", threads=threads))
+        seconds = time.perf_counter() - start
+    stages = outcome.records[0].seconds
+    milliseconds = {
+        stage: 1000 * float(np.mean([record.seconds[stage] for record in outcome.records])) for stage in stages
+    }
+    return Cost(case, len(row.classes), case.images / seconds, milliseconds)
+
+
+def overhead_table(costs: list[Cost]) -> "Table":
+    """The costs as `gla-jax eval overhead` prints them."""
+    from rich.table import Table
+
+    table = Table(title="The loop with towers that return zeros", caption="milliseconds an image in the main thread")
+    table.add_column("image")
+    for name in ("classes", "images a second", *costs[0].milliseconds):
+        table.add_column(name, justify="right")
+    for cost in costs:
+        height, width = cost.case.size
+        stages = (f"{value:.1f}" for value in cost.milliseconds.values())
+        table.add_row(f"{width} x {height}", str(cost.classes), f"{cost.images_per_second:.1f}", *stages)
+    return table
+
+
+def _write_images(folder: Path, case: Case) -> None:
+    """Smooth random pictures and blocky labels in the benchmark's own layout."""
+    generator = np.random.default_rng(0)
+    height, width = case.size
+    city = case.benchmark == "cityscapes"
+    names = [f"city_{index:04d}" for index in range(case.images)]
+    for name in names:
+        coarse = generator.integers(0, 256, (height // 16, width // 16, 3), np.uint8)
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        blocks = generator.integers(0, 19, (height // 50 + 1, width // 50 + 1), np.uint8)
+        label = Image.fromarray(blocks.repeat(50, 0).repeat(50, 1)[:height, :width])
+        image_path = f"leftImg8bit/val/city/{name}_leftImg8bit.png" if city else f"JPEGImages/{name}.jpg"
+        label_path = f"gtFine/val/city/{name}_gtFine_labelTrainIds.png" if city else f"SegmentationClass/{name}.png"
+        for path, written in ((image_path, picture), (label_path, label)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            written.save(folder / path)
+    if not city:
+        split = folder / "ImageSets/Segmentation/val.txt"
+        split.parent.mkdir(parents=True, exist_ok=True)
+        split.write_text("".join(f"{name}\n" for name in names))

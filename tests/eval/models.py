@@ -1,0 +1,34 @@
+"""A model pair of random weights with patches of 16 and 8 pixels, small enough to run in a test."""
+
+from pathlib import Path
+
+import jax
+
+from gla_jax.checkpoint import ClipSpec, initial_params, write_checkpoint
+from gla_jax.tiny_world.vocabulary import CONTEXT, END, TEMPLATES, tokenizer_files, words
+from gla_jax.towers.clip_image import ClipImageSpec
+from gla_jax.towers.clip_text import ClipTextSpec
+from gla_jax.towers.dino import DinoSpec
+
+IMAGE = ClipImageSpec(image_size=32, patch_size=16, width=16, depth=1, heads=2, mlp_width=16, joint_width=8)
+VFM = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, heads=2, mlp_width=8)
+
+
+def random_pair(folder: Path) -> Path:
+    """A folder with clip/ and vfm/ that --model takes."""
+    text = ClipTextSpec(
+        vocabulary=len(words()),
+        context=CONTEXT,
+        width=16,
+        depth=1,
+        heads=2,
+        mlp_width=16,
+        joint_width=8,
+        end_token=words().index(END),
+    )
+    spec = ClipSpec(IMAGE, text)
+    manifest = {"source": "random"}
+    params = initial_params(spec, jax.random.key(0))
+    write_checkpoint(folder / "clip", spec, params, manifest, tokenizer_files(), templates=TEMPLATES)
+    write_checkpoint(folder / "vfm", VFM, initial_params(VFM, jax.random.key(1)), manifest)
+    return folder

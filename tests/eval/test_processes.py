@@ -1,0 +1,95 @@
+"""Two processes over loopback must give the figures of one; a dead one must end the other, with a sentence."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gla_jax.eval.processes import Processes
+from gla_jax.eval.records import read_records
+from gla_jax.eval.results import results
+from gla_jax.eval.runner import measure
+from tests.eval import trees
+from tests.eval.test_runner import IMAGES, make_run, same
+
+CODE = "import sys; from tests.eval.test_processes import take_part; take_part(*sys.argv[1:])"
+
+
+def take_part(data, out, seconds):
+    """One process of a run; prints its figures."""
+    from pathlib import Path
+
+    import jax
+
+    from gla_jax.eval import processes
+
+    jax.config.update("jax_platforms", "cpu")
+    processes.HEARTBEAT_SECONDS = 3
+    joined = processes.join()
+    watcher = processes.Watcher(joined)
+    outcome = measure(make_run(Path(data), Path(out), seconds=float(seconds)), joined)
+    joined.wait("end")
+    watcher.done()
+    print(json.dumps(results(outcome)["figures"]), joined.index, joined.count)
+
+
+def start(data, out, count, seconds=0.0):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for index in range(count):
+        environment = {
+            **os.environ,
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
+        arguments = [sys.executable, "-c", CODE, str(data), str(out), str(seconds)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(arguments, env=environment, **pipes))
+    return started
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return trees.voc(tmp_path_factory.mktemp("data") / "VOC2012", [0, 1, 5, 15, 255], IMAGES)
+
+
+def test_images_are_split_without_gaps():
+    shares = [list(Processes(index, 3).share(8)) for index in range(3)]
+    assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_two_processes_give_the_figures_of_one(data, tmp_path):
+    one = measure(make_run(data, tmp_path / "one"))
+    started = start(data, tmp_path / "two", 2)
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    expected = json.dumps(results(one)["figures"])
+    assert [out.splitlines()[-1] for out, _ in outputs] == [f"{expected} {index} 2" for index in range(2)]
+    records = sorted((tmp_path / "two/records").iterdir())
+    assert [path.read_bytes().count(b"\n") for path in records] == [6, 6]
+    # One process goes on where two stopped, and finds nothing left to do.
+    same(measure(make_run(data, tmp_path / "two")), one)
+    assert len(records[0].read_bytes().splitlines()) == 6
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_ends_the_other_with_a_sentence(data, tmp_path, victim):
+    out = tmp_path / "out"
+    started = start(data, out, 2, seconds=0.2)
+    deadline = time.monotonic() + 90
+    while len(read_records(out)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started[victim].send_signal(signal.SIGKILL)
+    _, errors = started[1 - victim].communicate(timeout=60)
+    started[victim].communicate(timeout=60)
+    assert started[1 - victim].returncode != 0
+    assert f"process {2 - victim} of 2 stopped before the end because it or another process of the run died" in errors
+    same(measure(make_run(data, out)), measure(make_run(data, tmp_path / "whole")))
