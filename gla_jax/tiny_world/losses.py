@@ -17,13 +17,18 @@ from gla_jax.towers.dino import Dino, DinoSpec
 from gla_jax.towers.layers import multi_head_attention
 from gla_jax.windows import CLIP_DEVIATION, CLIP_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN, normalise
 
-LOGIT_SCALE = 40.0
+# Below the evaluation's 40, which changes no argmax: a steep softmax drowns the marks in noise while they are learnt.
+LOGIT_SCALE = 20.0
 SURE = 0.6  # a window "sees" a mark when at least this share of it lies inside
 UNSEEN = 0.1
 PHRASES = (*vocabulary.CLASSES, *vocabulary.COLOUR_PHRASES, *vocabulary.MARK_PHRASES)
 N_CLASSES, N_COLOURS, N_MARKS = len(vocabulary.CLASSES), len(vocabulary.COLOURS), len(vocabulary.MARKS)
 # The phrases of held-out pairs are never read in training, neither as targets nor as negatives.
 TRAINED = np.isin(np.arange(N_CLASSES), vocabulary.TRAIN_CLASSES)
+COLOUR_OF_CLASS = np.where(
+    np.arange(N_CLASSES) >= vocabulary.FIRST_CLOTH, (np.arange(N_CLASSES) - vocabulary.FIRST_CLOTH) // N_MARKS, -2
+)
+READ = np.concatenate([TRAINED, np.ones(N_COLOURS + N_MARKS, bool)])  # of PHRASES
 
 
 def shared_words() -> np.ndarray:
@@ -87,10 +92,7 @@ def clip_loss(
     the CLS feature is contrasted with the captions of the batch.
     """
     scenes, views, tokens = batch.slots.shape
-    kept = np.concatenate([TRAINED, np.ones(N_COLOURS + N_MARKS, bool)])
-    seen_texts = np.flatnonzero(kept)
-    bank = unit_rows(towers.text.apply({"params": params["text"]}, texts[seen_texts]))
-    bank = jnp.zeros((len(PHRASES), bank.shape[1])).at[seen_texts].set(bank)
+    bank = text_features(params["text"], texts, towers.text)
 
     image = {"params": params["image"]}
     pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_DEVIATION)
@@ -99,7 +101,9 @@ def clip_loss(
 
     def logits_of(gathered: Array) -> Array:
         joint = towers.image.apply(image, gathered.reshape(1, -1, gathered.shape[-1]), method="project")
-        return LOGIT_SCALE * jnp.einsum("...e,pe->...p", unit_rows(joint).reshape(*gathered.shape[:-1], -1), bank)
+        # Patches that cannot know pull the phrases of a colour together; the text tower must not follow them.
+        fixed = jax.lax.stop_gradient(bank)
+        return LOGIT_SCALE * jnp.einsum("...e,pe->...p", unit_rows(joint).reshape(*gathered.shape[:-1], -1), fixed)
 
     # Averages of values: what attention by features does, over random parts of an object in one or several windows.
     share_key, patch_key, window_key = jax.random.split(key, 3)
@@ -114,8 +118,7 @@ def clip_loss(
     joined = (sums * lit[..., None]).sum(1) / jnp.maximum(joined_counts, 1.0)[..., None]
     alone = sums / jnp.maximum(counts, 1.0)[..., None]
 
-    slot_labels = jnp.pad(batch.labels, ((0, 0), (0, 1)), constant_values=-1)
-    token_labels = jnp.take_along_axis(slot_labels[:, None], batch.slots, 2)
+    token_labels = patch_labels(batch)
     alone_labels = jnp.where(counts >= 2, batch.labels[:, None], -1)
     joined_labels = jnp.where(joined_counts >= 3, batch.labels, -1)
 
@@ -123,25 +126,68 @@ def clip_loss(
     alone_logits = logits_of(alone)
     joined_logits = logits_of(joined)
 
+    patch_seen = jnp.take_along_axis(jnp.pad(batch.mark_seen, ((0, 0), (0, 0), (0, 1))), batch.slots, 2)
+    joined_seen = (batch.mark_seen * lit * (counts > 0)).max(1)
     mark_labels = jnp.where(batch.marked, token_labels, -1)
     losses = {
-        "token": class_loss(token_logits, token_labels),
+        "token": class_loss(token_logits, token_labels, patch_seen),
         # Few patches show a mark; without a loss of their own the marks are learnt last.
-        "mark": class_loss(token_logits, mark_labels) + 0.3 * word_loss(token_logits, mark_labels),
-        "window": class_loss(alone_logits, alone_labels) + 0.3 * word_loss(alone_logits, alone_labels),
-        "scene": class_loss(joined_logits, joined_labels) + 0.3 * word_loss(joined_logits, joined_labels),
+        "mark": named_loss(token_logits, mark_labels, jnp.ones(mark_labels.shape)),
+        "window": named_loss(alone_logits, alone_labels, batch.mark_seen),
+        "scene": named_loss(joined_logits, joined_labels, joined_seen),
     }
     cls = towers.image.apply(image, encoded, method=_cls_feature)
     cls_logits = LOGIT_SCALE / 2 * unit_rows(cls) @ bank.T
     losses["caption"] = caption_loss(cls_logits, captions, phrases_shown(counts, batch.labels))
-    losses["spread"] = jnp.square(bank[seen_texts] @ bank[seen_texts].T - SHARED_WORDS[np.ix_(kept, kept)]).mean()
+    losses["spread"] = spread_loss(bank)
     total = losses["token"] + losses["mark"] + losses["window"] + losses["scene"] + 0.2 * losses["caption"]
     total = total + 10.0 * losses["spread"]
 
-    patch_seen = jnp.take_along_axis(jnp.pad(batch.mark_seen, ((0, 0), (0, 0), (0, 1))), batch.slots, 2)
     return total, losses | accuracies(
         token_logits, token_labels, patch_seen, batch.marked, joined_logits, joined_labels
     )
+
+
+def words_loss(params: Params, batch: Batch, tower: ClipImage) -> tuple[Array, dict[str, Array]]:
+    """Cross-entropy of linear classifiers on the values of single patches: ground, colour of a cloth, mark.
+
+    params: {"image": the tower's, "words": [C grounds + colours + marks]}.
+    """
+    pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_DEVIATION)
+    values = tower.apply({"params": params["image"]}, pixels, method="encode").heads.values[:, 1:]
+    values = values * jax.lax.rsqrt(jnp.square(values).mean(-1, keepdims=True) + 1e-6)
+    logits = jnp.einsum("bnc,cp->bnp", values, params["words"]).reshape(*batch.slots.shape, -1)
+    labels = patch_labels(batch)
+    colour, mark = colour_and_mark(labels)
+    mark = jnp.where(batch.marked, mark, -1)
+    surface = jnp.where(labels < vocabulary.FIRST_CLOTH, labels, vocabulary.FIRST_CLOTH + colour)
+    surfaces, marks = jnp.split(logits, [vocabulary.FIRST_CLOTH + N_COLOURS], axis=-1)
+    by_surface = mean_where(cross_entropy(surfaces, surface, True), surface >= 0)
+    by_mark = mean_where(cross_entropy(marks, mark, True), mark >= 0)
+    metrics = {
+        "surface_right": mean_where(surfaces.argmax(-1) == surface, surface >= 0),
+        "mark_right": mean_where(marks.argmax(-1) == mark, mark >= 0),
+    }
+    return by_surface + by_mark, metrics
+
+
+def patch_labels(batch: Batch) -> Array:
+    """The class of every patch, int32 [B V n]; -1 where it belongs to no object."""
+    by_slot = jnp.pad(batch.labels, ((0, 0), (0, 1)), constant_values=-1)
+    return jnp.take_along_axis(by_slot[:, None], batch.slots, 2)
+
+
+def text_features(params: Params, texts: Array, tower: ClipText) -> Array:
+    """Unit features [P E] of one sentence for each of PHRASES, [P t]; zero rows for the phrases held out."""
+    read = np.flatnonzero(READ)
+    features = unit_rows(tower.apply({"params": params}, jnp.asarray(texts)[read]))
+    return jnp.zeros((len(PHRASES), features.shape[1])).at[read].set(features)
+
+
+def spread_loss(bank: Array) -> Array:
+    """Squared distance of the cosines between phrases [P E] from those of SHARED_WORDS, held-out phrases left out."""
+    wanted = jnp.where(READ[:, None] & READ[None], SHARED_WORDS, 0.0)
+    return jnp.square(bank @ bank.T - wanted).sum() / READ.sum() ** 2
 
 
 def _cls_feature(tower: ClipImage, encoded) -> Array:
@@ -149,10 +195,31 @@ def _cls_feature(tower: ClipImage, encoded) -> Array:
     return tower.project(attended[:, :1], encoded.residual[:, :1])[:, 0]
 
 
-def class_loss(logits: Array, labels: Array) -> Array:
-    """Cross-entropy among the class phrases that training may read; held-out targets do not count."""
-    per_item = cross_entropy(logits[..., :N_CLASSES], labels, TRAINED)
-    return mean_where(per_item, (labels >= 0) & jnp.asarray(TRAINED)[jnp.maximum(labels, 0)])
+def named_loss(logits: Array, labels: Array, seen: Array) -> Array:
+    """class_loss, and a part of word_loss on top."""
+    return class_loss(logits, labels, seen) + 0.3 * word_loss(logits, labels, seen)
+
+
+def class_loss(logits: Array, labels: Array, seen: Array) -> Array:
+    """Cross-entropy among the class phrases that training may read; held-out targets do not count.
+
+    Where the mark is not seen the target is every mark of the colour alike. The drawn mark would be noise: on average
+    the same target, but loud enough to drown the few patches that show a mark; a window must be unsure, not lucky.
+    """
+    logits = trained_only(logits)
+    colour, _ = colour_and_mark(labels)
+    own_colour = jnp.asarray(COLOUR_OF_CLASS) == colour[..., None]
+    unsure = own_colour & jnp.asarray(TRAINED) & ((seen <= UNSEEN) & (colour >= 0))[..., None]
+    target = jnp.where(unsure.any(-1, keepdims=True), unsure, jax.nn.one_hot(labels, N_CLASSES, dtype=bool))
+    counted = (labels >= 0) & jnp.asarray(TRAINED)[jnp.maximum(labels, 0)]
+    return mean_where(soft_cross_entropy(logits, target), counted)
+
+
+def soft_cross_entropy(logits: Array, target: Array) -> Array:
+    """-log softmax, averaged over the classes where target [... L] holds; 0 where it holds nowhere."""
+    count = target.sum(-1)
+    picked = jnp.where(target, logits, 0.0).sum(-1) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
 
 
 def colour_and_mark(labels: Array) -> tuple[Array, Array]:
@@ -161,11 +228,12 @@ def colour_and_mark(labels: Array) -> tuple[Array, Array]:
     return jnp.where(pair >= 0, pair // N_MARKS, -1), jnp.where(pair >= 0, pair % N_MARKS, -1)
 
 
-def word_loss(logits: Array, labels: Array) -> Array:
+def word_loss(logits: Array, labels: Array, seen: Array) -> Array:
     """Cross-entropy among the phrases that name a colour alone, plus among those that name a mark alone."""
     colour, mark = colour_and_mark(labels)
+    marks = jax.nn.one_hot(mark, N_MARKS, dtype=bool) | (seen <= UNSEEN)[..., None]
     by_colour = cross_entropy(logits[..., N_CLASSES : N_CLASSES + N_COLOURS], colour, True)
-    by_mark = cross_entropy(logits[..., N_CLASSES + N_COLOURS :], mark, True)
+    by_mark = soft_cross_entropy(logits[..., N_CLASSES + N_COLOURS :], marks)
     return mean_where(by_colour + by_mark, colour >= 0)
 
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 
-from gla_jax.interpolation import bilinear_matrix
 from gla_jax.tiny_world.textures import SIDE, grain, ground_atlas, mark_pattern, pack
 from gla_jax.tiny_world.vocabulary import CLASSES, COLOURS, FIRST_CLOTH, GROUNDS, HELD_OUT, MARKS, PAIRS
 
@@ -91,9 +90,18 @@ def draw_pairs(rng: np.random.Generator, split: Split, count: int) -> list[tuple
 
 
 def enlarge(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A coarse float32 field bilinearly on [height width]."""
-    rows, columns = bilinear_matrix(coarse.shape[0], height), bilinear_matrix(coarse.shape[1], width)
-    return rows @ coarse.astype(np.float32) @ columns.T
+    """A coarse field bilinearly on [height width], float32.
+
+    Not as two matrix products: their threads would fight those of the training for the cores.
+    """
+    field = coarse.astype(np.float32)
+    for length in (width, height):
+        position = np.clip((np.arange(length) + 0.5) * field.shape[1] / length - 0.5, 0, field.shape[1] - 1)
+        low = np.minimum(position.astype(int), field.shape[1] - 2)
+        share = (position - low).astype(np.float32)[:, None]
+        columns = np.ascontiguousarray(field.T)
+        field = columns[low] * (1 - share) + columns[low + 1] * share
+    return field
 
 
 def coarse_axes(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,10 +23,10 @@ import typer
 from gla_jax.checkpoint import ClipSpec, Spec, initial_params, write_checkpoint
 from gla_jax.tiny_world import vocabulary
 from gla_jax.tiny_world.batches import NONE, Batch, BatchSpec, drawn_ahead, make_batch
-from gla_jax.tiny_world.losses import PHRASES, ClipTowers, clip_loss, vfm_loss
+from gla_jax.tiny_world.losses import PHRASES, ClipTowers, clip_loss, spread_loss, text_features, vfm_loss, words_loss
 from gla_jax.tiny_world.progress import Reporter
-from gla_jax.towers.clip_image import ClipImageSpec
-from gla_jax.towers.clip_text import ClipTextSpec
+from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
+from gla_jax.towers.clip_text import ClipText, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
 
 Part = Literal["clip", "vfm"]
@@ -60,6 +60,9 @@ class Recipe:
     learning_rate: float
     steps: int
     warmup: int = 60
+    text_steps: int = 400
+    words_steps: int = 500
+    words: BatchSpec = BatchSpec(scenes=8, views=8, crop=64, patch=16, mark_bias=1.0)
     weight_decay: float = 0.02
 
 
@@ -67,10 +70,10 @@ RECIPES: dict[Part, Recipe] = {
     "clip": Recipe(
         CLIP_SPEC,
         (
-            (0.3, BatchSpec(scenes=8, views=6, crop=112, patch=16, mark_bias=0.8)),
+            (0.25, BatchSpec(scenes=8, views=6, crop=112, patch=16, mark_bias=0.8)),
             (1.0, BatchSpec(scenes=6, views=4, crop=224, patch=16)),
         ),
-        learning_rate=1.5e-3,
+        learning_rate=1e-3,
         steps=4000,
     ),
     "vfm": Recipe(
@@ -125,13 +128,16 @@ class TextTable:
 
     def draw(self, batch: Batch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A sentence for every phrase, [P t], and a caption for every window, [B*V]."""
-        forms = rng.integers(len(self.ids), size=len(PHRASES))
         captions = [
             _caption(slots, labels, rng)
             for views, labels in zip(batch.slots, batch.labels, strict=True)
             for slots in views
         ]
-        return self.ids[forms, np.arange(len(PHRASES))], np.array(captions, np.int32)
+        return self.draw_texts(rng), np.array(captions, np.int32)
+
+    def draw_texts(self, rng: np.random.Generator) -> np.ndarray:
+        """A random sentence for every phrase, [P t]."""
+        return self.ids[rng.integers(len(self.ids), size=len(PHRASES)), np.arange(len(PHRASES))]
 
 
 def _caption(slots: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> int:
@@ -164,6 +170,59 @@ def make_step(part: Part, recipe: Recipe) -> Callable[..., tuple[Any, Any, dict[
     return step
 
 
+def teach_phrases(params: Any, recipe: Recipe, seed: int) -> Any:
+    """The text tower's parameters after learning, from words alone, how similar its phrases are meant to be.
+
+    It comes before any picture: a bank whose marks look alike would leave the image tower nothing to tell apart.
+    """
+    table, tower = TextTable(), ClipText(recipe.spec.text)
+    transform = optax.adamw(optax.cosine_decay_schedule(recipe.learning_rate, recipe.text_steps))
+    state, rng = transform.init(params), np.random.default_rng(seed)
+
+    @jax.jit
+    def step(params, state, texts):
+        gradient = jax.grad(lambda p: spread_loss(text_features(p, texts, tower)))(params)
+        with jax.numpy_dtype_promotion("standard"):
+            update, state = transform.update(gradient, state, params)
+        return optax.apply_updates(params, update), state
+
+    for _ in range(recipe.text_steps):
+        params, state = step(params, state, table.draw_texts(rng))
+    return params
+
+
+def teach_words(params: Any, recipe: Recipe, seed: int) -> Any:
+    """The image tower's parameters after learning with linear classifiers what single patches show, close to marks.
+
+    The losses of the value path alone find the colours and then stay there: marks are few, and their gradient is small
+    beside the noise of patches that cannot know.
+    """
+    transform, tower = optimizer(recipe), ClipImage(recipe.spec.image)
+    words = np.zeros(
+        (recipe.spec.image.width, len(vocabulary.GROUNDS) + len(vocabulary.COLOURS) + len(vocabulary.MARKS))
+    )
+    params = {"image": params, "words": words.astype(np.float32)}
+    state = transform.init(params)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, batch, rate):
+        (total, metrics), gradient = jax.value_and_grad(words_loss, has_aux=True)(params, batch, tower)
+        with jax.numpy_dtype_promotion("standard"):
+            update, state = transform.update(gradient, state, params)
+        params = jax.tree.map(lambda leaf, change: leaf - rate * change, params, update)
+        return params, state, metrics | {"loss": total}
+
+    def draw(index: int) -> Batch:
+        return make_batch(seed * 10_000_000 + 5_000_000 + index, recipe.words)
+
+    with Reporter("words") as report, closing(drawn_ahead(draw, 0)) as batches:
+        for index in range(recipe.words_steps):
+            rate = learning_rate(recipe, index, index / recipe.words_steps)
+            params, state, metrics = step(params, state, next(batches), rate)
+            report(index + 1, (index + 1) / recipe.words_steps, metrics)
+    return params["image"]
+
+
 def train(part: Part, recipe: Recipe, folder: Path, clock: Clock, save_every: int = 200, seed: int = 0) -> Any:
     """Train one part, from the last checkpoint in folder if there is one; returns its parameters on the host.
 
@@ -173,6 +232,9 @@ def train(part: Part, recipe: Recipe, folder: Path, clock: Clock, save_every: in
     import orbax.checkpoint as ocp
 
     params = initial_params(recipe.spec, jax.random.key(seed))
+    if part == "clip" and not any(folder.glob("*")):
+        text, image = teach_phrases(params["text"], recipe, seed), teach_words(params["image"], recipe, seed)
+        params = {"text": text, "image": image}
     state = {"params": params, "optimizer": optimizer(recipe).init(params), "step": 0, "seconds": 0.0}
     run_step, table = make_step(part, recipe), TextTable()
     with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)) as manager:

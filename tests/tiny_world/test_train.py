@@ -20,7 +20,10 @@ def small(part):
         spec, patch = dataclasses.replace(recipe.spec, **towers), 16
     else:
         spec, patch = dataclasses.replace(recipe.spec, **thin), 8
-    return dataclasses.replace(recipe, spec=spec, stages=((1.0, BatchSpec(1, 2, 64, patch, samples=24)),), warmup=1)
+    batch = BatchSpec(1, 2, 64, patch, samples=24)
+    return dataclasses.replace(
+        recipe, spec=spec, stages=((1.0, batch),), warmup=1, text_steps=2, words_steps=2, words=batch
+    )
 
 
 class Interruption(Exception):
