@@ -1,6 +1,7 @@
 """From token logits to labels: upsampling, softmax over queries, best synonym of a class, threshold, in row tiles."""
 
-from functools import partial
+from collections.abc import Iterator
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 
 from gla_jax.config import Number
 from gla_jax.shapes import Array, Float, Int, typed
-from gla_jax.stitch import StitchPlan, stitch, stitch_plan
+from gla_jax.stitch import StitchPlan, axis_matrix, stitch
 from gla_jax.windows import WindowGrid, bucket
 
-ROWS_OF_A_TILE = 64
+ROWS_OF_A_TILE, COLUMNS_OF_A_TILE = 64, 128
+TOKENS_OF_A_BAND = 16  # bands are multiples of it, so that few sizes compile
 QUERIES_OF_A_CHUNK = 64
 NOTHING = -1e30
 
@@ -34,15 +36,27 @@ class PixelBest(NamedTuple):
         return PixelBest(logit, jnp.where(other.logit > self.logit, other.label, self.label), total)
 
 
+class Bands(NamedTuple):
+    """One axis of an image in tiles of pixels: each tile's stitching matrix on the run of tokens it touches.
+
+    A pixel sees the few tokens around it, so a band is short however long the axis is. order [x]: the tokens of all
+    windows by where they lie; starts [tiles]: the first token of each band in that order; matrix [tiles pixels band].
+    """
+
+    order: Int[np.ndarray, " x"]
+    starts: Int[np.ndarray, " tiles"]
+    matrix: Float[np.ndarray, "tiles pixels band"]
+
+
 class Layout(NamedTuple):
     """Where tokens and pixels of one image lie, padded to buckets so that sizes are data.
 
-    windows [y x] int32: index of the window at each place of the window grid; plan: the stitching matrices, rows
-    [tiles t y*gh], columns [w x*gw]; size (h, w) of the image in pixels.
+    windows [y x] int32: index of the window at each place of the window grid; size (h, w) of the image in pixels.
     """
 
     windows: Int[np.ndarray, "y x"]
-    plan: StitchPlan
+    rows: Bands
+    columns: Bands
     size: tuple[int, int]
 
 
@@ -52,12 +66,35 @@ def layout(grid: WindowGrid, tokens: int, size: tuple[int, int]) -> Layout:
     rows, columns = len(grid.row_starts), len(grid.column_starts)
     index = np.zeros((bucket(rows), bucket(columns)), np.int32)
     index[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
-    plan = stitch_plan(grid, side, size)
-    tall, wide = -size[0] % ROWS_OF_A_TILE, bucket(-(-size[1] // 64)) * 64 - size[1]
-    row_matrix = np.pad(plan.rows, ((0, tall), (0, index.shape[0] * side - plan.rows.shape[1])))
-    column_matrix = np.pad(plan.columns, ((0, wide), (0, index.shape[1] * side - plan.columns.shape[1])))
-    tiles = row_matrix.reshape(-1, ROWS_OF_A_TILE, row_matrix.shape[1])
-    return Layout(index, StitchPlan(tiles, column_matrix), size)
+    return Layout(
+        index,
+        axis_bands(grid.row_starts, grid.height, grid.crop, side, size[0], ROWS_OF_A_TILE),
+        axis_bands(grid.column_starts, grid.width, grid.crop, side, size[1], COLUMNS_OF_A_TILE),
+        size,
+    )
+
+
+@lru_cache(maxsize=256)
+def axis_bands(starts: tuple[int, ...], length: int, crop: int, side: int, target: int, tile: int) -> Bands:
+    """The bands of one axis: windows of `side` tokens, resized length and target length in pixels."""
+    windows = bucket(len(starts))
+    centres = np.full((windows, side), np.inf)
+    centres[: len(starts)] = np.array(starts)[:, None] + (np.arange(side) + 0.5) * crop / side
+    order = np.argsort(centres.ravel(), kind="stable").astype(np.int32)
+
+    tiles = bucket(-(-target // tile))
+    matrix = np.zeros((tiles * tile, windows * side), np.float32)
+    matrix[:target, : len(starts) * side] = axis_matrix(starts, length, crop, side, target)
+    matrix = matrix[:, order].reshape(tiles, tile, -1)
+    touched = (matrix != 0).any(1)
+    first, last = touched.argmax(1), matrix.shape[2] - touched[:, ::-1].argmax(1)
+    longest = int(np.where(touched.any(1), last - first, 0).max())
+    band = min(-(-longest // TOKENS_OF_A_BAND) * TOKENS_OF_A_BAND, matrix.shape[2])
+    begins = np.minimum(first, matrix.shape[2] - band).astype(np.int32)
+    runs = np.stack([part[:, begin : begin + band] for part, begin in zip(matrix, begins, strict=True)])
+    for array in (order, begins, runs):
+        array.flags.writeable = False
+    return Bands(order, begins, runs)
 
 
 @typed
@@ -118,17 +155,39 @@ def apply_threshold(best: PixelBest, threshold: Number, background: int | Int[Ar
     return jnp.where(1.0 / best.total < threshold, background, best.label)
 
 
-place_tokens_jit = jax.jit(place_tokens)
-
-
 @jax.jit
-def _label_tile(placed, plan, class_of_query, logit_scale, threshold, background):
-    return apply_threshold(best_classes(placed, plan, class_of_query, logit_scale), threshold, background)
+def _in_order(placed: Array, rows: Array, columns: Array) -> Array:
+    return placed[rows][:, columns]
+
+
+def _strip(ordered: Array, start: Array, band: int, axis: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(ordered, start, band, axis)
+
+
+@partial(jax.jit, static_argnames="thresholded")
+def _label_tiles(ordered, start, matrix, columns, class_of_query, logit_scale, threshold, background, thresholded):
+    """Labels of one row of tiles, [tiles rows columns]."""
+    strip = _strip(ordered, start, matrix.shape[1], 0)
+
+    def label(tile: tuple[Array, Array]) -> Array:
+        tokens = _strip(strip, tile[0], columns.matrix.shape[2], 1)
+        best = best_classes(tokens, StitchPlan(matrix, tile[1]), class_of_query, logit_scale)
+        # Without a threshold nobody asks for the softmax's denominator, and XLA drops its exponentials.
+        return apply_threshold(best, threshold, background) if thresholded else best.label
+
+    return jax.lax.map(label, (columns.starts, columns.matrix))
 
 
 @partial(jax.jit, static_argnames="classes")
-def _score_tile(placed, plan, class_of_query, logit_scale, classes):
-    return class_probabilities(placed, plan, class_of_query, logit_scale, classes)
+def _score_tiles(ordered, start, matrix, columns, class_of_query, logit_scale, classes):
+    """Probabilities of one row of tiles, [tiles rows columns L]."""
+    strip = _strip(ordered, start, matrix.shape[1], 0)
+
+    def score(tile: tuple[Array, Array]) -> Array:
+        tokens = _strip(strip, tile[0], columns.matrix.shape[2], 1)
+        return class_probabilities(tokens, StitchPlan(matrix, tile[1]), class_of_query, logit_scale, classes)
+
+    return jax.lax.map(score, (columns.starts, columns.matrix))
 
 
 def label_map(
@@ -139,22 +198,17 @@ def label_map(
     threshold: float = 0.0,
     background: int = 0,
 ) -> Int[np.ndarray, "h w"]:
-    """The label of every pixel of the image, int32 on the host, computed in tiles of rows."""
+    """The label of every pixel of the image, int32 on the host, computed tile by tile."""
     height, width = where.size
+    ordered = _in_order(placed, where.rows.order, where.columns.order)
+    scalars = class_of_query, np.float32(logit_scale), np.float32(threshold), np.int32(background)
+    # All are under way before the first one is fetched.
     tiles = [
-        np.asarray(
-            _label_tile(
-                placed,
-                StitchPlan(rows, where.plan.columns),
-                class_of_query,
-                np.float32(logit_scale),
-                np.float32(threshold),
-                np.int32(background),
-            )
-        )
-        for rows in where.plan.rows
+        _label_tiles(ordered, start, matrix, where.columns, *scalars, thresholded=threshold > 0)
+        for start, matrix in _rows_of_tiles(where)
     ]
-    return np.concatenate(tiles)[:height, :width]
+    rows = [np.asarray(row).transpose(1, 0, 2).reshape(ROWS_OF_A_TILE, -1)[:, :width] for row in tiles]
+    return np.concatenate(rows)[:height]
 
 
 def score_map(
@@ -164,13 +218,19 @@ def score_map(
     logit_scale: float,
     classes: int,
 ) -> Float[np.ndarray, "L h w"]:
-    """The probability of every class at every pixel, float32 on the host, computed in tiles of rows."""
+    """The probability of every class at every pixel, float32 on the host, computed tile by tile."""
     height, width = where.size
+    ordered = _in_order(placed, where.rows.order, where.columns.order)
     scores = np.empty((classes, height, width), np.float32)
-    for tile, rows in enumerate(where.plan.rows):
-        top = tile * ROWS_OF_A_TILE
+    for index, (start, matrix) in enumerate(_rows_of_tiles(where)):
+        top = index * ROWS_OF_A_TILE
         count = min(ROWS_OF_A_TILE, height - top)
-        plan = StitchPlan(rows, where.plan.columns)
-        part = _score_tile(placed, plan, class_of_query, np.float32(logit_scale), int(classes))
-        scores[:, top : top + count] = np.asarray(part)[:count, :width].transpose(2, 0, 1)
+        part = _score_tiles(ordered, start, matrix, where.columns, class_of_query, np.float32(logit_scale), classes)
+        row = np.asarray(part).transpose(3, 1, 0, 2).reshape(classes, ROWS_OF_A_TILE, -1)
+        scores[:, top : top + count] = row[:, :count, :width]
     return scores
+
+
+def _rows_of_tiles(where: Layout) -> Iterator[tuple[Int[np.ndarray, ""], Float[np.ndarray, "pixels band"]]]:
+    """The start and matrix of each row of tiles that holds pixels of the image."""
+    return zip(where.rows.starts, where.rows.matrix[: -(-where.size[0] // ROWS_OF_A_TILE)], strict=False)

@@ -73,7 +73,8 @@ def models_table() -> "Table":
 
     table = Table(
         title="Models for --model CLIP+FEATURES, such as clip-vit-base-patch16+dino-vitb8",
-        caption="pixels: side of a patch / of a training image\n* by the repository of its code; the model's own page names no licence",
+        caption="pixels: side of a patch / of a training image\n"
+        "* by the repository of its code; the model's own page names no licence",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",

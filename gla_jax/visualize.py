@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gla_jax.shapes import Integer, UInt8
+from gla_jax.shapes import Bool, Integer, UInt8
 from gla_jax.windows import WindowGrid
 
 INK, PAPER, QUIET = (28, 30, 34), (255, 255, 255), (104, 110, 120)
@@ -42,11 +42,18 @@ def palette_image(labels: Integer[np.ndarray, "h w"], classes: int) -> Image.Ima
     colours = palette(classes)
     if classes > 256:
         return Image.fromarray(colours[labels])
-    image = Image.fromarray(labels.astype(np.uint8)).convert("P")
-    # convert() may reorder a palette: set ours on the untouched indices.
-    image = Image.frombytes("P", image.size, labels.astype(np.uint8).tobytes())
+    # Not by convert(), which may reorder a palette: ours goes on the untouched indices.
+    image = Image.frombytes("P", labels.shape[::-1], labels.astype(np.uint8).tobytes())
     image.putpalette(colours.tobytes())
     return image
+
+
+def outlines(labels: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """True on the first pixel of a region, to the right of or below another one."""
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    return edge
 
 
 def blend(
@@ -56,11 +63,16 @@ def blend(
     colours = palette(classes)[labels].astype(np.float32)
     grey = image.astype(np.float32).mean(-1, keepdims=True)
     shown = (1 - OPACITY) * (0.5 * image + 0.5 * grey) + OPACITY * colours
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
+    edge = outlines(labels)
     shown[edge] = 0.25 * shown[edge] + 0.75 * 255
     return shown.round().astype(np.uint8)
+
+
+def flat(labels: Integer[np.ndarray, "h w"], classes: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The regions alone in full colour, with white outlines."""
+    shown = palette(classes)[labels]
+    shown[outlines(labels)] = 255
+    return shown
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:

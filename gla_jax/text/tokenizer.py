@@ -97,9 +97,8 @@ def clip_tokenizer_files(vocabulary: dict[str, int], merges: list[tuple[str, str
     split = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.RobertaProcessing(
-        sep=(END, vocabulary[END]), cls=(START, vocabulary[START]), add_prefix_space=False, trim_offsets=False
-    )
+    ends = (END, vocabulary[END]), (START, vocabulary[START])  # by position: their names differ between releases
+    tokenizer.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False, trim_offsets=False)
     tokenizer.add_special_tokens([START, END])
     config = {
         "tokenizer_class": "CLIPTokenizer",

@@ -1,0 +1,221 @@
+"""The command line. Heavy imports wait inside the commands: --help answers at once."""
+
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gla_jax.errors import UserError
+from gla_jax.version import VERSION
+
+app = typer.Typer(
+    help="Segment images by text alone: GLA-CLIP on JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+DEFAULT_MODEL = "clip-vit-base-patch16+dino-vitb8"
+
+
+class Family(StrEnum):
+    """The families of weights that convert."""
+
+    clip = "clip"
+    dino = "dino"
+    dinov2 = "dinov2"
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    typer.echo(text, err=True)
+
+
+def prepare_jax() -> None:
+    """Keep compiled programs between runs, so that only the first one waits for the compiler."""
+    import jax
+
+    from gla_jax.cache import cache_folder
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"gla-jax {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Segment images by text alone: GLA-CLIP on JAX."""
+
+
+@app.command()
+def segment(
+    images: Annotated[list[str], typer.Argument(help="Image files, folders of images, glob patterns.")],
+    classes: Annotated[
+        list[str] | None, typer.Option("--classes", help='One class with its synonyms, "cat; tabby"; repeat it.')
+    ] = None,
+    classes_file: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
+    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
+    threshold: Annotated[float, typer.Option(help="Probability below which a pixel is background, 0 to 1.")] = 0.0,
+    model: Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")] = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option(help="gla, proxyclip, maskclip, clearclip, sclip, clip, ...")] = "gla",
+    preset: Annotated[
+        str, typer.Option(help="Sizes of the paper: sclip, proxyclip, clearclip, clip-dinoiser.")
+    ] = "sclip",
+    short_side: Annotated[str | None, typer.Option(help="Pixels the short side is resized to, or native.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of a window in pixels.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Step between windows in pixels.")] = None,
+    templates: Annotated[Path | None, typer.Option(help="A text file of prompts with {} for the name.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("gla-jax-out"),
+    dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
+    scores: Annotated[bool, typer.Option("--scores", help="Also write the probability of every class.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print results.json on standard output.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
+) -> None:
+    """Segment images by the names of their classes.
+
+    Writes NAME.index.png, NAME.palette.png and NAME.overlay.png for each image, and results.json.
+    """
+    from gla_jax.images import find_images
+    from gla_jax.settings import settings_from_options
+    from gla_jax.text.prompts import parse_classes, read_lines
+
+    config = settings_from_options(
+        method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
+    )
+    given = list(classes or []) + (read_lines(classes_file, "classes") if classes_file else [])
+    if not given:
+        raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
+    parsed = parse_classes(given)
+    background = None if background in (None, "none") else background
+    prompts = read_lines(templates, "templates") if templates else None
+    paths = find_images(images)
+    folder = _folder(out)
+
+    prepare_jax()
+    from gla_jax.outputs import as_lines, output_names, segment_files, summary, write_text
+    from gla_jax.progress import track
+    from gla_jax.segmenter import Segmenter, with_background
+
+    with_background(parsed, background, threshold)  # before the weights are loaded
+    segmenter = Segmenter.from_pretrained(model, config, offline=offline)
+    segmenter.text_bank(parsed, prompts)
+    options = {"background": background, "threshold": threshold, "scores": scores, "templates": prompts}
+    tracked = track(paths, "segmented")
+    records, failed = segment_files(segmenter, tracked, output_names(paths), parsed, folder, say, **options)
+    text = as_lines(summary(segmenter, parsed, records, failed, background=background, threshold=threshold))
+    write_text(folder / "results.json", text)
+    if json_lines:
+        typer.echo(text, nl=False)
+    say(f"{len(records)} of {len(paths)} images segmented; results in {folder}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the figures.")] = Path("gla-jax-demo"),
+    scene: Annotated[int | None, typer.Option(help="Number of the held-out scene.")] = None,
+) -> None:
+    """Segment a bundled scene with ProxyCLIP and with GLA-CLIP, and compare both with the truth."""
+    folder = _folder(out)
+    prepare_jax()
+    from gla_jax.demo import DEFAULT_SCENE, run_demo
+
+    figures = run_demo(folder, DEFAULT_SCENE if scene is None else scene)
+    for name, row in figures["methods"].items():
+        typer.echo(
+            f"{name:10s} mIoU {row['miou']:5.1f}   pixel accuracy {row['pixel_accuracy']:5.1f}   "
+            f"boundary error rate {row['boundary_error_rate']:4.1f}"
+        )
+    typer.echo(f"{folder / 'demo.png'}\n{folder / 'demo.json'}")
+
+
+@app.command()
+def convert(
+    family: Annotated[Family, typer.Argument(help="What the weights are of.")],
+    source: Annotated[str, typer.Argument(help="A hub id, a folder, or a .safetensors, .bin, .pt or .pth file.")],
+    out: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    activation: Annotated[str | None, typer.Option(help="quick_gelu or gelu, where the source does not say.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads of the image tower, likewise.")] = None,
+    text_heads: Annotated[int | None, typer.Option(help="Attention heads of the text tower, likewise.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every stage with PyTorch (needs torch).")] = False,
+    images: Annotated[list[str] | None, typer.Option("--image", help="An image to verify on; repeat it.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
+) -> None:
+    """Convert PyTorch weights into a model folder, without PyTorch."""
+    from gla_jax import convert as conversion
+
+    manifest = conversion.convert(
+        family.value, source, out, activation=activation, heads=heads, text_heads=text_heads, offline=offline
+    )
+    dropped = sum("dropped" in row for row in manifest["tensors"].values())
+    typer.echo(f"{out}: {len(manifest['tensors']) - dropped} tensors converted, {dropped} dropped (see manifest.json)")
+    if verify:
+        from rich.console import Console
+
+        from gla_jax.convert.verify import verify as compare
+        from gla_jax.images import find_images, read_image
+
+        pixels = [read_image(path) for path in find_images(images)] if images else []
+        result = compare(out, source, pixels, offline=offline)
+        Console().print(result.table())
+        if not result.passed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def models() -> None:
+    """List the models that are known by name."""
+    from rich.console import Console
+
+    from gla_jax.models import models_table
+
+    Console().print(models_table())
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {path} cannot be made ({error.strerror}); choose another with --out.") from None
+    return path
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
+    say(f"warning: {message}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 when a part failed, 2 for a user's mistake, 130 for Ctrl-C."""
+    import click
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _warn
+        try:
+            return app(arguments, standalone_mode=False) or 0
+        except UserError as error:
+            say(f"error: {error}")
+            return 2
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            say("stopped; nothing half-written is left")
+            return 130
+
+
+def script() -> None:
+    """The entry point of the installed command."""
+    sys.exit(main())
