@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.errors import UserError
+from gla_jax.eval.command import app as eval_app
 from gla_jax.version import VERSION
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(eval_app, name="eval")
+# typer's own, whether it brings click with it or imports it.
+UsageError = typer.BadParameter.__base__
 DEFAULT_MODEL = "clip-vit-base-patch16+dino-vitb8"
 
 
@@ -197,8 +201,6 @@ def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 when a part failed, 2 for a user's mistake, 130 for Ctrl-C."""
-    import click
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -208,10 +210,10 @@ def main(arguments: list[str] | None = None) -> int:
         except UserError as error:
             say(f"error: {error}")
             return 2
-        except click.ClickException as error:
+        except UsageError as error:
             error.show()
             return error.exit_code
-        except (KeyboardInterrupt, click.Abort):
+        except (KeyboardInterrupt, typer.Abort):
             say("stopped; nothing half-written is left")
             return 130
 

@@ -147,7 +147,8 @@ def check_end_to_end(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], fo
 def check_file(path: Path, form: Form = "streaming") -> Iterator[Result]:
     """Every case of a file. Raises ValueError when it is not of the format."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file that it opened itself open when the archive is broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
         meta = json.loads(bytes(data["meta_json"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from gla_jax.errors import UserError
 from gla_jax.eval.command import app
 from tests.eval import trees
-from tests.eval.models import random_pair
+from tests.small_models import random_pair
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the model does not know"),  # a random model knows a few words only

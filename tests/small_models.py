@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from gla_jax.checkpoint import ClipSpec, initial_params, write_checkpoint
+from gla_jax.checkpoint import ClipSpec, Params, Spec, abstract_params, write_checkpoint
 from gla_jax.tiny_world.vocabulary import CONTEXT, END, TEMPLATES, tokenizer_files, words
 from gla_jax.towers.clip_image import ClipImageSpec
 from gla_jax.towers.clip_text import ClipTextSpec
@@ -12,6 +13,12 @@ from gla_jax.towers.dino import DinoSpec
 
 IMAGE = ClipImageSpec(image_size=32, patch_size=16, width=16, depth=1, heads=2, mlp_width=16, joint_width=8)
 VFM = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, heads=2, mlp_width=8)
+
+
+def random_params(spec: Spec, seed: int) -> Params:
+    """Weights under which every stage matters; drawn by NumPy, which compiles nothing."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), abstract_params(spec))
 
 
 def random_pair(folder: Path) -> Path:
@@ -28,7 +35,6 @@ def random_pair(folder: Path) -> Path:
     )
     spec = ClipSpec(IMAGE, text)
     manifest = {"source": "random"}
-    params = initial_params(spec, jax.random.key(0))
-    write_checkpoint(folder / "clip", spec, params, manifest, tokenizer_files(), templates=TEMPLATES)
-    write_checkpoint(folder / "vfm", VFM, initial_params(VFM, jax.random.key(1)), manifest)
+    write_checkpoint(folder / "clip", spec, random_params(spec, 0), manifest, tokenizer_files(), templates=TEMPLATES)
+    write_checkpoint(folder / "vfm", VFM, random_params(VFM, 1), manifest)
     return folder

@@ -1,0 +1,137 @@
+"""The segmenter as a Python user meets it: labels, scores, background, segments, and what changing classes costs."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gla_jax import segmenter as module
+from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
+from gla_jax.errors import ClassesError, ImageError, UserError
+from gla_jax.segmenter import Segmenter
+from tests.small_models import random_pair
+
+CONFIG = SegmenterConfig(windows=WindowConfig(short_side=48, crop=32, stride=16))
+CLASSES = ["sand; gravel", "water", "a red cloth with dots"]
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return random_pair(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(folder):
+    return Segmenter.from_pretrained(folder, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def result(segmenter):
+    return segmenter(IMAGE, CLASSES, scores=True)
+
+
+def test_labels_are_the_best_class_of_every_pixel(result):
+    assert result.labels.shape == (60, 90)
+    assert result.labels.dtype == np.uint8
+    assert result.classes == ("sand", "water", "a red cloth with dots")
+    assert result.scores.shape == (3, 60, 90)
+    np.testing.assert_array_equal(result.labels, result.scores.argmax(0))
+    assert sum(result.shares().values()) == pytest.approx(1)
+
+
+def test_segments_are_those_of_hugging_face(result):
+    segments = result.segments()
+    masks = np.stack([np.asarray(segment["mask"]) == 255 for segment in segments])
+    np.testing.assert_array_equal(masks.sum(0), 1)
+    shares = result.shares()
+    assert [segment["label"] for segment in segments] == sorted(
+        (name for name in shares if shares[name]), key=lambda name: -shares[name]
+    )
+    assert all(0 < segment["score"] <= 1 for segment in segments)
+
+
+def test_paths_pil_images_and_arrays_are_the_same(segmenter, result, tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(IMAGE)):
+        np.testing.assert_array_equal(segmenter(image, CLASSES).labels, result.labels)
+    assert result.overlay().width >= 90
+    with pytest.raises(ImageError):
+        segmenter(IMAGE / 255, CLASSES)
+
+
+def test_the_threshold_gives_pixels_to_the_background(segmenter, result):
+    best = result.scores.max(0)
+    threshold = float(np.median(best))
+    found = segmenter(IMAGE, CLASSES, background="none of these", threshold=threshold)
+    assert found.classes == ("none of these", *result.classes)
+    clear = np.abs(best - threshold) > 1e-5
+    np.testing.assert_array_equal(found.labels[clear], np.where(best < threshold, 0, result.labels + 1)[clear])
+    own = segmenter(IMAGE, CLASSES, background="water", threshold=threshold)
+    np.testing.assert_array_equal(own.labels[clear], np.where(best < threshold, 1, result.labels)[clear])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"threshold": 0.5}, "needs a class for the pixels below it"),
+        ({"background": "sky"}, "only a threshold could reach it"),
+        ({"background": "sky", "threshold": 1.5}, "is not a probability"),
+    ],
+)
+def test_background_and_threshold_go_together(segmenter, options, reason):
+    with pytest.raises(ClassesError, match=reason):
+        segmenter(IMAGE, CLASSES, **options)
+
+
+def test_other_classes_neither_reload_nor_recompile_the_towers(segmenter, monkeypatch):
+    segmenter(IMAGE, CLASSES)
+    compiled = module._segment_features._cache_size()
+    params = segmenter.params
+    with monkeypatch.context() as patch:
+        patch.setattr("gla_jax.pretrained.read_checkpoint", lambda *_: pytest.fail("the weights were loaded again"))
+        segmenter(IMAGE, ["brick", "wood", "grass", "water", "sand"])
+        segmenter(IMAGE[:50, :70], ["brick"])
+    assert module._segment_features._cache_size() == compiled
+    assert segmenter.params is params
+
+
+def test_settings_change_without_loading(segmenter):
+    other = segmenter.with_config(replace(CONFIG, method=METHODS["proxyclip"]))
+    assert other.params is segmenter.params
+    assert other.model_hash == segmenter.model_hash
+    assert (other(IMAGE, CLASSES).labels != segmenter(IMAGE, CLASSES).labels).any()
+
+
+def test_bfloat16_towers_stay_near_float32(segmenter, result):
+    half = segmenter.with_config(replace(CONFIG, dtype="bfloat16"))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.params)} == {"bfloat16"}
+    scores = half(IMAGE, CLASSES, scores=True).scores
+    assert scores.dtype == np.float32
+    assert np.abs(scores - result.scores).mean() < 0.05
+
+
+def test_more_than_256_classes_take_16_bits(segmenter):
+    with pytest.warns(UserWarning, match="does not know"):
+        found = segmenter(IMAGE, [f"thing {index}" for index in range(300)])
+    assert found.labels.dtype == np.uint16
+    assert found.labels.max() < 300
+
+
+def test_a_clip_alone_needs_a_method_without_features(folder):
+    with pytest.raises(UserError, match="is a CLIP alone; name a pair"):
+        Segmenter.from_pretrained(folder / "clip", CONFIG)
+    alone = Segmenter.from_pretrained(folder / "clip", replace(CONFIG, method=METHODS["maskclip"]))
+    assert alone(IMAGE, CLASSES).labels.shape == (60, 90)
+
+
+def test_a_crop_that_patches_do_not_divide_is_refused(folder):
+    with pytest.raises(UserError, match=r"crop 40 does not divide into the patches of 16 pixels.*multiple of 16"):
+        Segmenter.from_pretrained(folder, replace(CONFIG, windows=WindowConfig(48, crop=40, stride=16)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 200), (31, 33)])
+def test_images_of_any_size_get_labels_of_their_size(segmenter, size):
+    assert segmenter(np.zeros((*size, 3), np.uint8), CLASSES).labels.shape == size
