@@ -73,6 +73,24 @@ def boundary_counts(
     return BoundaryCounts(np.array(errors, np.int64), np.array(pairs, np.int64))
 
 
+def mirrored_pairs(
+    length: int, resized: int, windows: WindowConfig, width: int, offset: int = 0
+) -> tuple[list[int], list[int]]:
+    """Pixels before and after every window edge that mirror each other, along an axis of `length` label pixels.
+
+    resized: pixels of the axis that was cut into windows; width and offset (by which the edges are moved) are in these.
+    """
+    scale = length / resized
+    reach = max(1, round(width * scale))
+    left, right = [], []
+    for edge in window_edges(resized, windows.crop, windows.stride):
+        first = math.ceil((edge + offset) * scale - 0.5)  # the first label pixel whose centre is past the edge
+        steps = max(min(reach, first, length - first), 0)
+        left.extend(range(first - 1, first - 1 - steps, -1))
+        right.extend(range(first, first + steps))
+    return left, right
+
+
 def _axis_counts(
     prediction: Integer[np.ndarray, "a b"],
     label: Integer[np.ndarray, "a b"],
@@ -83,15 +101,7 @@ def _axis_counts(
     ignore: int,
 ) -> tuple[int, int]:
     """(errors, valid pairs) along the last axis, of `resized` pixels before it was brought to the label's size."""
-    length = label.shape[1]
-    scale = length / resized
-    reach = max(1, round(width * scale))
-    left, right = [], []
-    for edge in window_edges(resized, windows.crop, windows.stride):
-        first = math.ceil((edge + offset) * scale - 0.5)  # the first label pixel whose centre is past the edge
-        steps = max(min(reach, first, length - first), 0)
-        left.extend(range(first - 1, first - 1 - steps, -1))
-        right.extend(range(first, first + steps))
+    left, right = mirrored_pairs(label.shape[1], resized, windows, width, offset)
     valid = _equal_and_kept(label, left, right, ignore)
     differ = prediction[:, left] != prediction[:, right]
     return int((valid & differ).sum()), int(valid.sum())

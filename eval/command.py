@@ -153,19 +153,11 @@ class _Request:
 
 def _runs(asked: _Request, **options: Any) -> "list[Run]":
     """All runs, with every data set found before a model is loaded; options go to each Run."""
-    from gla_jax.eval.benchmarks import BENCHMARKS, TINY_WORLD
-    from gla_jax.eval.datasets import open_dataset
-    from gla_jax.eval.protocols import protocol
-    from gla_jax.eval.runner import Run
+    from gla_jax.eval.benchmarks import TINY_WORLD
+    from gla_jax.eval.runner import Run, open_benchmark
     from gla_jax.segmenter import Segmenter
-    from gla_jax.settings import one_of
 
-    rows = {}
-    for key in asked.benchmarks:
-        one_of(key, BENCHMARKS, "benchmark")
-        dataset = open_dataset(key, asked.data)
-        classes = tuple(zip(dataset.names.classes, dataset.names.queries["sclip"], strict=True))
-        rows[key] = dataset, protocol(key, asked.preset, classes)
+    rows = {key: open_benchmark(key, asked.data, asked.preset) for key in asked.benchmarks}
     segmenters: dict[str, Segmenter] = {}
     runs = []
     for key, (dataset, row) in rows.items():

@@ -9,15 +9,17 @@ from typing import Any
 
 from gla_jax.config import settings_as_dict
 from gla_jax.errors import UserError
+from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.boundary import BoundaryCounts, boundary_counts
-from gla_jax.eval.datasets import Dataset, Example, examples
+from gla_jax.eval.datasets import Dataset, Example, examples, open_dataset
 from gla_jax.eval.labels import write_label
 from gla_jax.eval.metrics import Areas, image_areas
 from gla_jax.eval.predict import Features, Prediction, Stopwatch, predictor
 from gla_jax.eval.processes import Processes
-from gla_jax.eval.protocols import Protocol
+from gla_jax.eval.protocols import Protocol, protocol
 from gla_jax.eval.records import ImageRecord, RecordFile, claim_folder, image_record, parse_line, read_records
 from gla_jax.eval.submission import submission_values
+from gla_jax.settings import one_of
 
 Progress = Callable[[int, int], None]
 
@@ -76,6 +78,17 @@ class Outcome:
     def boundary(self) -> BoundaryCounts:
         """Boundary counts over all images."""
         return reduce(BoundaryCounts.merge, (record.boundary() for record in self.records), BoundaryCounts.zeros())
+
+
+def open_benchmark(key: str, data: Path | None, setting: str) -> tuple[Dataset, Protocol]:
+    """The data and the protocol of a benchmark under a setting of the paper.
+
+    Raises UserError for unknown names, DataError when something is missing in `data`.
+    """
+    one_of(key, BENCHMARKS, "benchmark")
+    dataset = open_dataset(key, data)
+    classes = tuple(zip(dataset.names.classes, dataset.names.queries["sclip"], strict=True))
+    return dataset, protocol(key, setting, classes)
 
 
 def measure(run: Run, processes: Processes | None = None, progress: Progress | None = None) -> Outcome:

@@ -41,7 +41,7 @@ class MethodConfig:
     shift: Number = 1.2
     scale: Number = 3.0
     temperature: Number = 1.0
-    attention: Literal["streaming", "dense"] = static("streaming")
+    attention: Literal["streaming", "dense", "sharded"] = static("streaming")
     block_size: int = static(1024)
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.attend import clearclip_queries, gather_values
 from gla_jax.attention.buffer import resample_tokens, unit_rows
-from gla_jax.attention.hosts import HOSTS, window_attention
+from gla_jax.attention.hosts import HOSTS, Feature, window_attention
 from gla_jax.checkpoint import Params, VfmSpec, build_vfm
 from gla_jax.config import MethodConfig, SegmenterConfig
 from gla_jax.shapes import Array, Float, typed
@@ -64,6 +64,12 @@ def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterC
 
 
 @typed
+def compared_features(tokens: WindowTokens, name: Feature) -> Float[Array, "W S D"]:
+    """What GLA compares in one of a host's passes: the VFM's patch tokens or a side of CLIP's own heads."""
+    return tokens.features if name == "vfm" else getattr(tokens.heads, name)[:, 1:]
+
+
+@typed
 def gather_windows(
     tokens: WindowTokens, windows: Windows, params: SegmenterParams, method: MethodConfig
 ) -> Float[Array, "W S C"]:
@@ -75,7 +81,7 @@ def gather_windows(
     values = tokens.heads.values[:, 1:]
     passes = []
     for name in host.features:
-        features = tokens.features if name == "vfm" else getattr(tokens.heads, name)[:, 1:]
+        features = compared_features(tokens, name)
         first = clearclip_queries(features, valid, origins, params.clip_spec.patch_size, method)
         passes.append(gather_values(features, values, valid, method, first))
     return sum(passes)

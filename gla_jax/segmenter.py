@@ -12,7 +12,7 @@ import numpy as np
 
 from gla_jax.checkpoint import Checkpoint, ClipSpec, Params
 from gla_jax.classify import label_map, layout, place_tokens, score_map
-from gla_jax.config import SegmenterConfig
+from gla_jax.config import SegmenterConfig, WindowConfig
 from gla_jax.errors import ClassesError, UserError
 from gla_jax.images import as_rgb
 from gla_jax.logits import SegmenterParams, segment_features, token_logits
@@ -23,7 +23,7 @@ from gla_jax.text.bank import text_bank
 from gla_jax.text.prompts import Classes, parse_classes
 from gla_jax.text.tokenizer import load_tokenizer
 from gla_jax.visualize import overlay
-from gla_jax.windows import cut_windows, window_grid
+from gla_jax.windows import WindowGrid, Windows, cut_windows, window_grid
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -139,14 +139,9 @@ class Segmenter:
 
     def window_features(self, image: UInt8[np.ndarray, "h w 3"]) -> tuple[Float[Array, "W S E"], Any]:
         """Joint-space features of every window token of an RGB image (padded W) and the window grid they lie on."""
-        settings = self.config.windows
-        size = image.shape[:2]
-        if settings.short_side is not None:
-            size = rescale_size(*size, settings.short_side, settings.long_side)
-        resized = resize_uint8(image, size)
-        grid = window_grid(*size, settings)
+        windows, grid = image_windows(image, self.config.windows)
         with jax.default_matmul_precision("highest"):
-            return _segment_features(self.params, cut_windows(resized, grid), self.config), grid
+            return _segment_features(self.params, windows, self.config), grid
 
     def __call__(
         self,
@@ -178,6 +173,19 @@ class Segmenter:
             probabilities = score_map(placed, where, class_of_query, logit_scale, len(names)) if scores else None
         labels = labels.astype(np.uint8 if len(names) <= 256 else np.uint16)
         return Segmentation(labels, names, pixels, probabilities)
+
+
+def image_grid(size: tuple[int, int], settings: WindowConfig) -> WindowGrid:
+    """The window grid of an image of size (h, w), on its working size."""
+    if settings.short_side is not None:
+        size = rescale_size(*size, settings.short_side, settings.long_side)
+    return window_grid(*size, settings)
+
+
+def image_windows(image: UInt8[np.ndarray, "h w 3"], settings: WindowConfig) -> tuple[Windows, WindowGrid]:
+    """The windows of an RGB image brought to its working size, padded, and the grid they lie on."""
+    grid = image_grid(image.shape[:2], settings)
+    return cut_windows(resize_uint8(image, (grid.height, grid.width)), grid), grid
 
 
 def on_device(params: Params, dtype: jnp.dtype) -> Mapping[str, Any]:

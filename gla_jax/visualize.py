@@ -68,9 +68,9 @@ def blend(
     return shown.round().astype(np.uint8)
 
 
-def flat(labels: Integer[np.ndarray, "h w"], classes: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The regions alone in full colour, with white outlines."""
-    shown = palette(classes)[labels]
+def flat(labels: Integer[np.ndarray, "h w"], colours: UInt8[np.ndarray, "L 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The regions alone, each in its class's colour, with white outlines."""
+    shown = colours[labels]
     shown[outlines(labels)] = 255
     return shown
 
@@ -191,7 +191,7 @@ def with_window_grid(image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid) -> UIn
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a row: pixels, a title and a line below it."""
+    """One picture of a row: pixels, a title and the lines of a note below it."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
     title: str
@@ -203,7 +203,8 @@ def panels(row: Sequence[Panel], entries: Sequence[Entry]) -> Image.Image:
     gap, size = 14, letter_size(2 * row[0].pixels.shape[1])
     large, small = font(size), font(round(size * 0.8))
     width = sum(panel.pixels.shape[1] for panel in row) + gap * (len(row) + 1)
-    head, foot = round(size * 1.9), round(size * 1.7)
+    lines = max(panel.note.count("\n") + 1 for panel in row)
+    head, foot = round(size * 1.9), round(size * (0.6 + 1.1 * lines))
     height = row[0].pixels.shape[0]
     page = Image.new("RGB", (width, head + height + foot), PAPER)
     draw = ImageDraw.Draw(page)
@@ -211,6 +212,7 @@ def panels(row: Sequence[Panel], entries: Sequence[Entry]) -> Image.Image:
     for panel in row:
         page.paste(Image.fromarray(panel.pixels), (left, head))
         draw.text((left, head // 2), panel.title, INK, large, "lm")
-        draw.text((left, head + height + foot // 2), panel.note, QUIET, small, "lm")
+        for line, text in enumerate(panel.note.split("\n")):
+            draw.text((left, head + height + round(size * (0.85 + 1.1 * line))), text, QUIET, small, "lm")
         left += panel.pixels.shape[1] + gap
     return stack([page, padded(legend(entries, width - 2 * gap, round(size * 0.85)), gap)])

@@ -34,12 +34,20 @@ def no_positives(queries: Float[Array, "q D"]) -> AnchorSums:
 
 
 @typed
+def positives(
+    queries: Float[Array, "q D"], keys: Float[Array, "b D"], valid: Bool[Array, " b"], threshold: Number
+) -> Bool[Array, "q b"]:
+    """M: which keys are valid and resemble a query by more than rho."""
+    similarity = jnp.einsum("qd,bd->qb", queries, keys, precision="highest")
+    return (similarity > threshold) & valid[None]
+
+
+@typed
 def positive_sums(
     queries: Float[Array, "q D"], keys: Float[Array, "b D"], valid: Bool[Array, " b"], threshold: Number
 ) -> AnchorSums:
-    """Sum and count of the keys whose similarity to a query is above rho."""
-    similarity = jnp.einsum("qd,bd->qb", queries, keys, precision="highest")
-    mask = ((similarity > threshold) & valid[None]).astype(jnp.float32)
+    """Sum and count of the positives of every query."""
+    mask = positives(queries, keys, valid, threshold).astype(jnp.float32)
     return AnchorSums(jnp.einsum("qb,bd->qd", mask, keys, precision="highest"), mask.sum(1))
 
 

@@ -1,32 +1,65 @@
-"""The method in order: buffer, anchors, normalisation, attention (DESIGN 3); dense or streaming by config."""
+"""The method in order: buffer, anchors, normalisation, attention (DESIGN 3); dense, streaming or sharded by config."""
+
+from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gla_jax.attention import dense, streaming
+from gla_jax.attention import dense, sharded, streaming
 from gla_jax.attention.anchors import Anchors, next_anchors
 from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries
-from gla_jax.attention.normalize import normalization
+from gla_jax.attention.normalize import Normalization, normalization
 from gla_jax.config import MethodConfig
 from gla_jax.shapes import Array, Bool, Float, Int, typed
 
-FORMS = {"dense": dense, "streaming": streaming}
+FORMS = {"dense": dense, "streaming": streaming, "sharded": sharded}
+
+
+class Queries(NamedTuple):
+    """What asks the buffer: rows [q D], the counts m [q] of their anchors (1 without), and their normalisation."""
+
+    rows: Float[Array, "q D"]
+    counts: Float[Array, " q"]
+    norm: Normalization
 
 
 @typed
-def proxy_anchors(first: Float[Array, "N D"], buffer: Buffer, config: MethodConfig) -> Anchors:
-    """P and m after T iterations that start from the queries `first`.
+def proxy_anchors(
+    first: Float[Array, "q D"], own_keys: Float[Array, "q D"], buffer: Buffer, config: MethodConfig
+) -> Anchors:
+    """P and m of some tokens after T iterations that start from the queries `first`; own_keys are the tokens' keys.
 
     With T = 0 the queries stay as they are and m counts the first comparison.
     """
     form = FORMS[config.attention]
     anchors = Anchors(first, jnp.ones_like(first[:, 0]))
     for _ in range(config.anchor_iterations):
-        anchors = next_anchors(form.sum_positives(anchors.queries, buffer, config), buffer.keys)
+        anchors = next_anchors(form.sum_positives(anchors.queries, buffer, config), own_keys)
     if config.anchor_iterations == 0:
-        counts = next_anchors(form.sum_positives(first, buffer, config), buffer.keys).counts
+        counts = next_anchors(form.sum_positives(first, buffer, config), own_keys).counts
         anchors = Anchors(first, counts)
     return anchors
+
+
+@typed
+def prepare_queries(
+    first: Float[Array, "q D"],
+    own_keys: Float[Array, "q D"],
+    buffer: Buffer,
+    windows: Float[Array, ""],
+    config: MethodConfig,
+) -> Queries:
+    """Anchors and normalisation of some tokens; without row_mean of all tokens, since they share one mean.
+
+    first: the anchors' first queries; own_keys: the tokens' keys; windows is W.
+    """
+    rows, counts = own_keys, jnp.ones_like(own_keys[:, 0])
+    if config.proxy_anchors or config.dynamic_scale is not None:
+        anchors = proxy_anchors(first, own_keys, buffer, config)
+        counts = anchors.counts
+        rows = anchors.queries if config.proxy_anchors else rows
+    return Queries(rows, counts, normalization(rows, counts, buffer, windows, config, FORMS[config.attention].total))
 
 
 @typed
@@ -37,13 +70,8 @@ def attend(
 
     Rows of padded tokens hold finite numbers without meaning.
     """
-    queries, counts = buffer.keys, jnp.ones_like(buffer.keys[:, 0])
-    if config.proxy_anchors or config.dynamic_scale is not None:
-        anchors = proxy_anchors(queries if first is None else first, buffer, config)
-        counts = anchors.counts
-        queries = anchors.queries if config.proxy_anchors else queries
-    norm = normalization(queries, counts, buffer, windows, config)
-    return FORMS[config.attention].gather(queries, norm, buffer, config)
+    queries = prepare_queries(buffer.keys if first is None else first, buffer.keys, buffer, windows, config)
+    return FORMS[config.attention].gather(queries.rows, queries.norm, buffer, config)
 
 
 @typed
@@ -59,10 +87,13 @@ def gather_values(
     features: before normalisation; values: of the last CLIP block, on their own token grid.
     """
     windows, tokens, _ = features.shape
-    count = valid.astype(jnp.float32).sum()
+    count = FORMS[config.attention].total(valid.astype(jnp.float32).sum())
     if config.global_buffer:
         out = attend(fill_buffer(features, values, valid), count, config, first)
         return out.reshape(windows, tokens, -1)
+
+    # A window lies on one device, whatever the mesh.
+    config = replace(config, attention="streaming") if config.attention == "sharded" else config
 
     def alone(window: tuple[Array, Array, Array]) -> Array:
         own_features, own_values, own_first = window
@@ -85,4 +116,5 @@ def clearclip_queries(
     """The first queries of a host: ClearCLIP starts its anchors from neighbourhoods, all others from the keys."""
     if config.host != "clearclip" or not config.proxy_anchors:
         return None
-    return neighbourhood_queries(features, valid, origins, patch_size)
+    every_part = FORMS[config.attention].every_part if config.global_buffer else streaming.every_part
+    return neighbourhood_queries(features, valid, origins, patch_size, every_part)

@@ -1,5 +1,6 @@
 """The global key-value buffer: unit features and resampled values of every window of an image, side by side."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,9 @@ import jax.numpy as jnp
 
 from gla_jax.interpolation import bilinear_matrix
 from gla_jax.shapes import Array, Bool, Float, Int, typed
+
+# Larger than half a window; columns below 2^15 - MARGIN keep pixels apart, rows below 2^16 - MARGIN fit an int32.
+MARGIN = 2**12
 
 
 class Buffer(NamedTuple):
@@ -54,12 +58,40 @@ def fill_buffer(features: Float[Array, "W S D"], values: Float[Array, "W n C"], 
     )
 
 
+class PixelSums(NamedTuple):
+    """Sum [n D] and number [n] of the features that lie at each of n pixels."""
+
+    total: Float[Array, "n D"]
+    count: Float[Array, " n"]
+
+    def merge(self, other: "PixelSums") -> "PixelSums":
+        """The sums over both sets of features."""
+        return PixelSums(self.total + other.total, self.count + other.count)
+
+
+@typed
+def sums_at_pixels(wanted: Int[Array, " n"], features: Float[Array, "b D"], pixels: Int[Array, " b"]) -> PixelSums:
+    """Sum and number of the features at each wanted pixel; pixels are numbers, negative for none."""
+    distinct, group = jnp.unique(pixels, size=pixels.size, fill_value=jnp.iinfo(jnp.int32).max, return_inverse=True)
+    total = jax.ops.segment_sum(features, group, pixels.size)
+    count = jax.ops.segment_sum(jnp.ones_like(features[:, 0]), group, pixels.size)
+    place = jnp.minimum(jnp.searchsorted(distinct, wanted), pixels.size - 1)
+    found = ((distinct[place] == wanted) & (wanted >= 0)).astype(jnp.float32)
+    return PixelSums(total[place] * found[:, None], count[place] * found)
+
+
 @typed
 def neighbourhood_queries(
-    features: Float[Array, "W S D"], valid: Bool[Array, " W"], origins: Int[Array, "W 2"], patch_size: int
+    features: Float[Array, "W S D"],
+    valid: Bool[Array, " W"],
+    origins: Int[Array, "W 2"],
+    patch_size: int,
+    every_part: Callable,
 ) -> Float[Array, "N D"]:
     """ClearCLIP's first queries under GLA (DESIGN 3.4): the mean feature of the token itself, its up to 8 neighbours in
     the window, and the tokens of other windows whose top-left pixel is the same; as unit rows.
+
+    every_part is that of the attention's form: it merges over the parts of a buffer that is split.
     """
     windows, tokens, width = features.shape
     side = round(tokens**0.5)
@@ -73,12 +105,13 @@ def neighbourhood_queries(
     steps = jnp.arange(side, dtype=jnp.int32) * patch_size
     rows = origins[:, 0, None, None] + steps[None, :, None]
     columns = origins[:, 1, None, None] + steps[None, None, :]
-    # One integer per pixel position; images are far smaller than 2^15 pixels a side in this host's settings.
-    position = jnp.where(valid[:, None, None], rows * 2**15 + columns, -1).reshape(-1)
-    _, group = jnp.unique(position, size=position.size, return_inverse=True)
+    # One number a pixel; an image smaller than a window starts before its first pixel, by less than MARGIN.
+    pixels = (rows + MARGIN) * 2**15 + columns + MARGIN
+    pixels = jnp.where(valid[:, None, None], pixels, -1).reshape(-1)
     flat = grid.reshape(-1, width)
-    group_sum = jax.ops.segment_sum(flat, group, position.size)[group]
-    group_size = jax.ops.segment_sum(jnp.ones(position.size), group, position.size)[group]
-    total = total.reshape(-1, width) + group_sum - flat
-    count = jnp.tile(count.reshape(-1), windows) + group_size - 1.0
+    same = every_part((flat, pixels), lambda part: sums_at_pixels(pixels, *part), PixelSums.merge)
+    # The token itself is in both sums; a padded token is in none of `same`.
+    own = valid.astype(jnp.float32).repeat(tokens)
+    total = total.reshape(-1, width) + same.total - flat * own[:, None]
+    count = jnp.tile(count.reshape(-1), windows) + same.count - own
     return unit_rows(total / count[:, None])

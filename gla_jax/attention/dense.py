@@ -6,8 +6,11 @@ import jax.numpy as jnp
 from gla_jax.attention.anchors import AnchorSums, positive_sums
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization
+from gla_jax.attention.streaming import every_part, total
 from gla_jax.config import MethodConfig
 from gla_jax.shapes import Array, Float, typed
+
+__all__ = ["attention_weights", "every_part", "gather", "sum_positives", "total"]
 
 
 @typed
@@ -17,13 +20,21 @@ def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, config: MethodCo
 
 
 @typed
-def gather(
-    queries: Float[Array, "N D"], norm: Normalization, buffer: Buffer, config: MethodConfig
-) -> Float[Array, "N C"]:
-    """Softmax over the kept keys, times the values: keep j where a_ij >= min(max_j a_ij, 0)."""
+def attention_weights(
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+) -> Float[Array, "q N"]:
+    """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0)."""
     similarity = jnp.einsum("qd,kd->qk", queries, buffer.keys, precision="highest")
     logits = norm.scale[:, None] * similarity - norm.offset[:, None]
     logits = jnp.where(buffer.valid[None], logits, -jnp.inf)
     keep = logits >= jnp.minimum(logits.max(1, keepdims=True), 0.0)
-    weights = jax.nn.softmax(jnp.where(keep, logits / config.temperature, -jnp.inf), axis=1)
+    return jax.nn.softmax(jnp.where(keep, logits / config.temperature, -jnp.inf), axis=1)
+
+
+@typed
+def gather(
+    queries: Float[Array, "N D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+) -> Float[Array, "N C"]:
+    """Attention weights times the values."""
+    weights = attention_weights(queries, norm, buffer, config)
     return jnp.einsum("qk,kc->qc", weights, buffer.values, precision="highest")

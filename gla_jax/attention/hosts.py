@@ -10,6 +10,7 @@ from gla_jax.shapes import Array, Float, typed
 from gla_jax.towers.layers import Heads, attention_weights, merge_heads, split_heads
 
 Side = Literal["queries", "keys"]
+Feature = Literal["vfm", "queries", "keys"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class HostRow:
 
     pairs: tuple[tuple[Side, Side], ...]
     whole_block: bool
-    features: tuple[Literal["vfm", "queries", "keys"], ...]
+    features: tuple[Feature, ...]
 
 
 HOSTS: dict[Host, HostRow] = {

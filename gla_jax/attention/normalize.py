@@ -1,5 +1,6 @@
 """Dynamic normalisation: where attention starts (shift) and how steep it is (scale) (DESIGN 3.2)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,18 +34,21 @@ def scale(counts: Float[Array, " N"], config: MethodConfig) -> Float[Array, " N"
 
 
 @typed
-def mean_similarity(queries: Float[Array, "N D"], buffer: Buffer, by_row: bool) -> Float[Array, " N"]:
+def mean_similarity(
+    queries: Float[Array, "N D"], buffer: Buffer, by_row: bool, total: Callable[[Array], Array]
+) -> Float[Array, " N"]:
     """mu_i without forming similarities: mean_j s_ij = P_i . mean_j K_j (DESIGN 3.3).
 
-    by_row: the mean of each query's row, clipped at 0; otherwise one mean over all queries and keys (ProxyCLIP).
+    by_row: the mean of each query's row, clipped at 0; otherwise one mean over all queries and keys (ProxyCLIP). total
+    sums over the parts of a buffer that is split.
     """
     valid = buffer.valid.astype(jnp.float32)
-    total = valid.sum()
-    mean_key = jnp.einsum("n,nd->d", valid, buffer.keys, precision="highest") / total
+    count = total(valid.sum())
+    mean_key = total(jnp.einsum("n,nd->d", valid, buffer.keys, precision="highest")) / count
     rows = jnp.einsum("nd,d->n", queries, mean_key, precision="highest")
     if by_row:
         return jnp.maximum(rows, 0.0)
-    return jnp.full_like(rows, (rows * valid).sum() / total)
+    return jnp.zeros_like(rows) + total((rows * valid).sum()) / count
 
 
 @typed
@@ -54,8 +58,12 @@ def normalization(
     buffer: Buffer,
     windows: Float[Array, ""],
     config: MethodConfig,
+    total: Callable[[Array], Array],
 ) -> Normalization:
-    """gamma_i and gamma_i * beta * mu_i of every query; windows is the number of valid windows W."""
+    """gamma_i and gamma_i * beta * mu_i of every query; windows is the number of valid windows W.
+
+    total sums over the parts of a buffer that is split.
+    """
     gamma = scale(counts, config)
-    mean = mean_similarity(queries, buffer, config.row_mean)
+    mean = mean_similarity(queries, buffer, config.row_mean, total)
     return Normalization(gamma, gamma * shift(windows, config) * mean)

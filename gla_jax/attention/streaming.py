@@ -13,6 +13,7 @@ from gla_jax.config import MethodConfig
 from gla_jax.shapes import Array, Float, typed
 
 State = TypeVar("State")
+Part = TypeVar("Part")
 # Lower than any attention logit, yet finite: differences of two such maxima stay numbers.
 NOTHING = -1e30
 
@@ -44,11 +45,16 @@ class SoftmaxPartial(NamedTuple):
             weights[0][:, None] * self.gathered + weights[1][:, None] * other.gathered,
         )
 
+    def average(self) -> Float[Array, "q C"]:
+        """The weighted mean of the values; at least one valid key must have been seen."""
+        return self.gathered / self.total[:, None]
+
 
 @typed
-def nothing_gathered(queries: int, width: int) -> SoftmaxPartial:
-    """The neutral element of merge."""
-    return SoftmaxPartial(jnp.full(queries, NOTHING), jnp.zeros(queries), jnp.zeros((queries, width)))
+def nothing_gathered(queries: Float[Array, "q D"], width: int) -> SoftmaxPartial:
+    """The neutral element of merge, for values of some width."""
+    zeros = jnp.zeros_like(queries[:, 0])  # of the queries, so that it is sharded as they are
+    return SoftmaxPartial(zeros + NOTHING, zeros, jnp.zeros_like(queries, shape=(queries.shape[0], width)))
 
 
 @typed
@@ -63,6 +69,16 @@ def gather_block(
     keep = (logits >= jnp.minimum(maximum, 0.0)[:, None]) & keys.valid[None]
     weights = jnp.where(keep, jnp.exp((logits - maximum[:, None]) / temperature), 0.0)
     return SoftmaxPartial(maximum, weights.sum(1), jnp.einsum("qk,kc->qc", weights, keys.values, precision="highest"))
+
+
+def total(partial: Array) -> Array:
+    """The sum over all parts of the buffer: there is one."""
+    return partial
+
+
+def every_part(part: Part, step: Callable[[Part], State], merge: Callable[[State, State], State]) -> State:
+    """Merge step(part) over all parts of the buffer: there is one."""
+    return step(part)
 
 
 def split_blocks(tree: State, size: int) -> State:
@@ -88,7 +104,7 @@ def fold_keys(
 
 
 @typed
-def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
+def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
     """Positives of every query among all keys."""
     size = min(config.block_size, queries.shape[0])
     keys = split_blocks(buffer, min(config.block_size, buffer.keys.shape[0]))
@@ -106,24 +122,30 @@ def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, config: MethodCo
 
 
 @typed
-def gather(
-    queries: Float[Array, "N D"], norm: Normalization, buffer: Buffer, config: MethodConfig
-) -> Float[Array, "N C"]:
-    """Softmax over the kept keys, times the values, by a running maximum."""
+def gather_partial(
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+) -> SoftmaxPartial:
+    """The softmax of the queries over one buffer, by a running maximum; partials of other buffers merge with it."""
     size = min(config.block_size, queries.shape[0])
     keys = split_blocks(buffer, min(config.block_size, buffer.keys.shape[0]))
 
-    def one_block(block: tuple[Array, Normalization]) -> Array:
-        partial = fold_keys(
+    def one_block(block: tuple[Array, Normalization]) -> SoftmaxPartial:
+        return fold_keys(
             lambda part: gather_block(*block, part, config.temperature),
             lambda a, b: a.merge(b, config.temperature),
-            nothing_gathered(size, buffer.values.shape[1]),
+            nothing_gathered(block[0], buffer.values.shape[1]),
             keys,
         )
-        # Padded queries have seen valid keys too, so total is never 0 while one key is valid.
-        return partial.gathered / partial.total[:, None]
 
     return join_blocks(jax.lax.map(one_block, split_blocks((queries, norm), size)), queries.shape[0])
+
+
+@typed
+def gather(
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+) -> Float[Array, "q C"]:
+    """Softmax over the kept keys, times the values."""
+    return gather_partial(queries, norm, buffer, config).average()
 
 
 def join_blocks(tree: State, length: int) -> State:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gla_jax.checkpoint import Checkpoint, initial_params
+from gla_jax.checkpoint import Checkpoint, digest, initial_params
 from gla_jax.config import METHODS, SegmenterConfig
 from gla_jax.resize import rescale_size
 from gla_jax.tiny_world.scenes import render
@@ -50,7 +50,8 @@ def contenders(segmenter: "Segmenter", seed: int = 0) -> dict[str, "Segmenter"]:
 
 
 def _with_random_params(part: Checkpoint, key: jax.Array) -> Checkpoint:
-    return dataclasses.replace(part, params=jax.tree.map(np.asarray, initial_params(part.spec, key)), sha256="random")
+    params = jax.tree.map(np.asarray, initial_params(part.spec, key))
+    return dataclasses.replace(part, params=params, sha256=digest(params))
 
 
 def measure(segmenter: "Segmenter", seeds: Iterator[int] | range) -> dict[str, float]:

@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from gla_jax.attention.attend import gather_values
 from gla_jax.attention.buffer import fill_buffer, neighbourhood_queries, unit_rows
 from gla_jax.attention.normalize import Normalization
-from gla_jax.attention.streaming import SoftmaxPartial, gather_block, nothing_gathered
+from gla_jax.attention.sharded import WINDOW_AXIS
+from gla_jax.attention.streaming import SoftmaxPartial, every_part, gather_block, nothing_gathered
 from gla_jax.config import MethodConfig, without_gla
 from tests import oracle
 
-FORMS = ("dense", "streaming")
+FORMS = ("dense", "streaming", "sharded")
+DEVICES = 4
 GLA = MethodConfig(attention="dense")
 METHODS = {
     "gla": GLA,
@@ -39,6 +42,20 @@ def clustered(seed: int, windows: int, tokens: int = 16, width: int = 8, channel
     features = centres[rng.integers(0, 4, (windows, tokens))] + 0.4 * rng.normal(size=(windows, tokens, width)) + 0.3
     values = rng.normal(size=(windows, tokens, channels))
     return features.astype(np.float32), values.astype(np.float32)
+
+
+def gathered(features, values, valid, method):
+    """gather_values of the form a method names; sharded: on four devices, windows padded so that each has as many."""
+    if method.attention != "sharded":
+        return jax.jit(gather_values)(features, values, valid, method)
+    windows = len(valid)
+    padding = -windows % DEVICES
+    split = [np.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))) for x in (features, values, valid)]
+    by_window = PartitionSpec(WINDOW_AXIS)
+    mesh = jax.make_mesh((DEVICES,), (WINDOW_AXIS,), (AxisType.Auto,), devices=jax.devices()[:DEVICES])
+    specs = (by_window, by_window, by_window, PartitionSpec())
+    form = jax.shard_map(gather_values, mesh=mesh, in_specs=specs, out_specs=by_window)
+    return jax.jit(form)(*map(jnp.asarray, split), method)[:windows]
 
 
 def oracle_values(features, values, method):
@@ -69,7 +86,7 @@ def test_forms_equal_the_oracle(name, form, windows, padding, block_size):
     # Padding holds large numbers, so that a leak into the mean, the masks or the values cannot hide.
     padded = [np.concatenate([x, np.full((padding, *x.shape[1:]), 50, np.float32)]) for x in (features, values)]
     valid = jnp.arange(windows + padding) < windows
-    found = jax.jit(gather_values)(*map(jnp.asarray, padded), valid, method)
+    found = gathered(*map(jnp.asarray, padded), valid, method)
     assert np.isfinite(found).all()
     assert_rows_agree(found[:windows], expected)
 
@@ -78,7 +95,7 @@ def test_forms_equal_the_oracle(name, form, windows, padding, block_size):
 def test_windows_alone_equal_the_oracle(form):
     method = replace(without_gla("proxyclip"), attention=form, block_size=5)
     features, values = clustered(3, 4)
-    found = jax.jit(gather_values)(jnp.asarray(features), jnp.asarray(values), jnp.ones(4, bool), method)
+    found = gathered(jnp.asarray(features), jnp.asarray(values), jnp.ones(4, bool), method)
     assert_rows_agree(found, oracle_values(features, values, method))
 
 
@@ -100,10 +117,10 @@ def test_softmax_partials_merge_in_any_order():
         partials = [gather_block(queries, norm, part, 1.0) for part in parts]
         results = []
         for order in itertools.permutations(partials):
-            total = nothing_gathered(10, 6)
+            total = nothing_gathered(queries, 6)
             for partial in order:
                 total = SoftmaxPartial.merge(total, partial, 1.0)
-            results.append(total.gathered / total.total[:, None])
+            results.append(total.average())
         for result in results[1:]:
             np.testing.assert_allclose(result, results[0], atol=1e-6)
 
@@ -112,7 +129,7 @@ def test_neighbourhood_queries_by_hand():
     """Two windows of 2 x 2 tokens that overlap by one column: token (0, 1) of the first is (0, 0) of the second."""
     features = np.arange(16, dtype=np.float32).reshape(2, 4, 2) + 1
     origins = np.array([[0, 0], [0, 8]], np.int32)
-    found = neighbourhood_queries(jnp.asarray(features), jnp.ones(2, bool), jnp.asarray(origins), 8)
+    found = neighbourhood_queries(jnp.asarray(features), jnp.ones(2, bool), jnp.asarray(origins), 8, every_part)
     in_window = features.sum(1)
     expected = np.stack(
         [
