@@ -145,6 +145,105 @@ def demo(
 
 
 @app.command()
+def ablate(
+    benchmark: Annotated[str, typer.Argument(help="What to measure on; gla-jax eval --list names all.")] = "tiny-world",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data, or the folder that holds it.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")
+    ] = None,
+    stages: Annotated[bool, typer.Option("--stages", help="Each part of GLA after the other; the default.")] = False,
+    hosts: Annotated[bool, typer.Option("--hosts", help="Every host without and with GLA.")] = False,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help='"anchor_threshold=0.4,0.5,0.6"; repeat it for all combinations.')
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Of stages and grids: proxyclip, clearclip or sclip. [default: proxyclip]")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Setting of the paper: sizes, prompts, thresholds.")] = "sclip",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("gla-jax-ablation"),
+    dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
+) -> None:
+    """Measure what each part of the method brings, or a grid of settings; the towers run once an image.
+
+    Writes ablation.json, ablation.csv and ablation.png.
+    """
+    if stages + hosts + bool(grid) > 1:
+        raise UserError("--stages, --hosts and --grid are three ablations; choose one of them.")
+    if hosts and host:
+        raise UserError(f"--hosts measures all hosts, {host} among them; leave --host out.")
+    prepare_jax()
+    from rich.console import Console
+
+    from gla_jax import ablate as ablation
+    from gla_jax.eval.benchmarks import TINY_WORLD
+    from gla_jax.eval.runner import open_benchmark
+    from gla_jax.segmenter import Segmenter
+    from gla_jax.settings import one_of
+
+    host = one_of(host or "proxyclip", ablation.HOSTS_OF_GLA, "host of GLA")
+    axes = ablation.parse_axes(grid or ())
+    dataset, row = open_benchmark(benchmark, data, preset)
+    base = row.config("gla", dtype)
+    if hosts:
+        asked = ablation.hosts(base)
+    elif axes:
+        asked = ablation.grid(base, host, axes)
+    else:
+        asked = ablation.stages(base, host)
+    name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
+    segmenter = Segmenter.from_pretrained(name, asked.settings[0].config, offline=offline)
+    folder = _folder(out)
+    Console().print(ablation.run_ablation(segmenter, asked, dataset, row, folder, limit))
+    typer.echo(f"{folder / 'ablation.png'}\n{folder / 'ablation.csv'}\n{folder / 'ablation.json'}")
+
+
+@app.command()
+def explain(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    at: Annotated[str | None, typer.Option(help="X,Y: the pixel whose token asks.")] = None,
+    boundaries: Annotated[
+        bool, typer.Option("--boundaries", help="Also compare the labels at window edges without and with GLA.")
+    ] = False,
+    classes: Annotated[
+        list[str] | None, typer.Option("--classes", help='One class with its synonyms, "cat; tabby"; repeat it.')
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="An index or binary PNG: the object at X,Y, and the truth at window edges.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")] = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option(help="gla or gla-clearclip.")] = "gla",
+    preset: Annotated[
+        str, typer.Option(help="Sizes of the paper: sclip, proxyclip, clearclip, clip-dinoiser.")
+    ] = "sclip",
+    short_side: Annotated[str | None, typer.Option(help="Pixels the short side is resized to, or native.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of a window in pixels.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Step between windows in pixels.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The PNG file to write.  [default: NAME.explain.png]")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
+) -> None:
+    """Draw what one pixel's token attends to, stage by stage of GLA, and where labels flip at window edges."""
+    from gla_jax.settings import settings_from_options
+
+    config = settings_from_options(
+        method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
+    )
+    out = out or Path(f"{image.stem}.explain.png")
+    prepare_jax()
+    from gla_jax import explain as explanation
+    from gla_jax.segmenter import Segmenter
+
+    explanation.attention_stages(config.method)
+    request = explanation.read_request(image, at, mask, classes or (), boundaries, out)
+    _folder(out.parent)
+    segmenter = Segmenter.from_pretrained(model, config, offline=offline)
+    for line in explanation.write_pictures(segmenter, request, out):
+        typer.echo(line)
+
+
+@app.command()
 def convert(
     family: Annotated[Family, typer.Argument(help="What the weights are of.")],
     source: Annotated[str, typer.Argument(help="A hub id, a folder, or a .safetensors, .bin, .pt or .pth file.")],
