@@ -5,13 +5,13 @@ The defaults are the released run of GLA-CLIP (rho is 0.55 there, although its s
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 
-Host = Literal["clip", "maskclip", "sclip", "clearclip", "vanilla", "proxyclip"]
+Host = Literal["clip", "maskclip", "sclip", "clearclip", "naclip", "vanilla", "proxyclip"]
 Number = float | jax.Array
-HOSTS_WITHOUT_FEATURES = ("clip", "vanilla", "maskclip")
+HOSTS_WITHOUT_FEATURES = ("clip", "vanilla", "maskclip", "naclip")
 
 
 def static(default: Any) -> Any:
@@ -73,7 +73,8 @@ def without_gla(host: Host) -> MethodConfig:
 METHODS: dict[str, MethodConfig] = {
     "gla": MethodConfig(),
     "gla-clearclip": MethodConfig(host="clearclip"),
-    **{host: without_gla(host) for host in ("proxyclip", "maskclip", "clearclip", "sclip", "clip", "vanilla")},
+    "gla-sclip": MethodConfig(host="sclip"),
+    **{host: without_gla(host) for host in get_args(Host)},
 }
 
 

@@ -38,11 +38,16 @@ def merge_heads(x: Float[Array, "B H t K"]) -> Float[Array, "B t C"]:
 
 @typed
 def attention_weights(
-    queries: Float[Array, "B H t K"], keys: Float[Array, "B H s K"], mask: Bool[Array, "t s"] | None = None
+    queries: Float[Array, "B H t K"],
+    keys: Float[Array, "B H s K"],
+    mask: Bool[Array, "t s"] | None = None,
+    bias: Float[Array, "t s"] | None = None,
 ) -> Float[Array, "B H t s"]:
-    """softmax(q k^T / sqrt K) in float32 whatever the input's dtype; mask is True where a key may be seen."""
+    """softmax(q k^T / sqrt K + bias) in float32 whatever the input's dtype; mask is True where a key may be seen."""
     scores = jnp.einsum("bhtk,bhsk->bhts", queries, keys, preferred_element_type=jnp.float32)
     scores = scores * (queries.shape[-1] ** -0.5)
+    if bias is not None:
+        scores = scores + bias[None, None]
     if mask is not None:
         scores = jnp.where(mask[None, None], scores, -jnp.inf)
     return jax.nn.softmax(scores, axis=-1)
