@@ -8,10 +8,9 @@ from typing import Protocol as Interface
 import jax
 import numpy as np
 
-from gla_jax.classify import label_map, layout, place_tokens
+from gla_jax.classify import label_map, layout, placed_logits
 from gla_jax.config import SegmenterConfig
 from gla_jax.eval.protocols import Protocol
-from gla_jax.logits import token_logits
 from gla_jax.shapes import Array, Float, Integer, UInt8
 from gla_jax.text.prompts import Classes
 from gla_jax.windows import WindowGrid
@@ -52,11 +51,6 @@ class Stopwatch:
         self._last = now
 
 
-@jax.jit
-def _placed_logits(features: Array, bank: Array, windows: Array) -> Array:
-    return place_tokens(token_logits(features, bank), windows)
-
-
 def predictor(segmenter: Features, row: Protocol) -> Callable[[UInt8[np.ndarray, "h w 3"], Stopwatch], Prediction]:
     """The function from an image to its prediction under a protocol; text features are made once, here.
 
@@ -73,7 +67,7 @@ def predictor(segmenter: Features, row: Protocol) -> Callable[[UInt8[np.ndarray,
         watch.mark("features")
         where = layout(grid, features.shape[1], image.shape[:2])
         with jax.default_matmul_precision("highest"):
-            placed = _placed_logits(features, bank, where.windows)
+            placed = placed_logits(features, bank, where)
             labels = label_map(placed, where, class_of_query, row.logit_scale, row.threshold)
         watch.mark("labels")
         return Prediction(labels.astype(dtype), (grid.height, grid.width))

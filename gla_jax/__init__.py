@@ -8,6 +8,7 @@ from gla_jax.version import VERSION as __version__
 if TYPE_CHECKING:
     from gla_jax.config import METHODS, PRESETS, MethodConfig, SegmenterConfig, WindowConfig
     from gla_jax.logits import SegmenterParams, segment_features, segment_logits
+    from gla_jax.mesh import make_mesh
     from gla_jax.segmenter import Segmentation, Segmenter
 
 _HOMES = {
@@ -19,6 +20,7 @@ _HOMES = {
     "SegmenterConfig": "config",
     "SegmenterParams": "logits",
     "WindowConfig": "config",
+    "make_mesh": "mesh",
     "segment_features": "logits",
     "segment_logits": "logits",
 }
@@ -33,6 +35,7 @@ __all__ = [
     "SegmenterParams",
     "WindowConfig",
     "__version__",
+    "make_mesh",
     "segment_features",
     "segment_logits",
 ]

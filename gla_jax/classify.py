@@ -7,8 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gla_jax.config import Number
+from gla_jax.logits import token_logits
 from gla_jax.shapes import Array, Float, Int, typed
 from gla_jax.stitch import StitchPlan, axis_matrix, stitch
 from gla_jax.windows import WindowGrid, bucket
@@ -104,6 +106,25 @@ def place_tokens(token_logits: Float[Array, "W S Q"], windows: Int[Array, "y x"]
     rows, columns = windows.shape
     grid = token_logits[windows].reshape(rows, columns, side, side, -1)
     return grid.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, -1)
+
+
+def placed_logits(features: Float[Array, "W S E"], text_bank: Float[Array, "Q E"], where: Layout) -> Array:
+    """Token logits laid out as the windows lie in the image, [y*gh x*gw Q]; whole on one device.
+
+    Features that are split over a mesh come together here, on the first device of every process.
+    """
+    split = isinstance(features.sharding, NamedSharding) and features.sharding.mesh.size > 1
+    everywhere = NamedSharding(features.sharding.mesh, PartitionSpec()) if split else None
+    bank = np.asarray(text_bank) if split else text_bank
+    with jax.default_matmul_precision("highest"):
+        placed = _placed_logits(features, bank, where.windows, everywhere)
+    return placed.addressable_data(0) if split else placed
+
+
+@partial(jax.jit, static_argnames="sharding")
+def _placed_logits(features: Array, bank: Array, windows: Array, sharding: NamedSharding | None) -> Array:
+    placed = place_tokens(token_logits(features, bank), windows)
+    return placed if sharding is None else jax.lax.with_sharding_constraint(placed, sharding)
 
 
 @typed

@@ -48,8 +48,9 @@ def place_params(params: SegmenterParams, mesh: Mesh) -> SegmenterParams:
 
 
 def place_windows(windows: Windows, mesh: Mesh) -> Windows:
-    """Windows of a batch of images [B W ...] from host arrays, split over the mesh."""
-    return _global(windows, NamedSharding(mesh, BY_WINDOW))
+    """Windows of a batch of images [B W ...], or of one image [W ...], from host arrays, split over the mesh."""
+    spec = BY_WINDOW if windows.valid.ndim == 2 else PartitionSpec(WINDOW_AXIS)
+    return _global(windows, NamedSharding(mesh, spec))
 
 
 def _global(tree, sharding: NamedSharding):
@@ -76,3 +77,12 @@ def sharded_features(
 
     specs = (EVERYWHERE, BY_WINDOW, EVERYWHERE)
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=BY_WINDOW)(params, windows, config)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def image_features(
+    params: SegmenterParams, windows: Windows, config: SegmenterConfig, mesh: Mesh
+) -> Float[Array, "W S E"]:
+    """segment_features of one image whose windows are split over a mesh that has one image at a time."""
+    batch = jax.tree.map(lambda leaf: leaf[None], windows)
+    return sharded_features(params, batch, config, mesh)[0]

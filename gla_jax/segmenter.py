@@ -1,7 +1,7 @@
 """The whole way from an image and class names to a label map, as one object with loaded weights."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,29 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.checkpoint import Checkpoint, ClipSpec, Params
-from gla_jax.classify import label_map, layout, place_tokens, score_map
+from gla_jax.classify import label_map, layout, placed_logits, score_map
 from gla_jax.config import SegmenterConfig, WindowConfig
 from gla_jax.errors import ClassesError, UserError
 from gla_jax.images import as_rgb
-from gla_jax.logits import SegmenterParams, segment_features, token_logits
+from gla_jax.logits import SegmenterParams, segment_features
+from gla_jax.mesh import DATA_AXIS, image_features, padded_windows, place_params, place_windows
 from gla_jax.pretrained import resolve
 from gla_jax.resize import rescale_size, resize_uint8
 from gla_jax.shapes import Array, Float, Int, UInt8
+from gla_jax.staged import Progress, padded_to_batches, staged_features
 from gla_jax.text.bank import text_bank
 from gla_jax.text.prompts import Classes, parse_classes
 from gla_jax.text.tokenizer import load_tokenizer
 from gla_jax.visualize import overlay
-from gla_jax.windows import WindowGrid, Windows, cut_windows, window_grid
+from gla_jax.windows import WindowGrid, Windows, bucket, cut_windows, window_grid
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from PIL import Image
 
 _segment_features = jax.jit(segment_features)
-
-
-@jax.jit
-def _placed_logits(features: Array, bank: Array, windows: Array) -> Array:
-    return place_tokens(token_logits(features, bank), windows)
+# An image of more windows goes through in steps, so that it can be watched and interrupted.
+WINDOWS_IN_ONE_PROGRAM = 64
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,12 @@ class Segmenter:
         vfm: Checkpoint | None,
         config: SegmenterConfig | None = None,
         name: str = "",
+        mesh: "Mesh | None" = None,
     ):
-        """Put the weights on the device. Raises UserError when the settings do not fit the model."""
+        """Put the weights on the device, or on all devices of a mesh, over which the windows of an image are split.
+
+        Raises UserError when settings, model and mesh do not go together.
+        """
         if not isinstance(clip.spec, ClipSpec):
             raise UserError(f"{clip.folder} holds a {clip.family} model; the first part of a model is a CLIP.")
         self.name = name or str(clip.folder)
@@ -101,6 +105,11 @@ class Segmenter:
             vfm=on_device(vfm.params, dtype) if vfm else None,
             vfm_spec=vfm.spec if vfm else None,
         )
+        self.mesh = mesh
+        if mesh is not None:
+            if mesh.shape[DATA_AXIS] != 1:
+                raise UserError("a segmenter takes one image at a time; make its mesh with data=1.")
+            self.params = place_params(self.params, mesh)
         self._tokenizer = load_tokenizer(clip.folder)
         self._banks: dict[Any, Array] = {}
 
@@ -112,18 +121,21 @@ class Segmenter:
         *,
         offline: bool = False,
         cache_dir: str | Path | None = None,
+        mesh: "Mesh | None" = None,
     ) -> "Segmenter":
         """Load "CLIP+VFM" by names, by model folders or both; names are downloaded and converted once.
+
+        mesh: of gla_jax.make_mesh, splits the windows of every image over its devices.
 
         Raises ModelError when a part is unknown, cannot be downloaded or is damaged.
         """
         clip, vfm = resolve(str(name_or_path), offline=offline, cache_dir=cache_dir)
-        return cls(clip, vfm, config, name=str(name_or_path))
+        return cls(clip, vfm, config, name=str(name_or_path), mesh=mesh)
 
     def with_config(self, config: SegmenterConfig) -> "Segmenter":
         """The same weights under other settings; nothing is loaded again, and only a change of dtype copies them."""
         if config.dtype != self.config.dtype:
-            return Segmenter(self.clip, self.vfm, config, self.name)
+            return Segmenter(self.clip, self.vfm, config, self.name, self.mesh)
         check_settings(config, self.clip, self.vfm)
         other = object.__new__(Segmenter)
         other.__dict__.update(self.__dict__, config=config)
@@ -137,10 +149,22 @@ class Segmenter:
             self._banks[key] = text_bank(self.clip, self._tokenizer, classes, templates)
         return self._banks[key]
 
-    def window_features(self, image: UInt8[np.ndarray, "h w 3"]) -> tuple[Float[Array, "W S E"], Any]:
-        """Joint-space features of every window token of an RGB image (padded W) and the window grid they lie on."""
-        windows, grid = image_windows(image, self.config.windows)
+    def window_features(
+        self, image: UInt8[np.ndarray, "h w 3"], progress: Progress | None = None
+    ) -> tuple[Float[Array, "W S E"], WindowGrid]:
+        """Joint-space features of every window token of an RGB image (padded W) and the window grid they lie on.
+
+        progress(steps done, steps) is called for images that go through in steps.
+        """
+        settings, mesh = self.config.windows, self.mesh
         with jax.default_matmul_precision("highest"):
+            if mesh is not None:
+                windows, grid = image_windows(image, settings, lambda count: padded_windows(count, mesh))
+                return image_features(self.params, place_windows(windows, mesh), self.config, mesh), grid
+            if image_grid(image.shape[:2], settings).count > WINDOWS_IN_ONE_PROGRAM:
+                windows, grid = image_windows(image, settings, lambda count: padded_to_batches(count, self.config))
+                return staged_features(self.params, windows, self.config, progress), grid
+            windows, grid = image_windows(image, settings)
             return _segment_features(self.params, windows, self.config), grid
 
     def __call__(
@@ -152,22 +176,24 @@ class Segmenter:
         threshold: float | None = None,
         scores: bool = False,
         templates: Sequence[str] | None = None,
+        progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one image.
 
         image: a path, a PIL image or RGB uint8 [h w 3]; classes: names, synonyms parted by "; "; background: the class
         that takes pixels whose best probability is below threshold, one of classes or a name of its own (then class 0);
-        threshold: None takes the settings'. Raises UserError for what cannot be used.
+        threshold: None takes the settings'; progress(steps done, steps): called while a large image goes through.
+        Raises UserError for what cannot be used.
         """
         pixels = as_rgb(image)
         parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
         threshold = float(self.config.threshold if threshold is None else threshold)
         names, class_of_query, background_index = with_background(parsed, background, threshold)
 
-        features, grid = self.window_features(pixels)
+        features, grid = self.window_features(pixels, progress)
         where = layout(grid, features.shape[1], pixels.shape[:2])
         with jax.default_matmul_precision("highest"):
-            placed = _placed_logits(features, self.text_bank(parsed, templates), where.windows)
+            placed = placed_logits(features, self.text_bank(parsed, templates), where)
             logit_scale = float(self.config.logit_scale)
             labels = label_map(placed, where, class_of_query, logit_scale, threshold, background_index)
             probabilities = score_map(placed, where, class_of_query, logit_scale, len(names)) if scores else None
@@ -182,10 +208,12 @@ def image_grid(size: tuple[int, int], settings: WindowConfig) -> WindowGrid:
     return window_grid(*size, settings)
 
 
-def image_windows(image: UInt8[np.ndarray, "h w 3"], settings: WindowConfig) -> tuple[Windows, WindowGrid]:
-    """The windows of an RGB image brought to its working size, padded, and the grid they lie on."""
+def image_windows(
+    image: UInt8[np.ndarray, "h w 3"], settings: WindowConfig, padded: Callable[[int], int] = bucket
+) -> tuple[Windows, WindowGrid]:
+    """The windows of an RGB image brought to its working size, `padded(W)` of them, and the grid they lie on."""
     grid = image_grid(image.shape[:2], settings)
-    return cut_windows(resize_uint8(image, (grid.height, grid.width)), grid), grid
+    return cut_windows(resize_uint8(image, (grid.height, grid.width)), grid, padded(grid.count)), grid
 
 
 def on_device(params: Params, dtype: jnp.dtype) -> Mapping[str, Any]:

@@ -1,0 +1,50 @@
+"""A large image in steps: the same features as in one program, every step counted."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gla_jax import segmenter as module
+from gla_jax import staged
+from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
+from gla_jax.logits import segment_features
+from gla_jax.segmenter import Segmenter, image_windows
+from tests.small_models import random_pair
+
+CONFIG = SegmenterConfig(windows=WindowConfig(short_side=None, crop=32, stride=16), tower_batch=3)
+IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+VARIANTS = METHODS | {
+    "one mean over all": replace(without_gla("proxyclip"), global_buffer=True, proxy_anchors=True),
+    "windows alone, dynamic": MethodConfig(global_buffer=False),
+}
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    return Segmenter.from_pretrained(random_pair(tmp_path_factory.mktemp("model")), CONFIG)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_steps_give_the_features_of_one_program(segmenter, name, monkeypatch):
+    monkeypatch.setattr(staged, "QUERIES_OF_A_STEP", 50)
+    config = replace(CONFIG, method=VARIANTS[name])
+    windows, grid = image_windows(IMAGE, CONFIG.windows, lambda count: staged.padded_to_batches(count, CONFIG))
+    assert len(windows.valid) > grid.count  # padding must leave no trace
+    seen = []
+    found = staged.staged_features(segmenter.params, windows, config, lambda done, of: seen.append((done, of)))
+    expected = jax.jit(segment_features)(segmenter.params, jax.tree.map(jnp.asarray, windows), config)
+    np.testing.assert_allclose(found[: grid.count], expected[: grid.count], atol=2e-5)
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert {of for _, of in seen} == {len(seen)}
+
+
+def test_images_of_many_windows_go_in_steps(segmenter, monkeypatch):
+    expected = segmenter(IMAGE, ["sand", "water"], scores=True)
+    monkeypatch.setattr(module, "WINDOWS_IN_ONE_PROGRAM", 4)
+    seen = []
+    found = segmenter(IMAGE, ["sand", "water"], scores=True, progress=lambda done, of: seen.append(done / of))
+    assert seen[-1] == 1
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
