@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 
 import jax
 
-Host = Literal["clip", "maskclip", "sclip", "clearclip", "naclip", "vanilla", "proxyclip"]
+Host = Literal["clip", "maskclip", "sclip", "clearclip", "naclip", "vanilla", "proxyclip", "proxyclip-clip"]
 Number = float | jax.Array
 HOSTS_WITHOUT_FEATURES = ("clip", "vanilla", "maskclip", "naclip")
+HOSTS_BY_FEATURES = ("proxyclip", "proxyclip-clip")  # their own attention is already one by features
 
 
 def static(default: Any) -> Any:
@@ -60,7 +61,7 @@ class MethodConfig:
     @property
     def gathers_by_features(self) -> bool:
         """Whether values are gathered by feature similarity rather than by the host's own attention."""
-        return self.host == "proxyclip" or self._uses_gla
+        return self.host in HOSTS_BY_FEATURES or self._uses_gla
 
 
 def without_gla(host: Host) -> MethodConfig:
@@ -74,6 +75,7 @@ METHODS: dict[str, MethodConfig] = {
     "gla": MethodConfig(),
     "gla-clearclip": MethodConfig(host="clearclip"),
     "gla-sclip": MethodConfig(host="sclip"),
+    "gla-clip": MethodConfig(host="proxyclip-clip"),
     **{host: without_gla(host) for host in get_args(Host)},
 }
 

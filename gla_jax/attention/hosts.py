@@ -39,6 +39,8 @@ HOSTS: dict[Host, HostRow] = {
     "clearclip": HostRow((("queries", "queries"),), whole_block=False, features=("queries",)),
     "naclip": HostRow((("keys", "keys"),), whole_block=False, features=(), neighbourhood=5.0),
     "proxyclip": HostRow((), whole_block=False, features=("vfm",)),
+    # ProxyCLIP's rule with CLIP as its own foundation model: the last block's keys are what it compares.
+    "proxyclip-clip": HostRow((), whole_block=False, features=("keys",)),
 }
 
 

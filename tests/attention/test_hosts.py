@@ -46,6 +46,7 @@ RULES = {
     "clearclip": lambda heads: expected(heads, ["qq"]),
     "naclip": lambda heads: expected(heads, ["kk"], gaussian()),
     "proxyclip": lambda heads: np.asarray(heads.values),
+    "proxyclip-clip": lambda heads: np.asarray(heads.values),
 }
 
 
