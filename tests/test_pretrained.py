@@ -30,7 +30,19 @@ TOKENIZER = {
     "added_tokens": [],
     "normalizer": None,
     "pre_tokenizer": {"type": "Whitespace"},
-    "post_processor": None,
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<start>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<end>", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            "<start>": {"id": "<start>", "ids": [98], "tokens": ["<start>"]},
+            "<end>": {"id": "<end>", "ids": [99], "tokens": ["<end>"]},
+        },
+    },
     "decoder": None,
     "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "cat": 1, "<start>": 98, "<end>": 99}, "unk_token": "<unk>"},
 }

@@ -53,7 +53,7 @@ def test_labels_and_scores_equal_the_oracle(canvas, size, queries):
     padded = np.concatenate([logits, np.full((2, TOKENS, queries), 99, np.float32)])
     placed = place_tokens(jnp.asarray(padded), jnp.asarray(where.windows))
     _, scores = oracle_maps(grid, logits, canvas, size, classes, 4.0)
-    found = score_map(placed, where, classes, 4.0, classes.max() + 1)
+    found = score_map(placed, where, classes, 4.0, int(classes.max()) + 1)
     np.testing.assert_allclose(found, scores, atol=1e-5)
 
     best = np.sort(scores, axis=0)

@@ -25,9 +25,16 @@ PHRASES = (*vocabulary.CLASSES, *vocabulary.COLOUR_PHRASES, *vocabulary.MARK_PHR
 N_CLASSES, N_COLOURS, N_MARKS = len(vocabulary.CLASSES), len(vocabulary.COLOURS), len(vocabulary.MARKS)
 # The phrases of held-out pairs are never read in training, neither as targets nor as negatives.
 TRAINED = np.isin(np.arange(N_CLASSES), vocabulary.TRAIN_CLASSES)
-COLOUR_OF_CLASS = np.where(
-    np.arange(N_CLASSES) >= vocabulary.FIRST_CLOTH, (np.arange(N_CLASSES) - vocabulary.FIRST_CLOTH) // N_MARKS, -2
-)
+
+
+def trained_of_colour() -> np.ndarray:
+    """Which trained classes are a cloth of each colour, [colours + 1 L] bool; the last row is of no colour."""
+    pair = np.arange(N_CLASSES) - vocabulary.FIRST_CLOTH
+    colour = np.where(pair >= 0, pair // N_MARKS, N_COLOURS + 1)
+    return (colour == np.arange(N_COLOURS + 1)[:, None]) & TRAINED
+
+
+TRAINED_OF_COLOUR = trained_of_colour()
 READ = np.concatenate([TRAINED, np.ones(N_COLOURS + N_MARKS, bool)])  # of PHRASES
 
 
@@ -127,7 +134,7 @@ def clip_loss(
     joined_logits = logits_of(joined)
 
     patch_seen = jnp.take_along_axis(jnp.pad(batch.mark_seen, ((0, 0), (0, 0), (0, 1))), batch.slots, 2)
-    joined_seen = (batch.mark_seen * lit * (counts > 0)).max(1)
+    joined_seen = (batch.mark_seen * lit * (counts > 0).astype(jnp.float32)).max(1)
     mark_labels = jnp.where(batch.marked, token_labels, -1)
     losses = {
         "token": class_loss(token_logits, token_labels, patch_seen),
@@ -187,7 +194,7 @@ def text_features(params: Params, texts: Array, tower: ClipText) -> Array:
 def spread_loss(bank: Array) -> Array:
     """Squared distance of the cosines between phrases [P E] from those of SHARED_WORDS, held-out phrases left out."""
     wanted = jnp.where(READ[:, None] & READ[None], SHARED_WORDS, 0.0)
-    return jnp.square(bank @ bank.T - wanted).sum() / READ.sum() ** 2
+    return jnp.square(bank @ bank.T - wanted).sum() / float(READ.sum()) ** 2
 
 
 def _cls_feature(tower: ClipImage, encoded) -> Array:
@@ -208,8 +215,7 @@ def class_loss(logits: Array, labels: Array, seen: Array) -> Array:
     """
     logits = trained_only(logits)
     colour, _ = colour_and_mark(labels)
-    own_colour = jnp.asarray(COLOUR_OF_CLASS) == colour[..., None]
-    unsure = own_colour & jnp.asarray(TRAINED) & ((seen <= UNSEEN) & (colour >= 0))[..., None]
+    unsure = jnp.asarray(TRAINED_OF_COLOUR)[colour] & (seen <= UNSEEN)[..., None]
     target = jnp.where(unsure.any(-1, keepdims=True), unsure, jax.nn.one_hot(labels, N_CLASSES, dtype=bool))
     counted = (labels >= 0) & jnp.asarray(TRAINED)[jnp.maximum(labels, 0)]
     return mean_where(soft_cross_entropy(logits, target), counted)
@@ -217,7 +223,7 @@ def class_loss(logits: Array, labels: Array, seen: Array) -> Array:
 
 def soft_cross_entropy(logits: Array, target: Array) -> Array:
     """-log softmax, averaged over the classes where target [... L] holds; 0 where it holds nowhere."""
-    count = target.sum(-1)
+    count = target.astype(jnp.float32).sum(-1)
     picked = jnp.where(target, logits, 0.0).sum(-1) / jnp.maximum(count, 1)
     return jnp.where(count > 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
 

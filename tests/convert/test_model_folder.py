@@ -199,7 +199,8 @@ def test_a_taken_folder_is_left_alone(dino_folder, tmp_path):
 
 
 STOPS_BEFORE_THE_END = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would this one
 sys.modules["torch"] = None  # importing it fails
 import gla_jax.checkpoint
 from gla_jax.convert import convert
