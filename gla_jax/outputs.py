@@ -13,6 +13,7 @@ from PIL import Image
 
 from gla_jax.config import settings_as_dict
 from gla_jax.errors import ImageError
+from gla_jax.progress import steps
 from gla_jax.segmenter import Segmentation, Segmenter
 from gla_jax.text.prompts import Classes
 from gla_jax.visualize import index_image, palette_image
@@ -113,7 +114,8 @@ def segment_files(
     for path, name in zip(paths, names, strict=True):
         begun = time.perf_counter()
         try:
-            result = segmenter(path, classes, **options)
+            with steps(str(path)) as progress:
+                result = segmenter(path, classes, progress=progress, **options)
         except ImageError as error:
             complain(str(error))
             failed.append({"image": str(path), "error": str(error)})
