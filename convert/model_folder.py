@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gla_jax.checkpoint import ClipSpec, write_checkpoint
+from gla_jax.checkpoint import ClipSpec, refuse_taken, write_checkpoint
 from gla_jax.convert.rules import first_line
 from gla_jax.convert.sources import Source, open_source
 from gla_jax.convert.state import convert_state
@@ -31,6 +31,7 @@ def convert(
     do. Returns the manifest that out/manifest.json holds: where the weights come from, the SHA-256 of every file, and
     what became of every tensor. Raises ConversionError, and ModelError when out is taken.
     """
+    refuse_taken(Path(out))  # before minutes of work, not after them
     opened = open_source(source, offline=offline)
     options = {"activation": activation, "heads": heads, "text_heads": text_heads}
     implied = {}

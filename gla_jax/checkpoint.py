@@ -90,6 +90,12 @@ def digest(params: Params) -> str:
     return sha.hexdigest()
 
 
+def refuse_taken(target: Path) -> None:
+    """Raise ModelError when target exists and is not an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelError(f"{target} exists already; name a folder that does not, or remove it first.")
+
+
 @contextmanager
 def folder_written_beside(target: Path) -> Iterator[Path]:
     """A new folder beside target that takes its place when the block ends well and vanishes when it does not.
@@ -97,8 +103,7 @@ def folder_written_beside(target: Path) -> Iterator[Path]:
     Raises ModelError when target exists already and is not an empty folder.
     """
     target = Path(target).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"{target} exists already; name a folder that does not, or remove it first.")
+    refuse_taken(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

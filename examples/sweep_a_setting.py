@@ -1,0 +1,36 @@
+"""Numbers of a config are pytree leaves: vmap runs one program over many values of a setting.
+
+python examples/sweep_a_setting.py
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+import gla_jax
+from gla_jax.segmenter import image_windows
+from gla_jax.text.prompts import parse_classes
+from gla_jax.tiny_world.scenes import render
+from gla_jax.tiny_world.vocabulary import CLASSES
+
+scene = render(9, 336, 448, "test")
+segmenter = gla_jax.Segmenter.from_pretrained("tiny-world")
+windows, grid = image_windows(scene.image, segmenter.config.windows)
+text_bank = segmenter.text_bank(parse_classes(CLASSES))
+thresholds = jnp.array([-0.5, 0.55, 0.9, 0.999])
+
+
+@partial(jax.jit, static_argnames="config")
+def logits(threshold, config):
+    """Token logits [W S Q] when keys above this similarity are positives of an anchor."""
+    changed = replace(config, method=replace(config.method, anchor_threshold=threshold))
+    return gla_jax.segment_logits(segmenter.params, windows, text_bank, changed)
+
+
+swept = jax.vmap(partial(logits, config=segmenter.config))(thresholds)
+classes = swept[:, : grid.count].argmax(-1)
+for threshold, found in zip(thresholds, classes, strict=True):
+    changed = jnp.mean((found != classes[1]).astype(jnp.float32))
+    print(f"rho {threshold:6.3f}: {changed:6.2%} of the tokens have another class than at 0.55")

@@ -1,0 +1,37 @@
+"""The examples run as a reader would run them, and say what they promise."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+
+def shares(text):
+    return [float(found) for found in re.findall(r"([\d.]+)% of the", text)]
+
+
+PROMISES = {
+    "segment_from_python": lambda said: abs(sum(shares(said)) - 100) < 0.5 and "overlay.png" in said,
+    "swap_a_host": lambda said: max(shares(said)[:3]) < shares(said)[-1],
+    "sweep_a_setting": lambda said: shares(said)[1] == 0 < max(shares(said)),
+    "shard_one_image": lambda said: said.count(" MiB of features") == 4 and shares(said)[-1] > 99.9,
+}
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(PROMISES)
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_an_example_keeps_its_promise(name, tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert PROMISES[name](done.stdout), done.stdout
