@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Which query lists a setting uses: the paper's CLIP-DINOiser setting renames nothing, as ClearCLIP.
 QUERIES = {"sclip": "sclip", "proxyclip": "proxyclip", "clearclip": "clearclip", "clip-dinoiser": "clearclip"}
-LOGIT_SCALES = {"sclip": 40.0, "proxyclip": 40.0, "clearclip": 50.0, "clip-dinoiser": 40.0}
 # CLIP-DINOiser's thresholds are not published for this method: GLA's own stand in.
 THRESHOLDS = {
     "sclip": {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1},
@@ -102,7 +101,7 @@ def protocol(
     if benchmark == "cityscapes":
         windows = replace(windows, **CITYSCAPES.get(setting, {}))
     threshold = THRESHOLDS[setting].get(benchmark, 0.0)
-    return Protocol(benchmark, setting, names, queries, windows, threshold, LOGIT_SCALES[setting])
+    return Protocol(benchmark, setting, names, queries, windows, threshold, PRESETS[setting].logit_scale)
 
 
 def paper_miou(benchmark: str, setting: str, method: str) -> float | None:

@@ -118,7 +118,7 @@ class SegmenterConfig:
 PRESETS: dict[str, SegmenterConfig] = {
     "sclip": SegmenterConfig(),
     "proxyclip": SegmenterConfig(windows=WindowConfig(short_side=448, crop=336, stride=112)),
-    "clearclip": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224)),
+    "clearclip": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224), logit_scale=50.0),
     "clip-dinoiser": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224)),
 }
 

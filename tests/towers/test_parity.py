@@ -52,10 +52,12 @@ def noise(*grid_and_patch):
 
 
 def three_sizes(spec):
-    """The pretraining size, a square that is larger or smaller, and one that is not square (rows, then columns)."""
+    """The pretraining size, another square (224 pixels where the first is not), and one that is not square."""
     vision = getattr(spec, "image", spec)
-    side = vision.image_size // vision.patch_size
-    return [noise(*grid, vision.patch_size) for grid in ((side, side), (9, 9) if side > 9 else (11, 11), (6, 8))]
+    patch = vision.patch_size
+    side = vision.image_size // patch
+    other = 224 // patch if vision.image_size != 224 else 9 if side > 9 else 11
+    return [noise(*grid, patch) for grid in ((side, side), (other, other), (6, 8))]
 
 
 @pytest.mark.parametrize("name", [*FULL, *SMALL])
