@@ -69,11 +69,14 @@ def segment(
     ] = None,
     classes_file: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
     background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
-    threshold: Annotated[float, typer.Option(help="Probability below which a pixel is background, 0 to 1.")] = 0.0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Probability below which a pixel is background, 0 to 1. [default: the preset's]"),
+    ] = None,
     model: Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")] = DEFAULT_MODEL,
     method: Annotated[str, typer.Option(help="gla, proxyclip, maskclip, clearclip, sclip, clip, ...")] = "gla",
     preset: Annotated[
-        str, typer.Option(help="Sizes of the paper: sclip, proxyclip, clearclip, clip-dinoiser.")
+        str, typer.Option(help="Of the paper: sclip, proxyclip, clearclip, clip-dinoiser; or a file of gla-jax tune.")
     ] = "sclip",
     short_side: Annotated[str | None, typer.Option(help="Pixels the short side is resized to, or native.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of a window in pixels.")] = None,
@@ -101,6 +104,8 @@ def segment(
         raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
     parsed = parse_classes(given)
     background = None if background in (None, "none") else background
+    if threshold is None:
+        threshold = config.threshold if background else 0.0
     prompts = read_lines(templates, "templates") if templates else None
     paths = find_images(images)
     folder = _folder(out)
@@ -197,6 +202,53 @@ def ablate(
     folder = _folder(out)
     Console().print(ablation.run_ablation(segmenter, asked, dataset, row, folder, limit))
     typer.echo(f"{folder / 'ablation.png'}\n{folder / 'ablation.csv'}\n{folder / 'ablation.json'}")
+
+
+@app.command()
+def tune(
+    benchmark: Annotated[str, typer.Argument(help="What to fit to; gla-jax eval --list names all.")] = "tiny-world",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data, or the folder that holds it.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")
+    ] = None,
+    method: Annotated[str, typer.Option(help="gla or gla-clearclip.")] = "gla",
+    preset: Annotated[str, typer.Option(help="Setting of the paper to start from.")] = "sclip",
+    images: Annotated[int, typer.Option(min=1, help="How many labelled images are used.")] = 8,
+    hold_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of them that only measures.")] = 0.25,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the fit, one image each.")] = 60,
+    out: Annotated[Path, typer.Option(help="The preset file to write.")] = Path("gla-jax-preset.json"),
+    force: Annotated[bool, typer.Option("--force", help="Write the fit even if it is no better.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
+) -> None:
+    """Fit rho, alpha_beta, alpha_gamma, the logit scale and the background threshold to a few labelled images.
+
+    Writes a preset for gla-jax segment --preset FILE.
+    """
+    if out.suffix != ".json":
+        raise UserError(f"{out} does not end with .json, by which --preset knows a file; choose another --out.")
+    _folder(out.parent)
+    prepare_jax()
+    from gla_jax import tune as tuning
+    from gla_jax.eval.benchmarks import BENCHMARKS, TINY_WORLD
+    from gla_jax.eval.runner import open_benchmark
+    from gla_jax.segmenter import Segmenter
+
+    dataset, row = open_benchmark(benchmark, data, preset)
+    config = row.config(method)
+    tuning.coordinates(config)  # before the weights are loaded
+    name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
+    segmenter = Segmenter.from_pretrained(name, config, offline=offline)
+    dataset = tuning.fitting_scenes(dataset)
+    background = BENCHMARKS[benchmark].background
+    report = tuning.tune(segmenter, dataset, row, background=background, images=images, hold_out=hold_out, steps=steps)
+    for part, (before, after) in report.figures.items():
+        typer.echo(f"{part:8s} mIoU {before['miou']:5.1f} -> {after['miou']:5.1f}")
+    keep_start = not (report.better or force)
+    origin = {"benchmark": benchmark, "images": list(dataset.ids[:images]), "model_hash": segmenter.model_hash}
+    tuning.write_preset(out, report, preset, origin, keep_start)
+    if keep_start:
+        say("no better on images that were not fitted, so the preset keeps the start; --force writes the fit.")
+    typer.echo(str(out))
 
 
 @app.command()

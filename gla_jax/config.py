@@ -28,7 +28,9 @@ class MethodConfig:
     host: whose last CLIP block runs; global_buffer: windows see each other's keys and values; proxy_anchors: queries
     are anchors (3.1); anchor_threshold is rho, anchor_iterations is T; row_mean: the mean of one similarity row,
     clipped at 0, instead of the mean of the whole matrix; dynamic_shift is alpha_beta, dynamic_scale is alpha_gamma,
-    None falls back to the fixed shift (beta) and scale (gamma); the softmax divides by temperature.
+    None falls back to the fixed shift (beta) and scale (gamma); the softmax divides by temperature; mask_temperature:
+    None for the published masks, a number t for sigmoids of width t in their place, which differentiate in every
+    setting and become the masks as t goes to 0.
     """
 
     host: Host = static("proxyclip")
@@ -42,6 +44,7 @@ class MethodConfig:
     shift: Number = 1.2
     scale: Number = 3.0
     temperature: Number = 1.0
+    mask_temperature: Number | None = None
     attention: Literal["streaming", "dense", "sharded"] = static("streaming")
     block_size: int = static(1024)
 

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from gla_jax.attention.buffer import unit_rows
-from gla_jax.config import Number
+from gla_jax.attention.buffer import Buffer, unit_rows
+from gla_jax.config import MethodConfig, Number
 from gla_jax.shapes import Array, Bool, Float, typed
 
 
@@ -43,18 +44,36 @@ def positives(
 
 
 @typed
-def positive_sums(
-    queries: Float[Array, "q D"], keys: Float[Array, "b D"], valid: Bool[Array, " b"], threshold: Number
-) -> AnchorSums:
-    """Sum and count of the positives of every query."""
-    mask = positives(queries, keys, valid, threshold).astype(jnp.float32)
-    return AnchorSums(jnp.einsum("qb,bd->qd", mask, keys, precision="highest"), mask.sum(1))
+def soft_positives(
+    queries: Float[Array, "q D"],
+    keys: Float[Array, "b D"],
+    valid: Bool[Array, " b"],
+    threshold: Number,
+    mask_temperature: Number,
+) -> Float[Array, "q b"]:
+    """M with sigmoids of width t around rho, 0 where a key is not valid."""
+    similarity = jnp.einsum("qd,bd->qb", queries, keys, precision="highest")
+    return jax.nn.sigmoid((similarity - threshold) / mask_temperature) * valid.astype(jnp.float32)[None]
+
+
+@typed
+def positive_sums(queries: Float[Array, "q D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
+    """Sum and count of the positives of every query among some keys."""
+    about = queries, buffer.keys, buffer.valid, config.anchor_threshold
+    if config.mask_temperature is None:
+        mask = positives(*about).astype(jnp.float32)
+    else:
+        mask = soft_positives(*about, config.mask_temperature)
+    return AnchorSums(jnp.einsum("qb,bd->qd", mask, buffer.keys, precision="highest"), mask.sum(1))
 
 
 @typed
 def next_anchors(sums: AnchorSums, own_keys: Float[Array, "q D"]) -> Anchors:
-    """Means of the positives as unit rows; a query without any keeps its own token."""
-    alone = sums.count == 0
-    counts = jnp.where(alone, 1.0, sums.count)
-    total = jnp.where(alone[:, None], own_keys, sums.total)
+    """Means of the positives as unit rows; a query without any keeps its own token.
+
+    Written as the missing part of one positive, which is all or nothing under hard masks.
+    """
+    missing = jnp.maximum(1.0 - sums.count, 0.0)
+    counts = sums.count + missing
+    total = sums.total + missing[:, None] * own_keys
     return Anchors(unit_rows(total / counts[:, None]), counts)

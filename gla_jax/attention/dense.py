@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, positive_sums
 from gla_jax.attention.buffer import Buffer
-from gla_jax.attention.normalize import Normalization
+from gla_jax.attention.normalize import Normalization, attention_logits, softly_kept
 from gla_jax.attention.streaming import every_part, total
 from gla_jax.config import MethodConfig
 from gla_jax.shapes import Array, Float, typed
@@ -16,7 +16,7 @@ __all__ = ["attention_weights", "every_part", "gather", "sum_positives", "total"
 @typed
 def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
     """Positives of every query among all keys."""
-    return positive_sums(queries, buffer.keys, buffer.valid, config.anchor_threshold)
+    return positive_sums(queries, buffer, config)
 
 
 @typed
@@ -24,8 +24,9 @@ def attention_weights(
     queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
 ) -> Float[Array, "q N"]:
     """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0)."""
-    similarity = jnp.einsum("qd,kd->qk", queries, buffer.keys, precision="highest")
-    logits = norm.scale[:, None] * similarity - norm.offset[:, None]
+    logits = attention_logits(queries, norm, buffer.keys)
+    if config.mask_temperature is not None:
+        return jax.nn.softmax(jnp.where(buffer.valid[None], softly_kept(logits, config), -jnp.inf), axis=1)
     logits = jnp.where(buffer.valid[None], logits, -jnp.inf)
     keep = logits >= jnp.minimum(logits.max(1, keepdims=True), 0.0)
     return jax.nn.softmax(jnp.where(keep, logits / config.temperature, -jnp.inf), axis=1)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer
@@ -67,3 +68,21 @@ def normalization(
     gamma = scale(counts, config)
     mean = mean_similarity(queries, buffer, config.row_mean, total)
     return Normalization(gamma, gamma * shift(windows, config) * mean)
+
+
+@typed
+def attention_logits(
+    queries: Float[Array, "q D"], norm: Normalization, keys: Float[Array, "b D"]
+) -> Float[Array, "q b"]:
+    """a_ij = scale_i * s_ij - offset_i."""
+    similarity = jnp.einsum("qd,kd->qk", queries, keys, precision="highest")
+    return norm.scale[:, None] * similarity - norm.offset[:, None]
+
+
+@typed
+def softly_kept(logits: Float[Array, "q b"], config: MethodConfig) -> Float[Array, "q b"]:
+    """Logits of an ordinary softmax that is the method's in the limit: a_ij is kept by a sigmoid instead of a_ij >= 0.
+
+    In a row of negative logits the largest one takes all as t goes to 0, which is the method's rule too.
+    """
+    return logits / config.temperature + jax.nn.log_sigmoid(logits / config.mask_temperature)

@@ -56,6 +56,6 @@ def gather(
     partial = every_part(
         buffer,
         lambda part: streaming.gather_partial(queries, norm, part, config),
-        lambda a, b: a.merge(b, config.temperature),
+        lambda a, b: a.merge(b, config),
     )
     return partial.average()

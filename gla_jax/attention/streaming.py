@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, no_positives, positive_sums
 from gla_jax.attention.buffer import Buffer
-from gla_jax.attention.normalize import Normalization
+from gla_jax.attention.normalize import Normalization, attention_logits, softly_kept
 from gla_jax.config import MethodConfig
 from gla_jax.shapes import Array, Float, typed
 
@@ -29,16 +29,19 @@ class SoftmaxPartial(NamedTuple):
     total: Float[Array, " q"]
     gathered: Float[Array, "q C"]
 
-    def merge(self, other: "SoftmaxPartial", temperature: float | Array) -> "SoftmaxPartial":
+    def merge(self, other: "SoftmaxPartial", config: MethodConfig) -> "SoftmaxPartial":
         """The softmax over both sets of keys.
 
-        A side whose maximum is negative kept only its best logits; they fall out when the other side has a larger one.
+        Under hard masks a side whose maximum is negative kept only its best logits; they fall out when the other side
+        has a larger one.
         """
+        soft = config.mask_temperature is not None
         maximum = jnp.maximum(self.maximum, other.maximum)
         weights = []
         for side in (self, other):
+            weight = jnp.exp((side.maximum - maximum) / (1.0 if soft else config.temperature))
             survives = (side.maximum >= 0) | (side.maximum == maximum)
-            weights.append(jnp.where(survives, jnp.exp((side.maximum - maximum) / temperature), 0.0))
+            weights.append(weight if soft else jnp.where(survives, weight, 0.0))
         return SoftmaxPartial(
             maximum,
             weights[0] * self.total + weights[1] * other.total,
@@ -59,15 +62,16 @@ def nothing_gathered(queries: Float[Array, "q D"], width: int) -> SoftmaxPartial
 
 @typed
 def gather_block(
-    queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, temperature: float | Array
+    queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, config: MethodConfig
 ) -> SoftmaxPartial:
     """The softmax of some queries over one block of keys."""
-    similarity = jnp.einsum("qd,kd->qk", queries, keys.keys, precision="highest")
-    logits = norm.scale[:, None] * similarity - norm.offset[:, None]
-    logits = jnp.where(keys.valid[None], logits, NOTHING)
+    soft, valid = config.mask_temperature is not None, keys.valid[None]
+    logits = attention_logits(queries, norm, keys.keys)
+    logits = jnp.where(valid, softly_kept(logits, config) if soft else logits, NOTHING)
     maximum = logits.max(1)
-    keep = (logits >= jnp.minimum(maximum, 0.0)[:, None]) & keys.valid[None]
-    weights = jnp.where(keep, jnp.exp((logits - maximum[:, None]) / temperature), 0.0)
+    exponents = logits - maximum[:, None]
+    keep = valid if soft else (logits >= jnp.minimum(maximum, 0.0)[:, None]) & valid
+    weights = jnp.where(keep, jnp.exp(exponents if soft else exponents / config.temperature), 0.0)
     return SoftmaxPartial(maximum, weights.sum(1), jnp.einsum("qk,kc->qc", weights, keys.values, precision="highest"))
 
 
@@ -111,7 +115,7 @@ def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, config: MethodCo
 
     def one_block(block: Array) -> AnchorSums:
         return fold_keys(
-            lambda part: positive_sums(block, part.keys, part.valid, config.anchor_threshold),
+            lambda part: positive_sums(block, part, config),
             AnchorSums.merge,
             no_positives(block),
             keys,
@@ -131,8 +135,8 @@ def gather_partial(
 
     def one_block(block: tuple[Array, Normalization]) -> SoftmaxPartial:
         return fold_keys(
-            lambda part: gather_block(*block, part, config.temperature),
-            lambda a, b: a.merge(b, config.temperature),
+            lambda part: gather_block(*block, part, config),
+            lambda a, b: a.merge(b, config),
             nothing_gathered(block[0], buffer.values.shape[1]),
             keys,
         )

@@ -121,12 +121,12 @@ def test_softmax_partials_merge_in_any_order():
     for offset in (0.4, 5.0):  # 5.0: every logit is negative, only the best key of all blocks may survive
         norm = Normalization(jnp.full(10, 2.0), jnp.full(10, offset))
         parts = [jax.tree.map(lambda leaf, i=i: leaf[16 * i : 16 * i + 16], buffer) for i in range(3)]
-        partials = [gather_block(queries, norm, part, 1.0) for part in parts]
+        partials = [gather_block(queries, norm, part, GLA) for part in parts]
         results = []
         for order in itertools.permutations(partials):
             total = nothing_gathered(queries, 6)
             for partial in order:
-                total = SoftmaxPartial.merge(total, partial, 1.0)
+                total = SoftmaxPartial.merge(total, partial, GLA)
             results.append(total.average())
         for result in results[1:]:
             np.testing.assert_allclose(result, results[0], atol=1e-6)
@@ -195,3 +195,49 @@ def test_settings_vmap():
 def test_gla_on_a_host_without_features_is_refused():
     with pytest.raises(ValueError, match="maskclip"):
         MethodConfig(host="maskclip")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_soft_masks_become_the_masks(form):
+    """Tuning follows gradients of the soft form: its limit must be the method, and all forms must agree on the way."""
+    features, values = clustered(4, 5)
+    arrays = jnp.asarray(features), jnp.asarray(values), jnp.ones(5, bool)
+    hard = replace(GLA, attention=form, block_size=7, anchor_threshold=0.8)
+    expected = oracle_values(features, values, hard)
+    errors = []
+    for temperature in (0.1, 1e-2, 1e-6):
+        found = gathered(*arrays, replace(hard, mask_temperature=temperature))
+        errors.append(np.median(np.abs(found - expected).max(-1)))
+        dense = gathered(*arrays, replace(hard, mask_temperature=temperature, attention="dense"))
+        np.testing.assert_allclose(found, dense, atol=2e-5 * np.abs(dense).max())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-5 * np.abs(expected).max()
+
+
+def test_soft_masks_let_one_token_of_a_negative_row_through():
+    """Where every logit is negative the method keeps the largest alone; the soft form must not divide 0 by 0."""
+    features, values = clustered(6, 3)
+    hard = replace(GLA, dynamic_shift=30.0, dynamic_scale=None, attention="streaming", block_size=10)
+    arrays = jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool)
+    found = gathered(*arrays, replace(hard, mask_temperature=1e-5))
+    assert np.isfinite(found).all()
+    expected = oracle_values(features, values, hard)
+    assert np.median(np.abs(found - expected).max(-1)) < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["anchor_threshold", "dynamic_shift", "dynamic_scale"])
+def test_soft_gradients_equal_finite_differences(name):
+    """Every setting that is tuned must have a right gradient, rho and the shift too, which hard masks cut off."""
+    features, values = clustered(8, 3)
+    weights = np.random.default_rng(2).normal(size=values.shape).astype(np.float32)
+    method = replace(GLA, attention="streaming", block_size=10, anchor_threshold=0.8, mask_temperature=0.1)
+
+    def loss(value):
+        changed = replace(method, **{name: value})
+        return (gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), changed) * weights).sum()
+
+    at = jnp.float32(getattr(method, name))
+    step = 0.01 * float(at)
+    run = jax.jit(loss)
+    expected = (float(run(at + step)) - float(run(at - step))) / (2 * step)
+    assert float(jax.jit(jax.grad(loss))(at)) == pytest.approx(expected, rel=0.02, abs=1e-3)
