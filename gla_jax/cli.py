@@ -296,6 +296,46 @@ def explain(
 
 
 @app.command()
+def crossing(
+    images: Annotated[list[str], typer.Argument(help="Image files, folders of images, glob patterns.")],
+    model: Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")] = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option(help="gla or gla-clearclip.")] = "gla",
+    preset: Annotated[str, typer.Option(help="Sizes of the paper, or a file of gla-jax tune.")] = "sclip",
+    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
+) -> None:
+    """Print how much attention crosses windows, and how large anchors are, stage by stage over whole images."""
+    import json
+
+    from gla_jax.explain import attention_stages
+    from gla_jax.images import find_images
+    from gla_jax.settings import settings_from_options
+
+    config = settings_from_options(method=method, preset=preset)
+    attention_stages(config.method)  # before the weights are loaded
+    paths = find_images(images)
+    prepare_jax()
+    from gla_jax.crossing import crossings, summary
+    from gla_jax.outputs import write_text
+    from gla_jax.progress import track
+    from gla_jax.segmenter import Segmenter
+
+    segmenter = Segmenter.from_pretrained(model, config, offline=offline)
+    rows = summary(crossings(segmenter, path) for path in track(paths, "images"))
+    for name, row in rows.items():
+        anchors = ""
+        if "anchor_mean" in row:
+            anchors = (
+                f"   tokens of an anchor: mean {row['anchor_mean']:.0f}, median {row['anchor_median']:.0f}; "
+                f"{row['alone']:.1f}% alone"
+            )
+        typer.echo(f"{name:24s} {row['outside']:5.1f}% of the attention outside the own window{anchors}")
+    if out:
+        content = {"images": len(paths), "model_hash": segmenter.model_hash, "stages": rows}
+        write_text(_folder(out.parent) / out.name, json.dumps(content, indent=1) + "\n")
+
+
+@app.command()
 def convert(
     family: Annotated[Family, typer.Argument(help="What the weights are of.")],
     source: Annotated[str, typer.Argument(help="A hub id, a folder, or a .safetensors, .bin, .pt or .pth file.")],
