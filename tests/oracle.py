@@ -41,11 +41,20 @@ def resample_tokens(values, side):
     return np.einsum("yi,xj,wijc->wyxc", matrix, matrix, grid).reshape(windows, side * side, width)
 
 
-def anchors(keys, rho, iterations, first=None):
-    """Proxy anchors P [N D] and counts m [N] (DESIGN 3.1); first [N D] replaces K as the first query."""
+def anchors(keys, rho, iterations, first=None, width=None):
+    """Proxy anchors P [N D] and counts m [N] (DESIGN 3.1); first [N D] replaces K as the first query.
+
+    With a width the mask is a sigmoid around rho, and a row that sums to less than one is filled up with itself.
+    """
     queries = keys if first is None else first
     count = None
     for _ in range(max(iterations, 1)):
+        if width is not None:
+            mask = 0.5 + 0.5 * np.tanh((queries @ keys.T - rho) / width / 2)
+            mask[np.diag_indices(len(mask))] += np.maximum(1 - mask.sum(1), 0)
+            count = mask.sum(1)
+            queries = l2(mask @ keys / count[:, None]) if iterations else queries
+            continue
         mask = queries @ keys.T > rho
         empty = ~mask.any(1)
         mask[empty, empty.nonzero()[0]] = True
@@ -60,13 +69,17 @@ def attend(keys, values, windows, method, first=None):
     keys, values = keys.astype(F64), values.astype(F64)
     queries, count = keys, None
     if method.proxy_anchors or method.dynamic_scale is not None:
-        anchored, count = anchors(keys, method.anchor_threshold, method.anchor_iterations, first)
+        width = method.mask_temperature
+        anchored, count = anchors(keys, method.anchor_threshold, method.anchor_iterations, first, width)
         queries = anchored if method.proxy_anchors else keys
     similarity = queries @ keys.T
     mean = np.maximum(similarity.mean(1, keepdims=True), 0) if method.row_mean else similarity.mean()
     beta = method.shift if method.dynamic_shift is None else 1 + method.dynamic_shift * np.log(1 + windows)
     gamma = method.scale if method.dynamic_scale is None else 1 + method.dynamic_scale / count[:, None]
     logits = gamma * (similarity - beta * mean)
+    if method.mask_temperature is not None:
+        kept = np.logaddexp(0, -logits / method.mask_temperature)  # -log sigmoid
+        return softmax(logits / method.temperature - kept) @ values
     keep = logits >= np.minimum(logits.max(1, keepdims=True), 0)
     return softmax(np.where(keep, logits / method.temperature, -np.inf)) @ values
 

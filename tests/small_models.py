@@ -21,8 +21,8 @@ def random_params(spec: Spec, seed: int) -> Params:
     return jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), abstract_params(spec))
 
 
-def random_pair(folder: Path) -> Path:
-    """A folder with clip/ and vfm/ that --model takes."""
+def small_clip() -> ClipSpec:
+    """The CLIP of the pair."""
     text = ClipTextSpec(
         vocabulary=len(words()),
         context=CONTEXT,
@@ -33,7 +33,12 @@ def random_pair(folder: Path) -> Path:
         joint_width=8,
         end_token=words().index(END),
     )
-    spec = ClipSpec(IMAGE, text)
+    return ClipSpec(IMAGE, text)
+
+
+def random_pair(folder: Path) -> Path:
+    """A folder with clip/ and vfm/ that --model takes."""
+    spec = small_clip()
     manifest = {"source": "random"}
     write_checkpoint(folder / "clip", spec, random_params(spec, 0), manifest, tokenizer_files(), templates=TEMPLATES)
     write_checkpoint(folder / "vfm", VFM, random_params(VFM, 1), manifest)
