@@ -56,7 +56,7 @@ FORMAT = "gla-jax ablation 1"
 # What may be swept: every field of the method, and what turns its logits into labels.
 FIELDS: dict[str, Any] = get_type_hints(MethodConfig) | {"logit_scale": Number, "threshold": Number}
 LABEL_FIELDS = ("logit_scale", "threshold")
-ABOVE_ZERO = ("logit_scale", "temperature", "mask_temperature")
+ABOVE_ZERO = ("logit_scale", "temperature")
 HOSTS_OF_GLA = tuple(host for host, row in HOSTS.items() if row.features)
 FIGURES = {"miou": "mIoU", "aacc": "accuracy", "ber_1": "boundary error", "control_1": "control"}
 BYTES_AT_ONCE = 2**30

@@ -211,13 +211,13 @@ def tune(
     model: Annotated[
         str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")
     ] = None,
-    method: Annotated[str, typer.Option(help="gla, gla-clearclip, gla-sclip or gla-clip.")] = "gla",
+    method: Annotated[str, typer.Option(help="gla or gla-clearclip.")] = "gla",
     preset: Annotated[str, typer.Option(help="Setting of the paper to start from.")] = "sclip",
-    images: Annotated[int, typer.Option(min=1, help="How many labelled images, spread over the data, are used.")] = 8,
+    images: Annotated[int, typer.Option(min=1, help="How many labelled images are used.")] = 8,
     hold_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of them that only measures.")] = 0.25,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the fit, one image each.")] = 60,
     out: Annotated[Path, typer.Option(help="The preset file to write.")] = Path("gla-jax-preset.json"),
-    force: Annotated[bool, typer.Option("--force", help="Write the fit even if it is worse.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write the fit even if it is no better.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
 ) -> None:
     """Fit rho, alpha_beta, alpha_gamma, the logit scale and the background threshold to a few labelled images.
@@ -241,18 +241,13 @@ def tune(
     dataset = tuning.fitting_scenes(dataset)
     background = BENCHMARKS[benchmark].background
     report = tuning.tune(segmenter, dataset, row, background=background, images=images, hold_out=hold_out, steps=steps)
-    for line in report.lines():
-        typer.echo(line)
-    keep_start = report.worse and not force
-    origin = {"benchmark": benchmark, "setting": preset, "model_hash": segmenter.model_hash}
-    tuning.write_preset(out, report, method, origin, keep_start)
-    if report.worse:
-        kept = (
-            "the preset keeps the start; --force writes the fit" if keep_start else "the preset holds the fit even so"
-        )
-        say(f"the fit is worse than the start on images that were not fitted: {kept}.")
-    if benchmark != TINY_WORLD:
-        say(f"the preset names its images of {benchmark}: leave them out of what you report with it.")
+    for part, (before, after) in report.figures.items():
+        typer.echo(f"{part:8s} mIoU {before['miou']:5.1f} -> {after['miou']:5.1f}")
+    keep_start = not (report.better or force)
+    origin = {"benchmark": benchmark, "images": list(dataset.ids[:images]), "model_hash": segmenter.model_hash}
+    tuning.write_preset(out, report, preset, origin, keep_start)
+    if keep_start:
+        say("no better on images that were not fitted, so the preset keeps the start; --force writes the fit.")
     typer.echo(str(out))
 
 
