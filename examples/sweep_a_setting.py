@@ -15,9 +15,10 @@ from gla_jax.text.prompts import parse_classes
 from gla_jax.tiny_world.scenes import render
 from gla_jax.tiny_world.vocabulary import CLASSES
 
-scene = render(9, 336, 448, "test")
-segmenter = gla_jax.Segmenter.from_pretrained("tiny-world")
-windows, grid = image_windows(scene.image, segmenter.config.windows)
+scene = render(9, 224, 336, "test")
+config = gla_jax.SegmenterConfig(windows=gla_jax.WindowConfig(short_side=224))
+segmenter = gla_jax.Segmenter.from_pretrained("tiny-world", config)
+windows, grid = image_windows(scene.image, config.windows)
 text_bank = segmenter.text_bank(parse_classes(CLASSES))
 thresholds = jnp.array([-0.5, 0.55, 0.9, 0.999])
 
@@ -29,7 +30,7 @@ def logits(threshold, config):
     return gla_jax.segment_logits(segmenter.params, windows, text_bank, changed)
 
 
-swept = jax.vmap(partial(logits, config=segmenter.config))(thresholds)
+swept = jax.vmap(partial(logits, config=config))(thresholds)
 classes = swept[:, : grid.count].argmax(-1)
 for threshold, found in zip(thresholds, classes, strict=True):
     changed = jnp.mean((found != classes[1]).astype(jnp.float32))
