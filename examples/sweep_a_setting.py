@@ -4,7 +4,6 @@ python examples/sweep_a_setting.py
 """
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +22,21 @@ text_bank = segmenter.text_bank(parse_classes(CLASSES))
 thresholds = jnp.array([-0.5, 0.55, 0.9, 0.999])
 
 
-@partial(jax.jit, static_argnames="config")
-def logits(threshold, config):
-    """Token logits [W S Q] when keys above this similarity are positives of an anchor."""
-    changed = replace(config, method=replace(config.method, anchor_threshold=threshold))
-    return gla_jax.segment_logits(segmenter.params, windows, text_bank, changed)
+@jax.jit
+def sweep(params, windows, text_bank, config):
+    """Token logits [settings W S Q], one for every value of the similarity above which keys are an anchor's positives.
+
+    Weights and windows are arguments: what a compiled function closes over becomes a constant of its program.
+    """
+
+    def logits(threshold):
+        changed = replace(config, method=replace(config.method, anchor_threshold=threshold))
+        return gla_jax.segment_logits(params, windows, text_bank, changed)
+
+    return jax.vmap(logits)(thresholds)
 
 
-swept = jax.vmap(partial(logits, config=config))(thresholds)
+swept = sweep(segmenter.params, windows, text_bank, config)
 classes = swept[:, : grid.count].argmax(-1)
 for threshold, found in zip(thresholds, classes, strict=True):
     changed = jnp.mean((found != classes[1]).astype(jnp.float32))
