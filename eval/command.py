@@ -12,8 +12,8 @@ from typer.core import TyperGroup
 from gla_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from gla_jax.eval.processes import Processes
     from gla_jax.eval.runner import Outcome, Progress, Run
+    from gla_jax.processes import Processes
 
 PAPER_MODEL = "clip-vit-base-patch16+dino-vitb8"
 PLAIN_PROGRESS_SECONDS = 10.0
@@ -54,6 +54,10 @@ def run(
         bool, typer.Option("--save-predictions", help="Write index PNGs for a submission server.")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads that read images.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Images with one number of windows that go through together.")] = 1,
+    mesh: Annotated[
+        str | None, typer.Option(help="DATAxWINDOW devices of each process: images, and windows of an image, at once.")
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
     distributed: Annotated[
         bool, typer.Option("--distributed", help="One of several processes of a cluster's launcher.")
@@ -73,26 +77,18 @@ def run(
         Console().print(protocols_table())
         return
     from gla_jax.cli import prepare_jax
-    from gla_jax.eval import processes as several
     from gla_jax.eval.benchmarks import PAPER_BENCHMARKS
+    from gla_jax.processes import joined
 
     keys = list(dict.fromkeys([*(benchmarks or ()), *(PAPER_BENCHMARKS if every else ())]))
     if not keys:
         raise UserError("no benchmark is named; gla-jax eval --list shows them, --all takes the paper's eight.")
     prepare_jax()
-    joined = several.join() if distributed or several.wanted() else several.Processes()
-    watcher = several.Watcher(joined) if joined.count > 1 else None
-    try:
-        asked = _Request(keys, data, model, method, preset, dtype, out, offline)
-        for one in _runs(asked, limit=limit, save_predictions=save_predictions, threads=threads):
-            _measure(one, joined)
-        joined.wait("end")
-    except UserError:
-        if watcher:
-            watcher.done()
-        raise
-    if watcher:
-        watcher.done()
+    with joined(distributed, "finished images are kept, start all processes again to go on") as processes:
+        asked = _Request(keys, data, model, method, preset, dtype, mesh, out, offline)
+        options = {"limit": limit, "save_predictions": save_predictions, "threads": threads, "batch": batch}
+        for one in _runs(asked, **options):
+            _measure(one, processes)
 
 
 @app.command()
@@ -147,6 +143,7 @@ class _Request:
     method: str
     preset: str
     dtype: str
+    mesh: str | None
     out: Path
     offline: bool
 
@@ -155,32 +152,33 @@ def _runs(asked: _Request, **options: Any) -> "list[Run]":
     """All runs, with every data set found before a model is loaded; options go to each Run."""
     from gla_jax.eval.benchmarks import TINY_WORLD
     from gla_jax.eval.runner import Run, open_benchmark
+    from gla_jax.mesh import read_mesh
     from gla_jax.segmenter import Segmenter
 
     rows = {key: open_benchmark(key, asked.data, asked.preset) for key in asked.benchmarks}
+    mesh = asked.mesh and read_mesh(asked.mesh, spanning=False)
     segmenters: dict[str, Segmenter] = {}
     runs = []
     for key, (dataset, row) in rows.items():
         name = asked.model or (TINY_WORLD if key == TINY_WORLD else PAPER_MODEL)
         config = row.config(asked.method, asked.dtype)
         if name not in segmenters:
-            segmenters[name] = Segmenter.from_pretrained(name, config, offline=asked.offline)
+            segmenters[name] = Segmenter.from_pretrained(name, config, offline=asked.offline, mesh=mesh)
         segmenter = segmenters[name].with_config(config)
         out = asked.out if len(rows) == 1 else asked.out / key
         runs.append(Run(dataset, row, asked.method, segmenter, out, templates=segmenter.clip.templates, **options))
     return runs
 
 
-def _measure(one: "Run", joined: "Processes") -> None:
+def _measure(one: "Run", processes: "Processes") -> None:
     from gla_jax.eval.pictures import report_pictures
     from gla_jax.eval.report import write_report
     from gla_jax.eval.results import results, write_results
     from gla_jax.eval.runner import measure
 
-    title = one.row.benchmark + (f", process {joined.index + 1} of {joined.count}" if joined.count > 1 else "")
-    with _Bar(title) as bar:
-        outcome = measure(one, joined, bar)
-    if joined.is_first:
+    with _Bar(processes.named(one.row.benchmark)) as bar:
+        outcome = measure(one, processes, bar)
+    if processes.is_first:
         content = results(outcome)
         write_results(one.out, content)
         write_report(one.out, content, report_pictures(outcome))

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -85,11 +85,21 @@ def find_copy(benchmark: str, data: Path) -> Path | None:
     return None
 
 
+Made = TypeVar("Made")
+
+
 def examples(dataset: Dataset, indices: Sequence[int], threads: int = 4) -> Iterator[Example]:
     """The examples at some indices, in order, decoded ahead by Grain's threads."""
+    return read_ahead(dataset, indices, lambda example: example, threads)
+
+
+def read_ahead(
+    dataset: Dataset, indices: Sequence[int], made: Callable[[Example], Made], threads: int = 4
+) -> Iterator[Made]:
+    """What is made of the examples at some indices, in order, ahead by Grain's threads."""
     import grain
 
-    source = grain.MapDataset.source(_Indices(indices)).map(dataset.read)
+    source = grain.MapDataset.source(_Indices(indices)).map(lambda index: made(dataset.read(index)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(source.to_iter_dataset(options))
 

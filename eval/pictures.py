@@ -8,7 +8,7 @@ from PIL import Image
 
 from gla_jax.eval.benchmarks import ClassNames
 from gla_jax.eval.datasets import Example
-from gla_jax.eval.predict import Prediction, Stopwatch, predictor
+from gla_jax.eval.predict import Prediction, Ready, Stopwatch, predictor
 from gla_jax.eval.results import image_miou
 from gla_jax.eval.runner import Outcome
 from gla_jax.shapes import Integer, UInt8
@@ -58,7 +58,7 @@ def report_pictures(outcome: Outcome, each: int = 2) -> list[Picture]:
     pictures = []
     for kind, index in picks:
         example = run.dataset.read(index)
-        prediction = predict(example.image, Stopwatch())
+        (prediction,) = predict([Ready(example, run.segmenter.prepare(example.image))], Stopwatch())
         grid = window_grid(*prediction.resized, run.row.windows)
         jpeg = panels(example, [prediction.labels], grid, run.dataset.names)
         legend = legend_of(example, prediction, run.dataset.names)

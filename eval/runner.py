@@ -2,23 +2,25 @@
 
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from gla_jax.batches import grouped
 from gla_jax.config import settings_as_dict
 from gla_jax.errors import UserError
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.boundary import BoundaryCounts, boundary_counts
-from gla_jax.eval.datasets import Dataset, Example, examples, open_dataset
+from gla_jax.eval.datasets import Dataset, Example, open_dataset, read_ahead
 from gla_jax.eval.labels import write_label
 from gla_jax.eval.metrics import Areas, image_areas
-from gla_jax.eval.predict import Features, Prediction, Stopwatch, predictor
-from gla_jax.eval.processes import Processes
+from gla_jax.eval.predict import Features, Prediction, Ready, Stopwatch, predictor
 from gla_jax.eval.protocols import Protocol, protocol
 from gla_jax.eval.records import ImageRecord, RecordFile, claim_folder, image_record, parse_line, read_records
 from gla_jax.eval.submission import submission_values
+from gla_jax.processes import Processes
 from gla_jax.settings import one_of
 
 Progress = Callable[[int, int], None]
@@ -28,7 +30,8 @@ Progress = Callable[[int, int], None]
 class Run:
     """What is to be measured, and where it goes.
 
-    limit: only the first images, None takes all; threads: that decode images; templates: the model's own prompts, None
+    limit: only the first images, None takes all; threads: that decode images; batch: images
+    with one number of windows that go through the towers together; templates: the model's own prompts, None
     when it takes CLIP's 80.
     """
 
@@ -40,6 +43,7 @@ class Run:
     limit: int | None = None
     save_predictions: bool = False
     threads: int = 4
+    batch: int = 1
     templates: tuple[str, ...] | None = None
 
     @property
@@ -125,20 +129,46 @@ def _segment(run: Run, indices: list[int]) -> Iterator[ImageRecord]:
     predict = predictor(run.segmenter, run.row)
     values = submission_values(run.dataset) if run.save_predictions else None
     watch = Stopwatch()
-    for example in examples(run.dataset, indices, run.threads):
-        watch.mark("read")
-        prediction = predict(example.image, watch)
-        areas, boundary = counts(run, example, prediction)
-        watch.mark("metrics")
-        if values is not None:
-            path = prediction_path(run.out, example.image_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_label(path, values[prediction.labels])
-            watch.mark("save")
-        sizes = (example.image.shape[:2], prediction.resized)
-        yield image_record(example.image_id, sizes, areas, boundary, watch.seconds)
-        watch.seconds = {}
-        watch.mark("record")
+
+    def ready(example: Example) -> Ready:
+        return Ready(example, run.segmenter.prepare(example.image))
+
+    read = read_ahead(run.dataset, indices, ready, run.threads)
+    # The counts of an image are taken while the next one is on the device.
+    with ThreadPoolExecutor(1) as pool:
+        before: _Counted | None = None
+        for group in grouped(read, lambda image: image.prepared.count, run.batch):
+            watch.mark("read", len(group))
+            for (example, _), prediction in zip(group, predict(group, watch), strict=True):
+                if values is not None:
+                    path = prediction_path(run.out, example.image_id)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_label(path, values[prediction.labels])
+                    watch.mark("save")
+                counted = _Counted(example, prediction, watch.seconds, pool.submit(counts, run, example, prediction))
+                watch.seconds = {}
+                if before:
+                    finished = before.record()
+                    watch.mark("metrics")
+                    yield finished
+                    watch.mark("record")
+                before = counted
+        if before:
+            yield before.record()
+
+
+class _Counted(NamedTuple):
+    """An image that is segmented, and its counts, which may still be under way."""
+
+    example: Example
+    prediction: Prediction
+    seconds: dict[str, float]
+    counts: Future[tuple[Areas, BoundaryCounts]]
+
+    def record(self) -> ImageRecord:
+        """The image's record, when its counts are there."""
+        sizes = (self.example.image.shape[:2], self.prediction.resized)
+        return image_record(self.example.image_id, sizes, *self.counts.result(), self.seconds)
 
 
 def counts(run: Run, example: Example, prediction: Prediction) -> tuple[Areas, BoundaryCounts]:

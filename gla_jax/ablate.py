@@ -22,7 +22,7 @@ import numpy as np
 
 from gla_jax.attention.hosts import HOSTS
 from gla_jax.charts import BLUE, GREY, RED, Column, bars, figure, heat_maps, lines
-from gla_jax.classify import label_map, layout, place_tokens
+from gla_jax.classify import label_map, layout
 from gla_jax.config import Host, MethodConfig, Number, SegmenterConfig, settings_as_dict, without_gla
 from gla_jax.errors import UserError
 from gla_jax.eval.benchmarks import BENCHMARKS
@@ -56,7 +56,7 @@ FORMAT = "gla-jax ablation 1"
 # What may be swept: every field of the method, and what turns its logits into labels.
 FIELDS: dict[str, Any] = get_type_hints(MethodConfig) | {"logit_scale": Number, "threshold": Number}
 LABEL_FIELDS = ("logit_scale", "threshold")
-ABOVE_ZERO = ("logit_scale", "temperature")
+ABOVE_ZERO = ("logit_scale", "temperature", "mask_temperature")
 HOSTS_OF_GLA = tuple(host for host, row in HOSTS.items() if row.features)
 FIGURES = {"miou": "mIoU", "aacc": "accuracy", "ber_1": "boundary error", "control_1": "control"}
 BYTES_AT_ONCE = 2**30
@@ -219,7 +219,6 @@ def written(value: Any) -> str:
 
 
 _encode = jax.jit(encode_windows)
-_place = jax.jit(place_tokens)
 
 
 @jax.jit
@@ -293,11 +292,10 @@ def label_settings(
                 where = layout(window_grid, logits.shape[2], size)
                 share = (time.perf_counter() - begun) / sum(len(group[config]) for config in part)
                 for row, config in enumerate(part):
-                    placed = _place(logits[row], where.windows)
                     for index in group[config]:
                         begun = time.perf_counter()
                         own = configs[index]
-                        labels = label_map(placed, where, class_of_query, own.logit_scale, own.threshold)
+                        labels = label_map(logits[row], where, class_of_query, own.logit_scale, own.threshold)
                         yield Labelled(index, labels, share + time.perf_counter() - begun)
 
 

@@ -96,7 +96,7 @@ def bars(
     top, gap = MARGIN + 104, 36
     column_width = (WIDTH - 2 * MARGIN - label_width - gap * len(columns)) / len(columns)
     page = Page(WIDTH, round(top + row_height * len(names) + 12))
-    _head(page, title, note)
+    head(page, title, note)
     for row, name in enumerate(names):
         middle = top + row_height * (row + 0.5)
         page.text((MARGIN, middle), clip_text(name, letters, label_width), INK, size)
@@ -127,7 +127,7 @@ def lines(title: str, note: str, axis: str, names: Sequence[str], columns: Seque
     top, height, gap, scale_width = MARGIN + 116, 330, 40, 50
     panel = (WIDTH - 2 * MARGIN - gap * (len(columns) - 1)) / len(columns)
     page = Page(WIDTH, top + height + 86)
-    _head(page, title, note)
+    head(page, title, note)
     for index, column in enumerate(columns):
         left = MARGIN + index * (panel + gap)
         start, end = left + scale_width, left + panel
@@ -182,7 +182,7 @@ def heat_maps(
     top = MARGIN + 142
     panel = (WIDTH - 2 * MARGIN - gap * (len(columns) - 1)) / len(columns)
     page = Page(WIDTH, top + row_height * len(rows) + 80)
-    _head(page, title, note)
+    head(page, title, note)
     for index, column in enumerate(columns):
         left = MARGIN + index * (panel + gap)
         start = left + label_width
@@ -231,7 +231,8 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(index * step, 6) for index in range(first, last + 1)]
 
 
-def _head(page: Page, title: str, note: str) -> None:
+def head(page: Page, title: str, note: str) -> None:
+    """The title of a page and a line below it."""
     page.text((MARGIN, MARGIN + 10), clip_text(title, font(TITLE), WIDTH - 2 * MARGIN), INK, TITLE)
     page.text((MARGIN, MARGIN + 42), clip_text(note, font(SMALL), WIDTH - 2 * MARGIN), QUIET, SMALL)
 

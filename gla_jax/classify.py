@@ -1,8 +1,13 @@
-"""From token logits to labels: upsampling, softmax over queries, best synonym of a class, threshold, in row tiles."""
+"""From token logits to labels: upsampling, softmax over queries, best synonym of a class, threshold, tile by tile.
+
+Stitching is one matrix along each axis (stitch.py). Across columns it is multiplied as such, on the run of tokens that
+a tile touches; down rows a pixel sees so few tokens that they are added up one by one. A tile's program knows sizes
+only in buckets: the image's own are data.
+"""
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gla_jax.config import Number
 from gla_jax.logits import token_logits
 from gla_jax.shapes import Array, Float, Int, typed
-from gla_jax.stitch import StitchPlan, axis_matrix, stitch
-from gla_jax.windows import WindowGrid, bucket
+from gla_jax.stitch import axis_matrix
+from gla_jax.windows import WindowGrid
 
-ROWS_OF_A_TILE, COLUMNS_OF_A_TILE = 64, 128
-TOKENS_OF_A_BAND = 16  # bands are multiples of it, so that few sizes compile
+ROWS_OF_A_TILE, COLUMNS_OF_A_TILE = 512, 256
+ROWS_AT_ONCE = 32  # of a tile, so that their logits stay in a core's cache
+TOKENS_OF_A_BAND, TAPS = 16, 2  # bands and taps are multiples of them, so that few sizes compile
 QUERIES_OF_A_CHUNK = 64
 NOTHING = -1e30
 
@@ -38,220 +44,246 @@ class PixelBest(NamedTuple):
         return PixelBest(logit, jnp.where(other.logit > self.logit, other.label, self.label), total)
 
 
-class Bands(NamedTuple):
-    """One axis of an image in tiles of pixels: each tile's stitching matrix on the run of tokens it touches.
+class Rows(NamedTuple):
+    """The rows of a tile: where in [W S] its tokens' windows and rows begin, and each pixel row's taps."""
 
-    A pixel sees the few tokens around it, so a band is short however long the axis is. order [x]: the tokens of all
-    windows by where they lie; starts [tiles]: the first token of each band in that order; matrix [tiles pixels band].
-    """
+    starts: Int[Array, " y"] | Int[np.ndarray, " y"]
+    taps: Int[Array, "h k"] | Int[np.ndarray, "h k"]
+    weights: Float[Array, "h k"] | Float[np.ndarray, "h k"]
 
-    order: Int[np.ndarray, " x"]
-    starts: Int[np.ndarray, " tiles"]
-    matrix: Float[np.ndarray, "tiles pixels band"]
+
+class Columns(NamedTuple):
+    """The columns of a tile: how far after a row's start its tokens lie, and their stitching matrix."""
+
+    offsets: Int[Array, " x"] | Int[np.ndarray, " x"]
+    matrix: Float[Array, "x w"] | Float[np.ndarray, "x w"]
 
 
 class Layout(NamedTuple):
-    """Where tokens and pixels of one image lie, padded to buckets so that sizes are data.
+    """Where the tokens of an image lie among its pixels, tile by tile; size (h, w) in pixels."""
 
-    windows [y x] int32: index of the window at each place of the window grid; size (h, w) of the image in pixels.
-    """
-
-    windows: Int[np.ndarray, "y x"]
-    rows: Bands
-    columns: Bands
+    rows: tuple[Rows, ...]
+    columns: tuple[Columns, ...]
     size: tuple[int, int]
+
+    def tiles(self) -> Iterator[tuple[slice, slice, Rows, Columns]]:
+        """Every tile: its pixels in the image, then what it is computed from."""
+        height, width = self.size
+        for top, rows in zip(range(0, height, ROWS_OF_A_TILE), self.rows, strict=True):
+            for left, columns in zip(range(0, width, COLUMNS_OF_A_TILE), self.columns, strict=True):
+                down, across = min(top + ROWS_OF_A_TILE, height), min(left + COLUMNS_OF_A_TILE, width)
+                yield slice(top, down), slice(left, across), rows, columns
 
 
 def layout(grid: WindowGrid, tokens: int, size: tuple[int, int]) -> Layout:
     """The layout of an image of size (h, w) under a window grid with `tokens` tokens a window."""
     side = round(tokens**0.5)
-    rows, columns = len(grid.row_starts), len(grid.column_starts)
-    index = np.zeros((bucket(rows), bucket(columns)), np.int32)
-    index[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
-    return Layout(
-        index,
-        axis_bands(grid.row_starts, grid.height, grid.crop, side, size[0], ROWS_OF_A_TILE),
-        axis_bands(grid.column_starts, grid.width, grid.crop, side, size[1], COLUMNS_OF_A_TILE),
-        size,
+    down = _axis_rows(grid.row_starts, grid.height, grid.crop, side, size[0])
+    across = _axis_columns(grid.column_starts, grid.width, grid.crop, side, size[1])
+    a_row_of_windows = len(grid.column_starts) * tokens
+    rows = (
+        Rows((band // side * a_row_of_windows + band % side * side).astype(np.int32), *rest) for band, *rest in down
     )
+    columns = (Columns((band // side * tokens + band % side).astype(np.int32), matrix) for band, matrix in across)
+    return Layout(tuple(rows), tuple(columns), size)
 
 
 @lru_cache(maxsize=256)
-def axis_bands(starts: tuple[int, ...], length: int, crop: int, side: int, target: int, tile: int) -> Bands:
-    """The bands of one axis: windows of `side` tokens, resized length and target length in pixels."""
-    windows = bucket(len(starts))
-    centres = np.full((windows, side), np.inf)
-    centres[: len(starts)] = np.array(starts)[:, None] + (np.arange(side) + 0.5) * crop / side
-    order = np.argsort(centres.ravel(), kind="stable").astype(np.int32)
+def _axis_rows(*axis: Any) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
+    """Of every tile the tokens of its band, and Rows' taps and weights."""
+    return tuple((band, *row_taps(matrix)) for band, matrix in axis_bands(*axis, tile=ROWS_OF_A_TILE))
 
-    tiles = bucket(-(-target // tile))
-    matrix = np.zeros((tiles * tile, windows * side), np.float32)
-    matrix[:target, : len(starts) * side] = axis_matrix(starts, length, crop, side, target)
+
+@lru_cache(maxsize=256)
+def _axis_columns(*axis: Any) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Of every tile the tokens of its band, and Columns' matrix."""
+    bands = axis_bands(*axis, tile=COLUMNS_OF_A_TILE)
+    return tuple((band, np.ascontiguousarray(matrix.T)) for band, matrix in bands)
+
+
+def axis_bands(
+    starts: tuple[int, ...], length: int, crop: int, side: int, target: int, tile: int
+) -> Iterator[tuple[Int[np.ndarray, " band"], Float[np.ndarray, "pixels band"]]]:
+    """One axis of an image in tiles of pixels: the tokens that a tile touches, and its stitching matrix on them.
+
+    A pixel sees the few tokens around it, so a band is short however long the axis is. starts and length: of windows of
+    `side` tokens on the resized axis; target: its length in pixels. Bands are in the order in which tokens lie.
+    """
+    centres = np.array(starts)[:, None] + (np.arange(side) + 0.5) * crop / side
+    order = np.argsort(centres.ravel(), kind="stable").astype(np.int32)
+    tiles = -(-target // tile)
+    matrix = np.zeros((tiles * tile, order.size), np.float32)
+    matrix[:target] = axis_matrix(starts, length, crop, side, target)
     matrix = matrix[:, order].reshape(tiles, tile, -1)
     touched = (matrix != 0).any(1)
-    first, last = touched.argmax(1), matrix.shape[2] - touched[:, ::-1].argmax(1)
-    longest = int(np.where(touched.any(1), last - first, 0).max())
-    band = min(-(-longest // TOKENS_OF_A_BAND) * TOKENS_OF_A_BAND, matrix.shape[2])
-    begins = np.minimum(first, matrix.shape[2] - band).astype(np.int32)
-    runs = np.stack([part[:, begin : begin + band] for part, begin in zip(matrix, begins, strict=True)])
-    for array in (order, begins, runs):
-        array.flags.writeable = False
-    return Bands(order, begins, runs)
+    first, last = touched.argmax(1), order.size - touched[:, ::-1].argmax(1)
+    width = min(_rounded_up(int((last - first).max()), TOKENS_OF_A_BAND), order.size)
+    for part, begin in zip(matrix, np.minimum(first, order.size - width), strict=True):
+        yield order[begin : begin + width], part[:, begin : begin + width]
 
 
-@typed
-def place_tokens(token_logits: Float[Array, "W S Q"], windows: Int[Array, "y x"]) -> Float[Array, "Y X Q"]:
-    """Tokens laid out as the window grid lies in the image, [y*gh x*gw Q]."""
-    side = round(token_logits.shape[1] ** 0.5)
-    rows, columns = windows.shape
-    grid = token_logits[windows].reshape(rows, columns, side, side, -1)
-    return grid.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, -1)
+def row_taps(matrix: Float[np.ndarray, "h y"]) -> tuple[Int[np.ndarray, "h k"], Float[np.ndarray, "h k"]]:
+    """The columns in which the rows of a matrix are not 0, and their entries; the same number for each."""
+    count = _rounded_up(int((matrix != 0).sum(1).max()), TAPS)
+    taps = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count].astype(np.int32)
+    return taps, np.take_along_axis(matrix, taps, 1)
 
 
-def placed_logits(features: Float[Array, "W S E"], text_bank: Float[Array, "Q E"], where: Layout) -> Array:
-    """Token logits laid out as the windows lie in the image, [y*gh x*gw Q]; whole on one device.
+def _rounded_up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def whole_logits(features: Float[Array, "W S E"], text_bank: Float[Array, "Q E"]) -> Float[Array, "W S Q"]:
+    """Token logits of all windows on one device.
 
     Features that are split over a mesh come together here, on the first device of every process.
     """
     split = isinstance(features.sharding, NamedSharding) and features.sharding.mesh.size > 1
     everywhere = NamedSharding(features.sharding.mesh, PartitionSpec()) if split else None
-    bank = np.asarray(text_bank) if split else text_bank
     with jax.default_matmul_precision("highest"):
-        placed = _placed_logits(features, bank, where.windows, everywhere)
-    return placed.addressable_data(0) if split else placed
+        logits = _token_logits(features, np.asarray(text_bank) if split else text_bank, everywhere)
+    return logits.addressable_data(0) if split else logits
 
 
 @partial(jax.jit, static_argnames="sharding")
-def _placed_logits(features: Array, bank: Array, windows: Array, sharding: NamedSharding | None) -> Array:
-    placed = place_tokens(token_logits(features, bank), windows)
-    return placed if sharding is None else jax.lax.with_sharding_constraint(placed, sharding)
+def _token_logits(features: Array, bank: Array, sharding: NamedSharding | None) -> Array:
+    logits = token_logits(features, bank)
+    return logits if sharding is None else jax.lax.with_sharding_constraint(logits, sharding)
 
 
 @typed
-def best_classes(
-    placed: Float[Array, "Y X Q"], plan: StitchPlan, class_of_query: Int[Array, " Q"], logit_scale: Number
-) -> PixelBest:
-    """The best class of every pixel of a tile, queries in chunks: softmax over queries, max over a class's synonyms.
+def across_columns(logits: Float[Array, "W S Q"], rows: Rows, columns: Columns) -> Float[Array, "y Q w"]:
+    """Logits of a tile's pixel columns at its token rows."""
+    tokens = logits.reshape(-1, logits.shape[-1])[rows.starts[:, None] + columns.offsets[None]]
+    return jnp.einsum("yxq,xw->yqw", tokens, columns.matrix, precision="highest")
 
-    The softmax is monotonous, so the best query's class is the best class. class_of_query is -1 for padding.
+
+@typed
+def down_rows(
+    across: Float[Array, "y Q w"], taps: Int[Array, "h k"], weights: Float[Array, "h k"]
+) -> Float[Array, "h Q w"]:
+    """Logits of pixels from those of their columns at token rows."""
+    return sum(weights[:, k, None, None] * across[taps[:, k]] for k in range(taps.shape[1]))
+
+
+@typed
+def best_of(logits: Float[Array, "h Q w"], class_of_query: Int[Array, " Q"], logit_scale: Number) -> PixelBest:
+    """The best class of every pixel: softmax over queries, max over a class's synonyms.
+
+    The softmax is monotonous, so the best query's class is the best class, and of equal ones the first query's.
     """
-    queries = placed.shape[-1]
-    size = min(QUERIES_OF_A_CHUNK, queries)
-    padded = jnp.pad(placed, ((0, 0), (0, 0), (0, -queries % size)))
-    chunks = padded.reshape(*placed.shape[:2], -1, size).transpose(2, 0, 1, 3)
-    classes = jnp.pad(class_of_query, (0, -queries % size), constant_values=-1).reshape(-1, size)
+    queries = jnp.arange(logits.shape[1])[None, :, None]
+    best = logits.max(1)
+    # Two plain reductions, which vectorise where argmax does not.
+    first = jnp.where(logits == best[:, None], queries, logits.shape[1]).min(1)
+    total = jnp.exp(logit_scale * (logits - best[:, None])).sum(1)
+    return PixelBest(best, class_of_query[first], total)
 
-    def step(state: PixelBest, chunk: tuple[Array, Array]) -> tuple[PixelBest, None]:
-        tokens, labels = chunk
-        logits = jnp.where(labels[None, None] >= 0, stitch(tokens, plan), NOTHING)
-        best = logits.max(-1)
-        total = jnp.exp(logit_scale * (logits - best[..., None])).sum(-1)
-        return state.merge(PixelBest(best, labels[logits.argmax(-1)], total), logit_scale), None
 
-    shape = plan.rows.shape[0], plan.columns.shape[0]
-    start = PixelBest(jnp.full(shape, NOTHING), jnp.full(shape, -1, jnp.int32), jnp.zeros(shape))
-    return jax.lax.scan(step, start, (chunks, classes))[0]
+def synonyms(class_of_query: Int[np.ndarray, " Q"], classes: int) -> Int[np.ndarray, "L m"]:
+    """The queries of every class, the first one again where another has more, -1 where a class has none."""
+    found = [np.flatnonzero(class_of_query == index) for index in range(classes)]
+    table = np.full((classes, max(map(len, found))), -1, np.int32)
+    for row, queries in zip(table, found, strict=True):
+        if len(queries):
+            row[:] = queries[0]
+            row[: len(queries)] = queries
+    return table
 
 
 @typed
 def class_probabilities(
-    placed: Float[Array, "Y X Q"],
-    plan: StitchPlan,
-    class_of_query: Int[Array, " Q"],
-    logit_scale: Number,
-    classes: int,
-) -> Float[Array, "h w L"]:
-    """softmax(scale * logits) over the queries, then the best synonym of each class: no distribution over L."""
-    logits = logit_scale * stitch(placed, plan)
-    logits = jnp.where(class_of_query[None, None] >= 0, logits, NOTHING)
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    # Padded queries (class -1) fall outside the segments and are dropped.
-    by_class = jax.ops.segment_max(jnp.moveaxis(probabilities, -1, 0), class_of_query, classes)
-    return jnp.moveaxis(jnp.maximum(by_class, 0.0), 0, -1)
+    logits: Float[Array, "h Q w"], queries: Int[Array, "L m"] | Int[np.ndarray, "L m"], logit_scale: Number
+) -> Float[Array, "h L w"]:
+    """softmax(scale * logits) over the queries, then the best synonym of each class: no distribution over L.
 
-
-@typed
-def apply_threshold(best: PixelBest, threshold: Number, background: int | Int[Array, ""]) -> Int[Array, "h w"]:
-    """Labels, with the background's where the best probability is below the threshold."""
-    return jnp.where(1.0 / best.total < threshold, background, best.label)
-
-
-@jax.jit
-def _in_order(placed: Array, rows: Array, columns: Array) -> Array:
-    return placed[rows][:, columns]
-
-
-def _strip(ordered: Array, start: Array, band: int, axis: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(ordered, start, band, axis)
+    queries: of every class, by `synonyms`.
+    """
+    best = jax.nn.softmax(logit_scale * logits, axis=1)[:, queries].max(2)
+    return jnp.where((queries >= 0).any(1)[None, :, None], best, 0.0)
 
 
 @partial(jax.jit, static_argnames="thresholded")
-def _label_tiles(ordered, start, matrix, columns, class_of_query, logit_scale, threshold, background, thresholded):
-    """Labels of one row of tiles, [tiles rows columns]."""
-    strip = _strip(ordered, start, matrix.shape[1], 0)
+def _label_tile(logits, rows, columns, blocks, class_of_query, logit_scale, threshold, background, thresholded):
+    """Labels [rows columns] of the first `blocks` blocks of rows of a tile, queries in chunks."""
+    queries = logits.shape[-1]
+    size = min(QUERIES_OF_A_CHUNK, queries)
+    padding = ((0, 0), (0, -queries % size), (0, 0))
+    # A mask further down would keep XLA from fusing what is done to a pixel.
+    padded = jnp.pad(across_columns(logits, rows, columns), padding, constant_values=NOTHING)
+    chunks = padded.reshape(padded.shape[0], -1, size, padded.shape[2]).transpose(1, 0, 2, 3)
+    classes = jnp.pad(class_of_query, (0, -queries % size), constant_values=-1).reshape(-1, size)
 
-    def label(tile: tuple[Array, Array]) -> Array:
-        tokens = _strip(strip, tile[0], columns.matrix.shape[2], 1)
-        best = best_classes(tokens, StitchPlan(matrix, tile[1]), class_of_query, logit_scale)
+    def block(index: Array, labels: Array) -> Array:
+        first = index * ROWS_AT_ONCE
+        taps, weights = (
+            jax.lax.dynamic_slice_in_dim(jnp.asarray(array), first, ROWS_AT_ONCE) for array in (rows.taps, rows.weights)
+        )
+
+        def best(chunk: Array, own: Array) -> PixelBest:
+            return best_of(down_rows(chunk, taps, weights), own, logit_scale)
+
+        found = best(chunks[0], classes[0])
+        if len(chunks) > 1:
+
+            def step(state: PixelBest, chunk: tuple[Array, Array]) -> tuple[PixelBest, None]:
+                return state.merge(best(*chunk), logit_scale), None
+
+            found = jax.lax.scan(step, found, (chunks[1:], classes[1:]))[0]
         # Without a threshold nobody asks for the softmax's denominator, and XLA drops its exponentials.
-        return apply_threshold(best, threshold, background) if thresholded else best.label
+        found_labels = jnp.where(1.0 / found.total < threshold, background, found.label) if thresholded else found.label
+        return jax.lax.dynamic_update_slice_in_dim(labels, found_labels, first, 0)
 
-    return jax.lax.map(label, (columns.starts, columns.matrix))
+    return jax.lax.fori_loop(0, blocks, block, jnp.zeros((ROWS_OF_A_TILE, columns.matrix.shape[1]), jnp.int32))
 
 
-@partial(jax.jit, static_argnames="classes")
-def _score_tiles(ordered, start, matrix, columns, class_of_query, logit_scale, classes):
-    """Probabilities of one row of tiles, [tiles rows columns L]."""
-    strip = _strip(ordered, start, matrix.shape[1], 0)
+_across_columns = jax.jit(across_columns)
 
-    def score(tile: tuple[Array, Array]) -> Array:
-        tokens = _strip(strip, tile[0], columns.matrix.shape[2], 1)
-        return class_probabilities(tokens, StitchPlan(matrix, tile[1]), class_of_query, logit_scale, classes)
 
-    return jax.lax.map(score, (columns.starts, columns.matrix))
+@jax.jit
+def _score_rows(across, taps, weights, queries, logit_scale):
+    return class_probabilities(down_rows(across, taps, weights), queries, logit_scale)
 
 
 def label_map(
-    placed: Float[Array, "Y X Q"],
+    logits: Float[Array, "W S Q"],
     where: Layout,
     class_of_query: Int[np.ndarray, " Q"],
     logit_scale: float,
     threshold: float = 0.0,
     background: int = 0,
 ) -> Int[np.ndarray, "h w"]:
-    """The label of every pixel of the image, int32 on the host, computed tile by tile."""
-    height, width = where.size
-    ordered = _in_order(placed, where.rows.order, where.columns.order)
+    """The label of every pixel of the image, int32 on the host, computed tile by tile.
+
+    Pixels whose best probability is below the threshold take the background's.
+    """
     scalars = class_of_query, np.float32(logit_scale), np.float32(threshold), np.int32(background)
     # All are under way before the first one is fetched.
-    tiles = [
-        _label_tiles(ordered, start, matrix, where.columns, *scalars, thresholded=threshold > 0)
-        for start, matrix in _rows_of_tiles(where)
-    ]
-    rows = [np.asarray(row).transpose(1, 0, 2).reshape(ROWS_OF_A_TILE, -1)[:, :width] for row in tiles]
-    return np.concatenate(rows)[:height]
+    tiles = []
+    for down, across, rows, columns in where.tiles():
+        blocks = np.int32(-(-(down.stop - down.start) // ROWS_AT_ONCE))
+        tiles.append((down, across, _label_tile(logits, rows, columns, blocks, *scalars, thresholded=threshold > 0)))
+    labels = np.empty(where.size, np.int32)
+    for down, across, tile in tiles:
+        labels[down, across] = np.asarray(tile)[: down.stop - down.start, : across.stop - across.start]
+    return labels
 
 
 def score_map(
-    placed: Float[Array, "Y X Q"],
+    logits: Float[Array, "W S Q"],
     where: Layout,
     class_of_query: Int[np.ndarray, " Q"],
     logit_scale: float,
     classes: int,
 ) -> Float[np.ndarray, "L h w"]:
     """The probability of every class at every pixel, float32 on the host, computed tile by tile."""
-    height, width = where.size
-    ordered = _in_order(placed, where.rows.order, where.columns.order)
-    scores = np.empty((classes, height, width), np.float32)
-    for index, (start, matrix) in enumerate(_rows_of_tiles(where)):
-        top = index * ROWS_OF_A_TILE
-        count = min(ROWS_OF_A_TILE, height - top)
-        part = _score_tiles(ordered, start, matrix, where.columns, class_of_query, np.float32(logit_scale), classes)
-        row = np.asarray(part).transpose(3, 1, 0, 2).reshape(classes, ROWS_OF_A_TILE, -1)
-        scores[:, top : top + count] = row[:, :count, :width]
+    scores, queries = np.empty((classes, *where.size), np.float32), synonyms(class_of_query, classes)
+    for down, across, rows, columns in where.tiles():
+        at_token_rows = _across_columns(logits, rows, columns)
+        for top in range(down.start, down.stop, ROWS_AT_ONCE):
+            block = slice(top - down.start, top - down.start + ROWS_AT_ONCE)
+            part = _score_rows(at_token_rows, rows.taps[block], rows.weights[block], queries, np.float32(logit_scale))
+            bottom = min(top + ROWS_AT_ONCE, down.stop)
+            shown = np.asarray(part)[: bottom - top, :, : across.stop - across.start]
+            scores[:, top:bottom, across] = shown.transpose(1, 0, 2)
     return scores
-
-
-def _rows_of_tiles(where: Layout) -> Iterator[tuple[Int[np.ndarray, ""], Float[np.ndarray, "pixels band"]]]:
-    """The start and matrix of each row of tiles that holds pixels of the image."""
-    return zip(where.rows.starts, where.rows.matrix[: -(-where.size[0] // ROWS_OF_A_TILE)], strict=False)

@@ -86,11 +86,21 @@ def segment(
     dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
     scores: Annotated[bool, typer.Option("--scores", help="Also write the probability of every class.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="Print results.json on standard output.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images with one number of windows that go through together.")] = 1,
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="DATAxWINDOW devices, of this process or of all: images, and windows of an image, at once."),
+    ] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="One of several processes of a cluster's launcher.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
 ) -> None:
     """Segment images by the names of their classes.
 
-    Writes NAME.index.png, NAME.palette.png and NAME.overlay.png for each image, and results.json.
+    Writes NAME.index.png, NAME.palette.png and NAME.overlay.png for each image, and results.json. Several processes,
+    told by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID or --distributed, share the images; with a
+    --mesh over the devices of all of them they share the windows of every image.
     """
     from gla_jax.images import find_images
     from gla_jax.settings import settings_from_options
@@ -111,21 +121,39 @@ def segment(
     folder = _folder(out)
 
     prepare_jax()
-    from gla_jax.outputs import as_lines, output_names, segment_files, summary, write_text
-    from gla_jax.progress import track
-    from gla_jax.segmenter import Segmenter, with_background
+    from gla_jax.processes import joined
 
-    with_background(parsed, background, threshold)  # before the weights are loaded
-    segmenter = Segmenter.from_pretrained(model, config, offline=offline)
-    segmenter.text_bank(parsed, prompts)
-    options = {"background": background, "threshold": threshold, "scores": scores, "templates": prompts}
-    tracked = track(paths, "segmented")
-    records, failed = segment_files(segmenter, tracked, output_names(paths), parsed, folder, say, **options)
-    text = as_lines(summary(segmenter, parsed, records, failed, background=background, threshold=threshold))
-    write_text(folder / "results.json", text)
-    if json_lines:
-        typer.echo(text, nl=False)
-    say(f"{len(records)} of {len(paths)} images segmented; results in {folder}")
+    with joined(distributed, "start all processes again") as processes:
+        from gla_jax.mesh import read_mesh
+        from gla_jax.outputs import as_lines, gathered, output_names, segment_files, summary, write_text
+        from gla_jax.progress import track
+        from gla_jax.segmenter import Segmenter, with_background
+
+        with_background(parsed, background, threshold)  # before the weights are loaded
+        devices = None if mesh is None else read_mesh(mesh, spanning=True)
+        segmenter = Segmenter.from_pretrained(model, config, offline=offline, mesh=devices)
+        segmenter.text_bank(parsed, prompts)
+        options = {"background": background, "threshold": threshold, "scores": scores, "templates": prompts}
+        files = list(zip(range(len(paths)), paths, output_names(paths), strict=True))
+        together = devices is not None and devices.is_multi_process
+        mine = files if together else [files[index] for index in processes.share(len(files))]
+        writes = processes.is_first or not together
+        done = segment_files(
+            segmenter,
+            track(mine, processes.named("segmented")),
+            parsed,
+            folder if writes else None,
+            say if writes else lambda _: None,
+            batch=batch,
+            **options,
+        )
+        records, failed = (list(part.values()) for part in gathered(done, processes))
+        if processes.is_first:
+            text = as_lines(summary(segmenter, parsed, records, failed, background=background, threshold=threshold))
+            write_text(folder / "results.json", text)
+            if json_lines:
+                typer.echo(text, nl=False)
+            say(f"{len(records)} of {len(paths)} images segmented; results in {folder}")
     if failed:
         raise typer.Exit(1)
 
@@ -211,13 +239,13 @@ def tune(
     model: Annotated[
         str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")
     ] = None,
-    method: Annotated[str, typer.Option(help="gla or gla-clearclip.")] = "gla",
+    method: Annotated[str, typer.Option(help="gla, gla-clearclip, gla-sclip or gla-clip.")] = "gla",
     preset: Annotated[str, typer.Option(help="Setting of the paper to start from.")] = "sclip",
-    images: Annotated[int, typer.Option(min=1, help="How many labelled images are used.")] = 8,
+    images: Annotated[int, typer.Option(min=1, help="How many labelled images, spread over the data, are used.")] = 8,
     hold_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of them that only measures.")] = 0.25,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the fit, one image each.")] = 60,
     out: Annotated[Path, typer.Option(help="The preset file to write.")] = Path("gla-jax-preset.json"),
-    force: Annotated[bool, typer.Option("--force", help="Write the fit even if it is no better.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write the fit even if it is worse.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
 ) -> None:
     """Fit rho, alpha_beta, alpha_gamma, the logit scale and the background threshold to a few labelled images.
@@ -241,13 +269,18 @@ def tune(
     dataset = tuning.fitting_scenes(dataset)
     background = BENCHMARKS[benchmark].background
     report = tuning.tune(segmenter, dataset, row, background=background, images=images, hold_out=hold_out, steps=steps)
-    for part, (before, after) in report.figures.items():
-        typer.echo(f"{part:8s} mIoU {before['miou']:5.1f} -> {after['miou']:5.1f}")
-    keep_start = not (report.better or force)
-    origin = {"benchmark": benchmark, "images": list(dataset.ids[:images]), "model_hash": segmenter.model_hash}
-    tuning.write_preset(out, report, preset, origin, keep_start)
-    if keep_start:
-        say("no better on images that were not fitted, so the preset keeps the start; --force writes the fit.")
+    for line in report.lines():
+        typer.echo(line)
+    keep_start = report.worse and not force
+    origin = {"benchmark": benchmark, "setting": preset, "model_hash": segmenter.model_hash}
+    tuning.write_preset(out, report, method, origin, keep_start)
+    if report.worse:
+        kept = (
+            "the preset keeps the start; --force writes the fit" if keep_start else "the preset holds the fit even so"
+        )
+        say(f"the fit is worse than the start on images that were not fitted: {kept}.")
+    if benchmark != TINY_WORLD:
+        say(f"the preset names its images of {benchmark}: leave them out of what you report with it.")
     typer.echo(str(out))
 
 
@@ -333,6 +366,51 @@ def crossing(
     if out:
         content = {"images": len(paths), "model_hash": segmenter.model_hash, "stages": rows}
         write_text(_folder(out.parent) / out.name, json.dumps(content, indent=1) + "\n")
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder; random: weights of the default model's size."),
+    ] = "random",
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the image in pixels; it is cut as it is.")] = "336x504",
+    queries: Annotated[int, typer.Option(min=1, help="Text queries.")] = 21,
+    crop: Annotated[int | None, typer.Option(help="Side of a window in pixels.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Step between windows in pixels.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each part, at most; the median counts.")] = 5,
+    parts: Annotated[str, typer.Option(help="Of towers,attention,labels,image; all for all four.")] = "all",
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Also the attention alone over 1, 2, 4, ... windows, with a picture.")
+    ] = False,
+    max_windows: Annotated[int, typer.Option(min=1, help="Where the sweep ends.")] = 64,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GiB above which a program is not run. [default: half of the machine's]")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Above 1 the attention is also split over so many.")] = 1,
+    profile: Annotated[Path | None, typer.Option(help="Folder for a JAX trace of each part.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("gla-jax-bench"),
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
+) -> None:
+    """Measure seconds, operations a second, memory and compile time of each part, dense against streaming attention.
+
+    Writes bench.json, bench.md and, with --sweep, bench.png.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("out", "offline")}
+    from gla_jax import bench as benchmark
+    from gla_jax.bench_report import markdown, write_report
+
+    command = benchmark.command_line(given | {"max_windows": max_windows if sweep else None})
+    options = benchmark.read_options(**given)
+    folder = _folder(out)
+    if devices > 1:
+        benchmark.split_processor(devices)
+    # No prepare_jax: a cache of compiled programs would hide what compiling takes.
+    report = benchmark.run_bench(options, command, offline)
+    written = write_report(report, folder)
+    typer.echo(markdown(report))
+    typer.echo("\n".join(map(str, written)))
 
 
 @app.command()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.attend import clearclip_queries, gather_values
-from gla_jax.attention.buffer import resample_tokens, unit_rows
+from gla_jax.attention.buffer import inverse_lengths, resample_tokens
 from gla_jax.attention.hosts import HOSTS, Feature, window_attention
 from gla_jax.checkpoint import Params, VfmSpec, build_vfm
 from gla_jax.config import MethodConfig, SegmenterConfig
@@ -104,7 +104,10 @@ def patch_features(
 @typed
 def token_logits(features: Float[Array, "W S E"], text_bank: Float[Array, "Q E"]) -> Float[Array, "W S Q"]:
     """Cosine similarity of every patch with every text query; the bank's rows have length one."""
-    return jnp.einsum("wse,qe->wsq", unit_rows(features), text_bank, precision="highest")
+    features = features.astype(jnp.float32)
+    # Lengths are divided out afterwards: unit rows would be a second copy of all features.
+    products = jnp.einsum("wse,qe->wsq", features, text_bank, precision="highest")
+    return products * inverse_lengths(features)
 
 
 @typed

@@ -4,6 +4,7 @@ Every device runs the towers on its own windows and keeps their queries; keys an
 round a ring (attention/sharded.py), so what a device holds shrinks as the mesh grows.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,25 @@ def make_mesh(data: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         raise UserError(f"{len(devices)} devices cannot be divided into {data} equal groups; choose a divisor.")
     axes = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, len(devices) // data), (DATA_AXIS, WINDOW_AXIS), axes, devices=devices)
+
+
+def read_mesh(given: str, spanning: bool) -> Mesh:
+    """A mesh as a user types it, DATAxWINDOW, over the devices of this process or, when spanning, of all processes.
+
+    Raises UserError when there are other devices.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", given)
+    if not match:
+        raise UserError(f"mesh {given!r} is not DATAxWINDOW; write it as in 1x8.")
+    data, wanted = int(match[1]), int(match[1]) * int(match[2])
+    if wanted <= jax.local_device_count():
+        return make_mesh(data, jax.local_devices()[:wanted])
+    if spanning and wanted == jax.device_count():
+        return make_mesh(data)
+    of_all = f", all processes together {jax.device_count()}" if spanning and jax.process_count() > 1 else ""
+    raise UserError(
+        f"the mesh {given} needs {wanted} devices, but there are {jax.local_device_count()}{of_all}; make it smaller."
+    )
 
 
 def padded_windows(count: int, mesh: Mesh) -> int:
@@ -80,9 +100,7 @@ def sharded_features(
 
 
 @partial(jax.jit, static_argnames="mesh")
-def image_features(
-    params: SegmenterParams, windows: Windows, config: SegmenterConfig, mesh: Mesh
-) -> Float[Array, "W S E"]:
-    """segment_features of one image whose windows are split over a mesh that has one image at a time."""
-    batch = jax.tree.map(lambda leaf: leaf[None], windows)
-    return sharded_features(params, batch, config, mesh)[0]
+def image_features(features: Float[Array, "B W S E"], index: int | Array, mesh: Mesh) -> Float[Array, "W S E"]:
+    """The features of one image of a batch, split over all devices by windows alone."""
+    one = jax.lax.dynamic_index_in_dim(features, index, keepdims=False)
+    return jax.lax.with_sharding_constraint(one, NamedSharding(mesh, PartitionSpec(WINDOW_AXIS)))

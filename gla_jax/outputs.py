@@ -4,19 +4,25 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from gla_jax.batches import grouped
 from gla_jax.config import settings_as_dict
+from gla_jax.cost import estimate
 from gla_jax.errors import ImageError
+from gla_jax.images import read_image
+from gla_jax.processes import Processes
 from gla_jax.progress import steps
-from gla_jax.segmenter import Segmentation, Segmenter
+from gla_jax.segmenter import Segmentation, Segmenter, image_grid
+from gla_jax.shapes import UInt8
 from gla_jax.text.prompts import Classes
 from gla_jax.visualize import index_image, palette_image
+from gla_jax.windows import bucket
 
 
 def write_beside(path: Path, write: Callable[[Any], None]) -> None:
@@ -97,30 +103,82 @@ def as_lines(document: dict[str, Any]) -> str:
     return head.removesuffix("\n}") + ",\n" + ",\n".join(lists) + "\n}\n"
 
 
+class _Read(NamedTuple):
+    """An image that was read: its place among those asked for, and the seconds that took."""
+
+    index: int
+    path: Path
+    pixels: UInt8[np.ndarray, "h w 3"]
+    seconds: float
+
+
+class Segmented(NamedTuple):
+    """What became of some images: records and failures, each under its index among those asked for."""
+
+    records: dict[int, dict[str, Any]]
+    failed: dict[int, dict[str, str]]
+
+
 def segment_files(
     segmenter: Segmenter,
-    paths: Iterable[Path],
-    names: Iterable[str],
+    files: Iterable[tuple[int, Path, str]],
     classes: Classes,
-    folder: Path,
+    folder: Path | None,
     complain: Callable[[str], None],
+    *,
+    batch: int = 1,
     **options: Any,
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Segment image files one after the other: (records, failures). A bad image is complained about and skipped.
+) -> Segmented:
+    """Segment image files, given as (index, path, name of the results).
 
-    options are those of Segmenter.__call__. Writes pictures into folder, which must exist.
+    A bad image is complained about and skipped; of a large one it is said before what it will cost. batch: images with
+    one number of windows that go through together; options are those of Segmenter.__call__. Writes pictures into
+    folder, which must exist, or nowhere when it is None.
     """
-    records, failed = [], []
-    for path, name in zip(paths, names, strict=True):
+    done = Segmented({}, {})
+    names: dict[int, str] = {}
+
+    def readable() -> Iterator[_Read]:
+        for index, path, name in files:
+            begun, names[index] = time.perf_counter(), name
+            try:
+                pixels = read_image(path)
+            except ImageError as error:
+                complain(str(error))
+                done.failed[index] = {"image": str(path), "error": str(error)}
+                continue
+            yield _Read(index, path, pixels, time.perf_counter() - begun)
+
+    def windows(image: _Read) -> int:
+        return image_grid(image.pixels.shape[:2], segmenter.config.windows).count
+
+    for group in grouped(readable(), lambda image: bucket(windows(image)), batch):
+        announce(segmenter, group[0].path, group[0].pixels.shape[:2], complain)
         begun = time.perf_counter()
-        try:
-            with steps(str(path)) as progress:
-                result = segmenter(path, classes, progress=progress, **options)
-        except ImageError as error:
-            complain(str(error))
-            failed.append({"image": str(path), "error": str(error)})
-            continue
-        seconds = time.perf_counter() - begun
-        write_pictures(result, folder, name)
-        records.append(record(result, path, name, seconds))
-    return records, failed
+        with steps(str(group[0].path)) as progress:
+            results = segmenter.batch([image.pixels for image in group], classes, progress=progress, **options)
+        seconds = (time.perf_counter() - begun) / len(group)
+        for image, result in zip(group, results, strict=True):
+            name = names[image.index]
+            if folder is not None:
+                write_pictures(result, folder, name)
+            done.records[image.index] = record(result, image.path, name, image.seconds + seconds)
+    return done
+
+
+def announce(segmenter: Segmenter, path: Path, size: tuple[int, int], say: Callable[[str], None]) -> None:
+    """Say what an image of size (h, w) will cost, if it is one that goes through in steps."""
+    windows = segmenter.steps_through(size)
+    if windows:
+        cost = estimate(segmenter.params, windows, segmenter.config)
+        say(f"{path}: {windows} windows, {cost}")
+
+
+def gathered(done: Segmented, processes: Processes) -> Segmented:
+    """What became of the images of all processes, at every process, in the order they were asked for."""
+    payload = json.dumps([list(part.items()) for part in done]).encode()
+    everything = Segmented({}, {})
+    for part in processes.gather("records", payload):
+        for into, items in zip(everything, json.loads(part), strict=True):
+            into.update((index, row) for index, row in items)
+    return Segmented(*(dict(sorted(part.items())) for part in everything))

@@ -4,19 +4,20 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gla_jax.batches import grouped
 from gla_jax.checkpoint import Checkpoint, ClipSpec, Params
-from gla_jax.classify import label_map, layout, placed_logits, score_map
+from gla_jax.classify import label_map, layout, score_map, whole_logits
 from gla_jax.config import SegmenterConfig, WindowConfig
 from gla_jax.errors import ClassesError, UserError
 from gla_jax.images import as_rgb
 from gla_jax.logits import SegmenterParams, segment_features
-from gla_jax.mesh import DATA_AXIS, image_features, padded_windows, place_params, place_windows
+from gla_jax.mesh import DATA_AXIS, image_features, padded_windows, place_params, place_windows, sharded_features
 from gla_jax.pretrained import resolve
 from gla_jax.resize import rescale_size, resize_uint8
 from gla_jax.shapes import Array, Float, Int, UInt8
@@ -31,7 +32,20 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
     from PIL import Image
 
+    Picture = Image.Image | UInt8[np.ndarray, "h w 3"] | str | Path
+
 _segment_features = jax.jit(segment_features)
+
+
+@jax.jit
+def _features_of_batch(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> Float[Array, "B W S E"]:
+    return jax.vmap(lambda own: segment_features(params, own, config))(windows)
+
+
+def _stacked(windows: Sequence[Windows]) -> Windows:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *windows)
+
+
 # An image of more windows goes through in steps, so that it can be watched and interrupted.
 WINDOWS_IN_ONE_PROGRAM = 64
 
@@ -76,6 +90,18 @@ class Segmentation:
         return overlay(self.image, self.labels, self.classes)
 
 
+class Prepared(NamedTuple):
+    """An image cut into windows, padded, and the grid they lie on."""
+
+    windows: Windows
+    grid: WindowGrid
+
+    @property
+    def count(self) -> int:
+        """The padded number of windows: images with the same one share a program."""
+        return len(self.windows.valid)
+
+
 class Segmenter:
     """A loaded model that segments images by text. Cheap to copy with other settings: weights are shared."""
 
@@ -107,8 +133,6 @@ class Segmenter:
         )
         self.mesh = mesh
         if mesh is not None:
-            if mesh.shape[DATA_AXIS] != 1:
-                raise UserError("a segmenter takes one image at a time; make its mesh with data=1.")
             self.params = place_params(self.params, mesh)
         self._tokenizer = load_tokenizer(clip.folder)
         self._banks: dict[Any, Array] = {}
@@ -125,7 +149,7 @@ class Segmenter:
     ) -> "Segmenter":
         """Load "CLIP+VFM" by names, by model folders or both; names are downloaded and converted once.
 
-        mesh: of gla_jax.make_mesh, splits the windows of every image over its devices.
+        mesh: of gla_jax.make_mesh, splits images over its axis `data` and the windows of each over `window`.
 
         Raises ModelError when a part is unknown, cannot be downloaded or is damaged.
         """
@@ -149,6 +173,21 @@ class Segmenter:
             self._banks[key] = text_bank(self.clip, self._tokenizer, classes, templates)
         return self._banks[key]
 
+    def steps_through(self, size: tuple[int, int]) -> int:
+        """The number of windows of an image of size (h, w) that goes through in steps, 0 for any other."""
+        count = image_grid(size, self.config.windows).count
+        return count if self.mesh is None and count > WINDOWS_IN_ONE_PROGRAM else 0
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
+        """The host's work on an RGB image, which can run ahead in a thread: its working size, cut into windows."""
+
+        def padding(count: int) -> int:
+            if self.mesh is not None:
+                return padded_windows(count, self.mesh)
+            return padded_to_batches(count, self.config) if count > WINDOWS_IN_ONE_PROGRAM else bucket(count)
+
+        return Prepared(*image_windows(image, self.config.windows, padding))
+
     def window_features(
         self, image: UInt8[np.ndarray, "h w 3"], progress: Progress | None = None
     ) -> tuple[Float[Array, "W S E"], WindowGrid]:
@@ -156,20 +195,39 @@ class Segmenter:
 
         progress(steps done, steps) is called for images that go through in steps.
         """
-        settings, mesh = self.config.windows, self.mesh
+        prepared = self.prepare(image)
+        return self.batch_features([prepared], progress)[0], prepared.grid
+
+    def batch_features(
+        self, images: Sequence[Prepared], progress: Progress | None = None
+    ) -> list[Float[Array, "W S E"]]:
+        """Joint-space features of every window token of images with one padded number of windows, as one program."""
+        windows = [image.windows for image in images]
         with jax.default_matmul_precision("highest"):
-            if mesh is not None:
-                windows, grid = image_windows(image, settings, lambda count: padded_windows(count, mesh))
-                return image_features(self.params, place_windows(windows, mesh), self.config, mesh), grid
-            if image_grid(image.shape[:2], settings).count > WINDOWS_IN_ONE_PROGRAM:
-                windows, grid = image_windows(image, settings, lambda count: padded_to_batches(count, self.config))
-                return staged_features(self.params, windows, self.config, progress), grid
-            windows, grid = image_windows(image, settings)
-            return _segment_features(self.params, windows, self.config), grid
+            if self.mesh is not None:
+                groups = self.mesh.shape[DATA_AXIS]
+                # Every group of devices takes an image; what is left over takes the last one again.
+                batch = _stacked(windows + windows[-1:] * (-len(windows) % groups))
+                together = sharded_features(self.params, place_windows(batch, self.mesh), self.config, self.mesh)
+                return [image_features(together, index, self.mesh) for index in range(len(windows))]
+            if images[0].grid.count > WINDOWS_IN_ONE_PROGRAM:
+                return [staged_features(self.params, one, self.config, progress) for one in windows]
+            if len(windows) == 1:
+                return [_segment_features(self.params, windows[0], self.config)]
+            return list(_features_of_batch(self.params, _stacked(windows), self.config))
 
     def __call__(
+        self, image: "Picture", classes: Sequence[str] | Classes, *, progress: Progress | None = None, **options: Any
+    ) -> Segmentation:
+        """Segment one image: `batch` of it alone, with the same options.
+
+        progress(steps done, steps): called while a large image goes through.
+        """
+        return self.batch([image], classes, progress=progress, **options)[0]
+
+    def batch(
         self,
-        image: "Image.Image | UInt8[np.ndarray, 'h w 3'] | str | Path",
+        images: "Sequence[Picture]",
         classes: Sequence[str] | Classes,
         *,
         background: str | None = None,
@@ -177,28 +235,33 @@ class Segmenter:
         scores: bool = False,
         templates: Sequence[str] | None = None,
         progress: Progress | None = None,
-    ) -> Segmentation:
-        """Segment one image.
+    ) -> list[Segmentation]:
+        """Segment images of any sizes; those with one padded number of windows go through the towers together.
 
-        image: a path, a PIL image or RGB uint8 [h w 3]; classes: names, synonyms parted by "; "; background: the class
+        images: paths, PIL images or RGB uint8 [h w 3]; classes: names, synonyms parted by "; "; background: the class
         that takes pixels whose best probability is below threshold, one of classes or a name of its own (then class 0);
-        threshold: None takes the settings'; progress(steps done, steps): called while a large image goes through.
-        Raises UserError for what cannot be used.
+        threshold: None takes the settings'. Raises UserError for what cannot be used.
         """
-        pixels = as_rgb(image)
+        pixels = [as_rgb(image) for image in images]
         parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
         threshold = float(self.config.threshold if threshold is None else threshold)
         names, class_of_query, background_index = with_background(parsed, background, threshold)
-
-        features, grid = self.window_features(pixels, progress)
-        where = layout(grid, features.shape[1], pixels.shape[:2])
-        with jax.default_matmul_precision("highest"):
-            placed = placed_logits(features, self.text_bank(parsed, templates), where)
-            logit_scale = float(self.config.logit_scale)
-            labels = label_map(placed, where, class_of_query, logit_scale, threshold, background_index)
-            probabilities = score_map(placed, where, class_of_query, logit_scale, len(names)) if scores else None
-        labels = labels.astype(np.uint8 if len(names) <= 256 else np.uint16)
-        return Segmentation(labels, names, pixels, probabilities)
+        bank, logit_scale = self.text_bank(parsed, templates), float(self.config.logit_scale)
+        dtype = np.uint8 if len(names) <= 256 else np.uint16
+        results: list[Segmentation | None] = [None] * len(pixels)
+        prepared = [self.prepare(image) for image in pixels]
+        for group in grouped(range(len(pixels)), lambda index: prepared[index].count, len(pixels)):
+            found = self.batch_features([prepared[index] for index in group], progress)
+            for index, features in zip(group, found, strict=True):
+                where = layout(prepared[index].grid, features.shape[1], pixels[index].shape[:2])
+                with jax.default_matmul_precision("highest"):
+                    logits = whole_logits(features, bank)
+                    labels = label_map(logits, where, class_of_query, logit_scale, threshold, background_index)
+                    probabilities = (
+                        score_map(logits, where, class_of_query, logit_scale, len(names)) if scores else None
+                    )
+                results[index] = Segmentation(labels.astype(dtype), names, pixels[index], probabilities)
+        return results
 
 
 def image_grid(size: tuple[int, int], settings: WindowConfig) -> WindowGrid:

@@ -6,13 +6,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from gla_jax.config import METHODS, PRESETS, SegmenterConfig
+from gla_jax.config import METHODS, PRESETS, SegmenterConfig, WindowConfig
 from gla_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 NATIVE = "native"
 PRESET_FORMAT = "gla-jax preset 1"
-TUNED_FIELDS = ("anchor_threshold", "dynamic_shift", "dynamic_scale")  # of the method, in a preset file
+PRESET_SUFFIX = ".json"
+METHOD_NUMBERS = ("anchor_threshold", "dynamic_shift", "dynamic_scale")
+# What a preset file holds, with the least and the largest value that makes sense.
+NUMBERS = {
+    "anchor_threshold": (-1.0, 1.0),
+    "dynamic_shift": (0.0, 1e6),
+    "dynamic_scale": (0.0, 1e6),
+    "logit_scale": (0.0, 1e6),
+    "threshold": (0.0, 1.0),
+}
 
 
 def one_of(given: str, choices: Iterable[str], what: str) -> str:
@@ -32,24 +41,29 @@ def whole_number(given: str, what: str) -> int:
     return int(given)
 
 
-def read_preset(name: str) -> SegmenterConfig:
-    """A preset by its name, or the file of one that gla-jax tune wrote. Raises UserError."""
-    path = Path(name)
-    if path.suffix != ".json":
-        return PRESETS[one_of(name, PRESETS, "preset")]
+def read_preset(path: Path) -> tuple[SegmenterConfig, str]:
+    """The settings in a file that gla-jax tune wrote, and the name of the method they are for. Raises UserError."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the preset {path} cannot be read ({error}); write it with gla-jax tune.") from None
+    except OSError as error:
+        raise UserError(f"the preset {path} cannot be read ({error.strerror}); write it with gla-jax tune.") from None
+    except ValueError as error:
+        raise UserError(f"the preset {path} is no JSON ({error}); write it with gla-jax tune.") from None
     if not isinstance(content, dict) or content.get("format") != PRESET_FORMAT:
         raise UserError(f"{path} is not a preset of this program; write one with gla-jax tune.")
     try:
-        base = PRESETS[content["base"]]
-        numbers = {name: float(content["method"][name]) for name in TUNED_FIELDS}
-        labels = {name: float(content[name]) for name in ("logit_scale", "threshold")}
+        name, numbers = content["method"], dict(content["numbers"])
+        method, windows = METHODS[name], WindowConfig(**content["windows"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the preset {path} is damaged at {error}; write it with gla-jax tune again.") from None
-    return replace(base, method=replace(base.method, **numbers), **labels)
+        raise UserError(f"the preset {path} is damaged ({error}); write it with gla-jax tune again.") from None
+    if set(numbers) != set(NUMBERS):
+        raise UserError(f"the preset {path} holds other numbers than {', '.join(NUMBERS)}; write it with gla-jax tune.")
+    for field, (low, high) in NUMBERS.items():
+        value = numbers[field]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(f"{field} is {value!r} in the preset {path}; it is a number from {low:g} to {high:g}.")
+    of_method = {field: numbers.pop(field) for field in METHOD_NUMBERS}
+    return SegmenterConfig(replace(method, **of_method), windows, **numbers), name
 
 
 def settings_from_options(
@@ -63,13 +77,17 @@ def settings_from_options(
 ) -> SegmenterConfig:
     """A preset with the options over it; short_side is a number of pixels or "native" for the image's own size.
 
-    Raises UserError for a name that does not exist and for numbers that do not go together.
+    preset: a name or a file that ends with .json. Raises UserError for a name that does not exist, a file of another
+    method and numbers that do not go together.
     """
-    base = read_preset(preset)
     chosen = METHODS[one_of(method, METHODS, "method")]
-    numbers = {name: getattr(base.method, name) for name in TUNED_FIELDS}
-    if chosen.proxy_anchors:
-        chosen = replace(chosen, **numbers)
+    if preset.endswith(PRESET_SUFFIX):
+        base, tuned = read_preset(Path(preset))
+        if tuned != method:  # numbers of one method say nothing about another
+            raise UserError(f"the preset {preset} is for the method {tuned}, not for {method}; add --method {tuned}.")
+        chosen = base.method
+    else:
+        base = PRESETS[one_of(preset, PRESETS, "preset")]
     windows = {name: value for name, value in (("crop", crop), ("stride", stride)) if value is not None}
     if short_side is not None:
         windows["short_side"] = None if short_side == NATIVE else whole_number(short_side, "short side")

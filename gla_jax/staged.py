@@ -42,7 +42,8 @@ class _Chunk(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="host")
-def _encode(params: SegmenterParams, windows: Windows, config: SegmenterConfig, host: str) -> _Chunk:
+def encode_chunk(params: SegmenterParams, windows: Windows, config: SegmenterConfig, host: str) -> _Chunk:
+    """The towers over one tower batch of windows, and of it what the later steps read."""
     tokens = encode_windows(params, windows, config)
     row = HOSTS[host]
     features = tuple(compared_features(tokens, name).astype(jnp.float32) for name in row.features)
@@ -98,7 +99,7 @@ def staged_features(
     method = config.method
     chunks = []
     for chunk in _in_chunks(windows, config.tower_batch):
-        chunks.append(jax.block_until_ready(_encode(params, chunk, config, method.host)))
+        chunks.append(jax.block_until_ready(encode_chunk(params, chunk, config, method.host)))
         tokens = chunks[0].features[0].shape[1]
         counter(steps_of(len(windows.valid), tokens, config))
     total = steps_of(len(windows.valid), tokens, config)

@@ -1,41 +1,52 @@
 """Fits the numbers of a method to a few labelled images by gradient descent through the method itself.
 
 The paper sets rho, alpha_beta, alpha_gamma, the logit scale and the background threshold by hand for a data set. Here
-they follow the gradient of a cross-entropy at token resolution, under soft masks (MethodConfig.mask_temperature); what
-is reported, and what the preset is for, is the method with its own hard masks.
+they follow the gradient of a cross-entropy at token resolution, under soft masks (DESIGN 3.5); what is reported, and
+what the preset is for, is the method with its own hard masks. The towers run once an image.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gla_jax.ablate import Ablation, Encoded, Setting, Tally, encode, measure
+from gla_jax.ablate import Encoded, encode, label_settings
+from gla_jax.attention.hosts import HOSTS
 from gla_jax.config import SegmenterConfig
 from gla_jax.errors import UserError
 from gla_jax.eval.benchmarks import TINY_WORLD
 from gla_jax.eval.datasets import TINY_WORLD_SIZE, Dataset, Example
+from gla_jax.eval.metrics import Areas, image_areas
 from gla_jax.eval.protocols import Protocol
-from gla_jax.logits import SegmenterParams, gather_windows, patch_features, token_logits
+from gla_jax.logits import (
+    SegmenterParams,
+    WindowTokens,
+    compared_features,
+    gather_windows,
+    patch_features,
+    token_logits,
+)
 from gla_jax.outputs import write_text
 from gla_jax.progress import track
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings import PRESET_FORMAT, TUNED_FIELDS
+from gla_jax.settings import METHOD_NUMBERS, NUMBERS, PRESET_FORMAT
 from gla_jax.shapes import Array, Float, Int, Integer
 from gla_jax.version import VERSION
-from gla_jax.windows import WindowGrid
+from gla_jax.windows import WindowGrid, Windows
 
 # Narrow enough to be near the method, wide enough that tokens on either side of rho are felt.
 MASK_TEMPERATURE = 0.05
 THRESHOLD_WIDTH = 0.02  # of the sigmoid that stands for the background threshold, in probability
 UNLABELLED = -1
+# Adam takes full steps along slopes well above it: a number that hardly matters hardly moves.
+SLOPE_THAT_MATTERS = 1e-2
 
 
 class Tuned(NamedTuple):
@@ -100,144 +111,221 @@ def token_targets(
     return targets.reshape(windows, tokens)
 
 
+class Labelled(NamedTuple):
+    """One image after the towers: its label map, and targets [W S] int32, the class of every token or UNLABELLED."""
+
+    encoded: Encoded
+    label: Integer[np.ndarray, "h w"]
+    targets: Int[np.ndarray, "W S"]
+
+
+def labelled(segmenter: Segmenter, example: Example, ignore: int = 255) -> Labelled:
+    """Run the towers over an image. Raises UserError when no token of it is labelled."""
+    encoded = encode(segmenter, example.image, [segmenter.config])
+    compared = compared_features(encoded.tokens, HOSTS[segmenter.config.method.host].features[0])
+    targets = token_targets(example.label, encoded.grid, *compared.shape[:2], ignore)
+    if (targets == UNLABELLED).all():
+        raise UserError(
+            f"the image {example.image_id} has nothing labelled, so nothing can be fitted to it; leave it out."
+        )
+    return Labelled(encoded, example.label, targets)
+
+
 def class_log_probabilities(
-    logits: Float[Array, "W S Q"], class_of_query: Int[Array, " Q"], config: SegmenterConfig, classes: int
+    logits: Float[Array, "W S Q"],
+    class_of_query: Int[Array, " Q"],
+    config: SegmenterConfig,
+    classes: int,
+    background: bool,
 ) -> Float[Array, "L W S"]:
-    """Log of the best synonym's probability of every class; with a threshold, mixed with what falls to class 0."""
+    """Log of the best synonym's probability of every class; with a background, mixed with what falls to class 0.
+
+    A token falls by a sigmoid of how far its best probability is below the threshold: labels take it at once.
+    """
     by_query = jnp.moveaxis(jax.nn.log_softmax(config.logit_scale * logits, axis=-1), -1, 0)
     by_class = jax.ops.segment_max(by_query, class_of_query, classes)
-    if isinstance(config.threshold, float) and config.threshold == 0.0:
+    if not background:
         return by_class
-    fallen = jax.nn.sigmoid((config.threshold - jnp.exp(by_class.max(0))) / THRESHOLD_WIDTH)
-    background = (jnp.arange(classes) == 0).astype(jnp.float32)[:, None, None] * fallen[None]
-    return jnp.log((1.0 - fallen[None]) * jnp.exp(by_class) + background + 1e-8)
+    below = (config.threshold - jnp.exp(by_class.max(0))) / THRESHOLD_WIDTH
+    stays = by_class + jax.nn.log_sigmoid(-below)[None]
+    return stays.at[0].set(jnp.logaddexp(stays[0], jax.nn.log_sigmoid(below)))
 
 
 @partial(jax.jit, static_argnames=("classes", "background"))
 def loss(
-    tuned: Tuned,
-    encoded: Encoded,
+    config: SegmenterConfig,
+    tokens: WindowTokens,
+    windows: Windows,
     targets: Int[Array, "W S"],
     bank: Float[Array, "Q E"],
     class_of_query: Int[Array, " Q"],
     params: SegmenterParams,
-    config: SegmenterConfig,
     classes: int,
     background: bool,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the labelled tokens of one image, every window's token by itself, under soft masks."""
-    config = configured(tuned, config, background)
-    config = replace(config, method=replace(config.method, mask_temperature=MASK_TEMPERATURE))
-    gathered = gather_windows(encoded.tokens, encoded.windows, params, config.method)
-    logits = token_logits(patch_features(gathered, encoded.tokens, params, config), bank)
-    by_class = class_log_probabilities(logits, class_of_query, config, classes)
-    labelled = (targets >= 0).astype(jnp.float32)
+    """Mean cross-entropy of the labelled tokens of one image, every window's token by itself."""
+    gathered = gather_windows(tokens, windows, params, config.method)
+    logits = token_logits(patch_features(gathered, tokens, params, config), bank)
+    by_class = class_log_probabilities(logits, class_of_query, config, classes, background)
+    counted = (targets != UNLABELLED).astype(jnp.float32)
     picked = jnp.take_along_axis(by_class, jnp.maximum(targets, 0)[None], 0)[0]
-    return -(picked * labelled).sum() / jnp.maximum(labelled.sum(), 1.0)
+    return -(picked * counted).sum() / counted.sum()
 
 
-_slope = jax.jit(jax.value_and_grad(loss), static_argnames=("classes", "background"))
+@partial(jax.jit, static_argnames=("classes", "background"))
+def _slope(tuned: Tuned, config: SegmenterConfig, *about, classes: int, background: bool) -> tuple[Array, Tuned]:
+    def soft(tuned: Tuned) -> Array:
+        here = configured(tuned, config, background)
+        here = replace(here, method=replace(here.method, mask_temperature=MASK_TEMPERATURE))
+        return loss(here, *about, classes=classes, background=background)
+
+    return jax.value_and_grad(soft)(tuned)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a loss is taken over, besides image and settings; background: class 0 takes tokens below the threshold."""
+
+    segmenter: Segmenter
+    row: Protocol
+    background: bool
+    ignore: int = 255
+
+    def about(self, image: Labelled) -> tuple:
+        """The arrays that loss reads of an image, after its config."""
+        prompts = self.row.prompts
+        class_of_query = np.asarray(prompts.class_of_query, np.int32)
+        tokens, windows = image.encoded.tokens, image.encoded.windows
+        return tokens, windows, image.targets, self.segmenter.text_bank(prompts), class_of_query, self.segmenter.params
+
+    @property
+    def structure(self) -> dict[str, int | bool]:
+        """What decides the compiled program of loss."""
+        return {"classes": len(self.row.classes), "background": self.background}
 
 
 class Fit(NamedTuple):
-    """What a fit found: the settings, and the loss of every step."""
+    """What a fit found: the settings, and the loss under soft masks of the image of every step."""
 
     config: SegmenterConfig
     losses: tuple[float, ...]
 
 
 def fit(
-    segmenter: Segmenter,
-    images: Sequence[Example],
-    row: Protocol,
-    config: SegmenterConfig,
-    *,
-    background: bool,
-    ignore: int = 255,
-    steps: int = 60,
-    learning_rate: float = 0.05,
+    problem: Problem, images: Sequence[Labelled], start: SegmenterConfig, steps: int = 60, learning_rate: float = 0.05
 ) -> Fit:
-    """Adam over the coordinates, one image a step in turn; the towers run once an image."""
-    prompts = row.prompts
-    bank, class_of_query = segmenter.text_bank(prompts), jnp.asarray(prompts.class_of_query, jnp.int32)
-    prepared = []
-    for example in images:
-        encoded = encode(segmenter, example.image, [config])
-        features = encoded.tokens.features
-        windows, tokens = (features if features is not None else encoded.tokens.heads.values[:, 1:]).shape[:2]
-        targets = token_targets(example.label, encoded.grid, windows, tokens, ignore)
-        # The grid is no array; what the loss reads of it is in the targets.
-        prepared.append((encoded._replace(grid=None, size=None), jnp.asarray(targets)))
-    tuned = coordinates(config)
-    transform = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    """Adam over the coordinates from the settings of a start, one image a step in turn."""
+    tuned = coordinates(start)
+    transform = optax.adam(optax.cosine_decay_schedule(learning_rate, steps), eps=SLOPE_THAT_MATTERS)
     state, losses = transform.init(tuned), []
     for step in track(range(steps), "steps"):
-        encoded, targets = prepared[step % len(prepared)]
-        value, gradient = _slope(
-            tuned,
-            encoded,
-            targets,
-            bank,
-            class_of_query,
-            segmenter.params,
-            config,
-            classes=len(row.classes),
-            background=background,
-        )
+        with jax.default_matmul_precision("highest"):
+            value, gradient = _slope(tuned, start, *problem.about(images[step % len(images)]), **problem.structure)
         losses.append(float(value))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
             update, state = transform.update(gradient, state, tuned)
         tuned = optax.apply_updates(tuned, update)
-    found = jax.tree.map(float, configured(tuned, config, background))
-    return Fit(found, tuple(losses))
+    found = configured(tuned, start, problem.background)
+    # Six digits, as the preset keeps them: what is measured is what it holds.
+    return Fit(jax.tree.map(lambda number: round(float(number), 6), found), tuple(losses))
+
+
+def figures(problem: Problem, images: Sequence[Labelled], configs: Sequence[SegmenterConfig]) -> list[dict[str, float]]:
+    """Of every configuration over some images: "loss", the mean over images, and "miou" in percent."""
+    segmenter, prompts, classes = problem.segmenter, problem.row.prompts, len(problem.row.classes)
+    areas, losses = [Areas.zeros(classes)] * len(configs), np.zeros(len(configs))
+    for image in images:
+        for found in label_settings(segmenter, image.encoded, configs, segmenter.text_bank(prompts), prompts):
+            areas[found.index] = areas[found.index].merge(
+                image_areas(found.labels, image.label, classes, problem.ignore)
+            )
+        with jax.default_matmul_precision("highest"):
+            losses += [float(loss(config, *problem.about(image), **problem.structure)) for config in configs]
+    return [
+        {"loss": float(total) / len(images), "miou": one.scores().miou}
+        for total, one in zip(losses, areas, strict=True)
+    ]
+
+
+class Parts(NamedTuple):
+    """Indices of the images that are fitted, and of those that only measure."""
+
+    fitted: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+
+def divide(available: int, images: int, hold_out: float) -> Parts:
+    """Images spread evenly over a data set, whose neighbours are often alike, and the held-out ones among them.
+
+    A share above 0 holds out one image at least. Raises UserError when no image is left to fit on.
+    """
+    count = min(images, available)
+    held = max(round(count * hold_out), 1) if hold_out > 0 else 0
+    if held >= count:
+        raise UserError(f"of {count} images {held} are held out, which leaves none to fit on; give more with --images.")
+    chosen = np.linspace(0, available - 1, count).round().astype(int).tolist()
+    kept_back = {round((index + 1) * count / held) - 1 for index in range(held)}
+    return Parts(
+        tuple(index for place, index in enumerate(chosen) if place not in kept_back),
+        tuple(index for place, index in enumerate(chosen) if place in kept_back),
+    )
 
 
 @dataclass(frozen=True)
 class Report:
-    """Start and end of a fit by part of the images ("fitted", "held out"): figures of the hard method, percent."""
+    """A fit: its start and end, and by part ("fitted", "held out") the images and the figures of both, hard masks."""
 
     start: SegmenterConfig
     end: SegmenterConfig
-    figures: dict[str, tuple[dict[str, float], dict[str, float]]]
+    images: Mapping[str, tuple[str, ...]]
+    figures: Mapping[str, tuple[dict[str, float], dict[str, float]]]
     losses: tuple[float, ...]
 
     @property
-    def better(self) -> bool:
-        """Whether the held-out images (all, when none are held out) have a higher mIoU than at the start."""
+    def worse(self) -> bool:
+        """Whether mIoU fell on the held-out images (all, when none are held out), or stayed while the loss rose."""
         before, after = self.figures.get("held out", self.figures["fitted"])
-        return after["miou"] > before["miou"]
+        return (after["miou"], -after["loss"]) < (before["miou"], -before["loss"])
+
+    def lines(self) -> Iterator[str]:
+        """The report for a terminal: figures of both parts, then the numbers that moved."""
+        for part, (before, after) in self.figures.items():
+            yield (
+                f"{part:8s} ({len(self.images[part])})   loss {before['loss']:.4f} -> {after['loss']:.4f}"
+                f"   mIoU {before['miou']:.2f} -> {after['miou']:.2f}"
+            )
+        for name in NUMBERS:
+            before, after = number(self.start, name), number(self.end, name)
+            if before != after:
+                yield f"{name:16s} {before:.4g} -> {after:.4g}"
+
+
+def number(config: SegmenterConfig, name: str) -> float:
+    """One of the numbers that are fitted."""
+    return float(getattr(config.method if name in METHOD_NUMBERS else config, name))
 
 
 def tune(
     segmenter: Segmenter, dataset: Dataset, row: Protocol, *, background: bool, images: int, hold_out: float, steps: int
 ) -> Report:
-    """Fit on the first images of a data set but for a share that is held out; measure both parts with hard masks.
+    """Fit the segmenter's settings to some images of a data set, and measure both parts with hard masks.
 
-    Raises UserError when no image is left to fit on.
+    Raises UserError when no image is left to fit on or one has nothing labelled.
     """
-    count = min(images, len(dataset.ids))
-    held = round(count * hold_out)
-    if count - held < 1:
-        raise UserError(
-            f"{count} images leave none to fit on when {hold_out:g} of them are held out; give more images."
-        )
-    start = segmenter.config
-    fitted = [dataset.read(index) for index in range(count - held)]
-    found = fit(segmenter, fitted, row, start, background=background, ignore=dataset.ignore, steps=steps)
-    both = Ablation("", (Setting("start", start), Setting("end", found.config)), {})
-    parts = {"fitted": range(count - held)} | ({"held out": range(count - held, count)} if held else {})
-    figures = {}
-    for name, indices in parts.items():
-        before, after = (tally.figures() for tally in _measured(segmenter, both, dataset, row, indices))
-        figures[name] = before, after
-    return Report(start, found.config, figures, found.losses)
-
-
-def _measured(
-    segmenter: Segmenter, both: Ablation, dataset: Dataset, row: Protocol, indices: range
-) -> tuple[Tally, ...]:
-    part = replace(dataset, ids=tuple(dataset.ids[i] for i in indices), read=lambda index: dataset.read(indices[index]))
-    return measure(segmenter, both, part, row).tallies
+    start, parts = segmenter.config, divide(len(dataset.ids), images, hold_out)
+    problem = Problem(segmenter, row, background, dataset.ignore)
+    everything = track(parts.fitted + parts.held_out, "images encoded")
+    encoded = [labelled(segmenter, dataset.read(index), dataset.ignore) for index in everything]
+    fitted, held_out = encoded[: len(parts.fitted)], encoded[len(parts.fitted) :]
+    found = fit(problem, fitted, start, steps)
+    by_part = {"fitted": (parts.fitted, fitted)} | ({"held out": (parts.held_out, held_out)} if held_out else {})
+    return Report(
+        start,
+        found.config,
+        {name: tuple(dataset.ids[index] for index in indices) for name, (indices, _) in by_part.items()},
+        {name: tuple(figures(problem, some, (start, found.config))) for name, (_, some) in by_part.items()},
+        found.losses,
+    )
 
 
 def fitting_scenes(dataset: Dataset) -> Dataset:
@@ -248,23 +336,23 @@ def fitting_scenes(dataset: Dataset) -> Dataset:
 
     def read(index: int) -> Example:
         scene = render(10**9 + index, *TINY_WORLD_SIZE, split="train")  # far from the seeds of the training
-        return Example(dataset.ids[index], scene.image, scene.labels)
+        return Example(ids[index], scene.image, scene.labels)
 
-    return replace(dataset, read=read)
+    ids = tuple(f"train-{name}" for name in dataset.ids)
+    return replace(dataset, ids=ids, read=read)
 
 
-def write_preset(path: Path, report: Report, preset: str, origin: dict[str, Any], keep_start: bool) -> None:
-    """The settings as a file that --preset takes, whole or not there."""
+def write_preset(path: Path, report: Report, method: str, origin: Mapping[str, str], keep_start: bool) -> None:
+    """The settings as a file that --preset takes, whole or not there; method: the name of what was fitted."""
     chosen = report.start if keep_start else report.end
-    numbers = {name: round(float(getattr(chosen.method, name)), 6) for name in TUNED_FIELDS}
     content = {
         "format": PRESET_FORMAT,
         "version": VERSION,
-        "base": preset,
-        "method": numbers,
-        "logit_scale": round(float(chosen.logit_scale), 6),
-        "threshold": round(float(chosen.threshold), 6),
-        "tuned_on": origin,
+        "method": method,
+        "windows": asdict(chosen.windows),
+        "numbers": {name: number(chosen, name) for name in NUMBERS},
+        "holds": "start" if keep_start else "fit",
+        "tuned_on": {**origin, "images": report.images},
         "figures": {part: {"start": before, "end": after} for part, (before, after) in report.figures.items()},
         "losses": [round(value, 6) for value in report.losses],
     }

@@ -86,16 +86,18 @@ def cut_windows(image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, padded: int
     """
     padded = bucket(grid.count) if padded is None else padded
     crop = grid.crop
-    pixels = np.empty((padded, crop, crop, 3), np.float32)
-    pixels[:] = CLIP_MEAN
+    planes = np.divide(np.ascontiguousarray(image.transpose(2, 0, 1)), np.float32(255))
+    pixels = np.empty((padded, 3, crop, crop), np.float32)
+    pixels[grid.count :] = CLIP_MEAN[:, None, None]
     origins = np.zeros((padded, 2), np.int32)
     origins[: grid.count] = grid.origins
     for window, (row, column) in enumerate(grid.origins):
         top, left = max(row, 0), max(column, 0)
-        piece = image[top : row + crop, left : column + crop]
-        target = pixels[window, top - row :, left - column :][: piece.shape[0], : piece.shape[1]]
-        np.divide(piece, np.float32(255), out=target)
-    return Windows(pixels.transpose(0, 3, 1, 2), np.arange(padded) < grid.count, origins)
+        piece = planes[:, top : row + crop, left : column + crop]
+        if piece.shape != pixels[window].shape:
+            pixels[window] = CLIP_MEAN[:, None, None]
+        pixels[window, :, top - row :, left - column :][:, : piece.shape[1], : piece.shape[2]] = piece
+    return Windows(pixels, np.arange(padded) < grid.count, origins)
 
 
 def normalise(pixels: Float[Array, "W 3 c c"], mean: np.ndarray, deviation: np.ndarray) -> Float[Array, "W 3 c c"]:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 
 # Before jax or huggingface_hub are imported: both read these once. A machine with an accelerator can ask for it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,11 +19,24 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 # Warnings that are not ours to fix; everything else fails the test that raised it.
 EXCEPTIONS: tuple[str, ...] = ()
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+_FOLDER = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def pytest_configure(config):
     for line in ("error", *EXCEPTIONS):
         config.addinivalue_line("filterwarnings", line)
+    if PROGRAMS not in os.environ:
+        # Worker processes and the commands that tests start compile many of the same programs.
+        config.stash[_FOLDER] = tempfile.TemporaryDirectory(prefix="gla-jax-programs-")
+        os.environ[PROGRAMS] = config.stash[_FOLDER].name
+    jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_unconfigure(config):
+    if _FOLDER in config.stash:
+        config.stash[_FOLDER].cleanup()
 
 
 @pytest.fixture(autouse=True, scope="session")

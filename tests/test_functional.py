@@ -11,10 +11,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 from gla_jax.attention.attend import gather_values
 from gla_jax.attention.sharded import WINDOW_AXIS
-from gla_jax.classify import class_probabilities
+from gla_jax.classify import class_probabilities, synonyms
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.logits import SegmenterParams, segment_logits, token_logits
-from gla_jax.stitch import stitch_plan, token_grid
+from gla_jax.stitch import stitch, stitch_plan, token_grid
 from gla_jax.windows import cut_windows, window_grid
 from tests import oracle
 from tests.attention.test_forms import clustered, oracle_values
@@ -136,19 +136,20 @@ def test_pixel_probabilities_have_the_gradients_of_the_oracle():
     grid = window_grid(40, 64, SIZES)
     logits = rng.normal(size=(grid.count, 4, 4))
     class_of_query = np.array([0, 0, 1, 2], np.int32)
-    weights, direction = rng.normal(size=(20, 30, 3)), rng.normal(size=logits.shape)
+    weights, direction = rng.normal(size=(3, 20, 30)), rng.normal(size=logits.shape)
     plan = stitch_plan(grid, 2, (20, 30))
 
     def loss(logits, logit_scale):
         placed = token_grid(logits, len(grid.row_starts), len(grid.column_starts))
-        found = class_probabilities(placed, plan, jnp.asarray(class_of_query), logit_scale, 3)
+        pixels = stitch(placed, plan).transpose(0, 2, 1)
+        found = class_probabilities(pixels, synonyms(class_of_query, 3), logit_scale).transpose(1, 0, 2)
         return (found * weights.astype(np.float32)).sum()
 
     def expected(logits, logit_scale):
         places = len(grid.row_starts), len(grid.column_starts)
         stitched = oracle.stitch(logits, places, (40, 64), SIZES.crop, SIZES.stride, (20, 30))
         by_query = oracle.softmax(logit_scale * stitched.transpose(1, 2, 0))
-        by_class = np.stack([by_query[..., class_of_query == index].max(-1) for index in range(3)], -1)
+        by_class = np.stack([by_query[..., class_of_query == index].max(-1) for index in range(3)])
         return (by_class * weights).sum()
 
     found = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(logits, jnp.float32), jnp.float32(3.0))

@@ -12,7 +12,7 @@ from gla_jax.attention import sharded
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig
 from gla_jax.errors import UserError
 from gla_jax.logits import segment_features
-from gla_jax.mesh import make_mesh, padded_windows, place_params, place_windows, sharded_features
+from gla_jax.mesh import make_mesh, padded_windows, place_params, place_windows, read_mesh, sharded_features
 from gla_jax.segmenter import Segmenter, image_windows
 from gla_jax.windows import bucket
 from tests.small_models import random_pair
@@ -79,8 +79,18 @@ def row_counts(program, width):
 def test_a_mesh_of_uneven_groups_is_refused(segmenter):
     with pytest.raises(UserError, match="8 devices cannot be divided into 3 equal groups"):
         make_mesh(data=3)
-    with pytest.raises(UserError, match="one image at a time"):
-        Segmenter(segmenter.clip, segmenter.vfm, CONFIG, mesh=make_mesh(data=2))
+    with pytest.raises(UserError, match="'2 by 4' is not DATAxWINDOW"):
+        read_mesh("2 by 4", spanning=True)
+    with pytest.raises(UserError, match="the mesh 4x4 needs 16 devices, but there are 8; make it smaller"):
+        read_mesh("4x4", spanning=True)
+
+
+def test_a_batch_on_a_mesh_gives_the_labels_of_its_images(segmenter):
+    """Three images of two sizes on groups of devices that take two at a time: none lost, none in another's place."""
+    images = [*IMAGES, np.random.default_rng(9).integers(0, 256, (40, 30, 3), dtype=np.uint8)]
+    split = Segmenter(segmenter.clip, segmenter.vfm, CONFIG, mesh=read_mesh("2x4", spanning=False))
+    for found, image in zip(split.batch(images, CLASSES, scores=True), images, strict=True):
+        np.testing.assert_allclose(found.scores, segmenter(image, CLASSES, scores=True).scores, atol=1e-4)
 
 
 def test_windows_are_padded_to_whole_devices():

@@ -135,3 +135,16 @@ def test_a_crop_that_patches_do_not_divide_is_refused(folder):
 @pytest.mark.parametrize("size", [(1, 1), (7, 200), (31, 33)])
 def test_images_of_any_size_get_labels_of_their_size(segmenter, size):
     assert segmenter(np.zeros((*size, 3), np.uint8), CLASSES).labels.shape == size
+
+
+def test_a_batch_gives_every_image_its_own_result(segmenter):
+    """Images of one bucket go through together; results must stay in the order of the images."""
+    sizes = [(60, 90), (90, 60), (48, 48), (66, 99)]
+    images = [
+        np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8) for seed, size in enumerate(sizes)
+    ]
+    assert segmenter.prepare(images[0]).count == segmenter.prepare(images[3]).count
+    for image, found in zip(images, segmenter.batch(images, CLASSES, scores=True), strict=True):
+        alone = segmenter(image, CLASSES, scores=True)
+        np.testing.assert_array_equal(found.image, image)
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)

@@ -4,14 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.classify import label_map, layout, place_tokens, score_map
+from gla_jax.classify import label_map, layout, score_map
 from gla_jax.config import WindowConfig
 from gla_jax.interpolation import bilinear_matrix
 from gla_jax.stitch import stitch, stitch_plan, token_grid
 from gla_jax.windows import window_grid
 from tests import oracle
 
-SIZES = [((48, 80), (48, 80)), ((37, 33), (50, 41)), ((32, 32), (70, 20)), ((20, 45), (45, 100)), ((90, 33), (200, 70))]
+SIZES = [((48, 80), (48, 80)), ((37, 33), (50, 41)), ((32, 32), (70, 20)), ((20, 45), (45, 100)), ((90, 33), (90, 20))]
+TALL, WIDE = ((33, 33), (530, 20)), ((33, 48), (20, 530))  # several tiles
 CROP, STRIDE, TOKENS = 32, 16, 16
 
 
@@ -43,27 +44,29 @@ def test_stitched_logits_equal_the_oracle(canvas, size):
     np.testing.assert_allclose(np.asarray(found).transpose(2, 0, 1), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(("canvas", "size"), SIZES)
-@pytest.mark.parametrize("queries", [3, 64, 65, 150])
-def test_labels_and_scores_equal_the_oracle(canvas, size, queries):
+@pytest.mark.parametrize(
+    ("queries", "canvas", "size"),
+    [(3, *sizes) for sizes in (*SIZES, TALL, WIDE)] + [(count, *SIZES[-1]) for count in (64, 65, 150)],
+)
+def test_labels_and_scores_equal_the_oracle(queries, canvas, size):
     """Tiles of rows, buckets of widths and chunks of queries leave no trace in labels or scores."""
     grid, logits = random_tokens(canvas, queries)
     classes = (np.arange(queries) * 2 // 3).astype(np.int32)
     where = layout(grid, TOKENS, size)
     padded = np.concatenate([logits, np.full((2, TOKENS, queries), 99, np.float32)])
-    placed = place_tokens(jnp.asarray(padded), jnp.asarray(where.windows))
+    padded = jnp.asarray(padded)
     _, scores = oracle_maps(grid, logits, canvas, size, classes, 4.0)
-    found = score_map(placed, where, classes, 4.0, int(classes.max()) + 1)
+    found = score_map(padded, where, classes, 4.0, int(classes.max()) + 1)
     np.testing.assert_allclose(found, scores, atol=1e-5)
 
     best = np.sort(scores, axis=0)
     decided = best[-1] - best[-2] > 1e-5
     threshold = float(np.median(best[-1]))
     decided &= np.abs(best[-1] - threshold) > 1e-5
-    labels = label_map(placed, where, classes, 4.0)
+    labels = label_map(padded, where, classes, 4.0)
     assert labels.shape == size
     assert (labels == scores.argmax(0))[decided].all()
-    thresholded = label_map(placed, where, classes, 4.0, threshold, background=1)
+    thresholded = label_map(padded, where, classes, 4.0, threshold, background=1)
     assert (thresholded == np.where(best[-1] < threshold, 1, scores.argmax(0)))[decided].all()
 
 
@@ -72,5 +75,4 @@ def test_of_equal_queries_the_first_wins():
     grid, logits = random_tokens((32, 32), 70)
     logits[..., 69] = logits[..., 0] = 5.0
     where = layout(grid, TOKENS, (32, 32))
-    placed = place_tokens(jnp.asarray(logits), jnp.asarray(where.windows))
-    assert (label_map(placed, where, np.arange(70, dtype=np.int32), 40.0) == 0).all()
+    assert (label_map(jnp.asarray(logits), where, np.arange(70, dtype=np.int32), 40.0) == 0).all()

@@ -25,7 +25,13 @@ class Buffer(NamedTuple):
 def unit_rows(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """Rows of length one in float32; a zero row stays zero, and its gradient is finite."""
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+    return x * inverse_lengths(x)
+
+
+@typed
+def inverse_lengths(x: Float[Array, "*B D"]) -> Float[Array, "*B 1"]:
+    """1 / length of every row; finite for a zero row."""
+    return jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 @typed

@@ -6,14 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.config import SegmenterConfig
-from gla_jax.resize import rescale_size, resize_uint8
-from gla_jax.windows import bucket, cut_windows, window_grid
+from gla_jax.segmenter import Prepared, image_windows
 
 SIDE = 7  # tokens along a window
 
 
 class ColourSegmenter:
-    """window_features are the mean colours of SIDE x SIDE cells; queries are fixed random colours."""
+    """Features are the mean colours of SIDE x SIDE cells; queries are fixed random colours."""
 
     name = "colours"
     model_hash = "0" * 64
@@ -28,12 +27,14 @@ class ColourSegmenter:
         rows = np.random.default_rng(len(classes.queries)).normal(size=(len(classes.queries), 3))
         return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
 
-    def window_features(self, image):
+    def prepare(self, image):
+        return Prepared(*image_windows(image, self.config.windows))
+
+    def batch_features(self, images):
+        return [self._features(image.windows.pixels) for image in images]
+
+    def _features(self, pixels):
         time.sleep(self.seconds)
-        settings = self.config.windows
-        size = rescale_size(*image.shape[:2], settings.short_side, settings.long_side)
-        grid = window_grid(*size, settings)
-        pixels = cut_windows(resize_uint8(image, size), grid).pixels
-        cell = settings.crop // SIDE
-        cells = pixels.reshape(bucket(grid.count), 3, SIDE, cell, SIDE, cell).mean((3, 5)) - np.float32(0.5)
-        return jnp.asarray(cells.reshape(-1, 3, SIDE * SIDE).transpose(0, 2, 1) + np.float32(1e-3)), grid
+        cell = self.config.windows.crop // SIDE
+        cells = pixels.reshape(len(pixels), 3, SIDE, cell, SIDE, cell).mean((3, 5)) - np.float32(0.5)
+        return jnp.asarray(cells.reshape(-1, 3, SIDE * SIDE).transpose(0, 2, 1) + np.float32(1e-3))

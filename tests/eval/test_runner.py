@@ -167,3 +167,7 @@ def test_results_are_read_as_written(whole, tmp_path):
     assert len(lines) == 22
     with pytest.raises(UserError, match=r"holds no results\.json"):
         read_results(tmp_path / "nowhere")
+
+
+def test_images_that_go_together_have_the_counts_of_images_alone(whole, data, tmp_path):
+    same(measure(make_run(data, tmp_path / "together", batch=4)), whole)

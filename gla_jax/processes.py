@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
@@ -35,6 +37,10 @@ class Processes:
         """Whether this process writes the results."""
         return self.index == 0
 
+    def named(self, work: str) -> str:
+        """What this process's progress is called."""
+        return work + (f", process {self.index + 1} of {self.count}" if self.count > 1 else "")
+
     def share(self, images: int) -> range:
         """The images this process segments."""
         return range(self.index, images, self.count)
@@ -63,12 +69,15 @@ class Processes:
 
 
 class Watcher:
-    """Says one sentence on the error output if this process ends before `done` is called."""
+    """Says one sentence on the error output if this process ends before `done` is called.
 
-    def __init__(self, processes: Processes):
+    advice: what the user finds and can do, the end of that sentence.
+    """
+
+    def __init__(self, processes: Processes, advice: str):
         sentence = (
             f"process {processes.index + 1} of {processes.count} stopped before the end because it or another process "
-            "of the run died; finished images are kept, start all processes again to go on."
+            f"of the run died; {advice}."
         )
         self._pipe = subprocess.Popen([sys.executable, "-c", _WATCHER, sentence], stdin=subprocess.PIPE)
 
@@ -77,9 +86,25 @@ class Watcher:
         self._pipe.communicate(b"done")
 
 
-def wanted() -> bool:
-    """Whether the environment says that this process is one of several."""
-    return "JAX_COORDINATOR_ADDRESS" in os.environ
+@contextmanager
+def joined(distributed: bool, advice: str) -> Iterator[Processes]:
+    """This process among those of the run, before anything else touches JAX; alone unless it is told of others.
+
+    distributed: a cluster's launcher started it; else $JAX_COORDINATOR_ADDRESS tells. At the end all wait for all.
+    Raises UserError when it cannot join; advice is Watcher's.
+    """
+    if not distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        yield Processes()
+        return
+    processes = join()
+    watcher = Watcher(processes, advice)
+    try:
+        yield processes
+        processes.wait("end")
+    except UserError:
+        watcher.done()
+        raise
+    watcher.done()
 
 
 def join() -> Processes:

@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from gla_jax.eval.processes import Processes
 from gla_jax.eval.records import read_records
 from gla_jax.eval.results import results
 from gla_jax.eval.runner import measure
+from gla_jax.processes import Processes
 from tests.eval import trees
 from tests.eval.test_runner import IMAGES, make_run, same
 
-CODE = "import sys; from tests.eval.test_processes import take_part; take_part(*sys.argv[1:])"
+CODE = "import sys; from tests.test_processes import take_part; take_part(*sys.argv[1:])"
 
 
 def take_part(data, out, seconds):
@@ -26,12 +26,12 @@ def take_part(data, out, seconds):
 
     import jax
 
-    from gla_jax.eval import processes
+    from gla_jax import processes
 
     jax.config.update("jax_platforms", "cpu")
     processes.HEARTBEAT_SECONDS = 3
     joined = processes.join()
-    watcher = processes.Watcher(joined)
+    watcher = processes.Watcher(joined, "finished images are kept")
     outcome = measure(make_run(Path(data), Path(out), seconds=float(seconds)), joined)
     joined.wait("end")
     watcher.done()
