@@ -261,7 +261,7 @@ def settings_at_once(tokens: WindowTokens, queries: int, method: MethodConfig) -
     features = tokens.features if "vfm" in HOSTS[method.host].features else values
     windows, count, width = features.shape
     buffer = windows * count if method.global_buffer else count
-    block = buffer if method.attention == "dense" else min(buffer, method.block_size)
+    block = buffer if method.attention == "dense" else min(buffer, method.most_of_a_block)
     # Queries and sums of anchors, gathered values and sums; similarities, logits, mask and weights of a block.
     numbers = windows * count * (3 * width + 3 * values.shape[2] + queries) + 4 * block**2
     return max(1, BYTES_AT_ONCE // (4 * numbers))

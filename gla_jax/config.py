@@ -13,6 +13,12 @@ Host = Literal["clip", "maskclip", "sclip", "clearclip", "naclip", "vanilla", "p
 Number = float | jax.Array
 HOSTS_WITHOUT_FEATURES = ("clip", "vanilla", "maskclip", "naclip")
 HOSTS_BY_FEATURES = ("proxyclip", "proxyclip-clip")  # their own attention is already one by features
+# Measured on processors (eval/RESULTS.md); elsewhere as much as keeps an accelerator busy.
+BLOCK_SIZES, TOWER_BATCHES = {"cpu": 1024, "other": 4096}, {"cpu": 2, "other": 16}
+
+
+def _of_platform(choices: dict[str, int]) -> int:
+    return choices.get(jax.default_backend(), choices["other"])
 
 
 def static(default: Any) -> Any:
@@ -30,7 +36,8 @@ class MethodConfig:
     clipped at 0, instead of the mean of the whole matrix; dynamic_shift is alpha_beta, dynamic_scale is alpha_gamma,
     None falls back to the fixed shift (beta) and scale (gamma); the softmax divides by temperature; mask_temperature:
     None for the published masks, a number t for sigmoids of width t in their place, which differentiate in every
-    setting and become the masks as t goes to 0.
+    setting and become the masks as t goes to 0; block_size: queries and keys of a block at most, None for the
+    platform's.
     """
 
     host: Host = static("proxyclip")
@@ -46,15 +53,20 @@ class MethodConfig:
     temperature: Number = 1.0
     mask_temperature: Number | None = None
     attention: Literal["streaming", "dense", "sharded"] = static("streaming")
-    block_size: int = static(1024)
+    block_size: int | None = static(None)
 
     def __post_init__(self):
         if self.anchor_iterations < 0:
             raise ValueError(f"anchor_iterations is {self.anchor_iterations}; it counts passes, so it is 0 or more")
-        if self.block_size < 1:
+        if self.block_size is not None and self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; it counts keys, so it is 1 or more")
         if self.host in HOSTS_WITHOUT_FEATURES and self._uses_gla:
             raise ValueError(f"GLA is not defined on the host {self.host}: it has no features to compare")
+
+    @property
+    def most_of_a_block(self) -> int:
+        """Queries and keys of a block at most."""
+        return _of_platform(BLOCK_SIZES) if self.block_size is None else self.block_size
 
     @property
     def _uses_gla(self) -> bool:
@@ -107,7 +119,7 @@ class SegmenterConfig:
     """Everything a segmentation depends on besides weights, image and classes.
 
     threshold: pixels whose best class probability is below it become background (0 turns it off); dtype: of the towers,
-    all statistics stay float32; tower_batch: windows that go through the towers together.
+    all statistics stay float32; tower_batch: windows that go through the towers together, None for the platform's.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -115,7 +127,12 @@ class SegmenterConfig:
     logit_scale: Number = 40.0
     threshold: Number = 0.0
     dtype: Literal["float32", "bfloat16"] = static("float32")
-    tower_batch: int = static(8)
+    tower_batch: int | None = static(None)
+
+    @property
+    def windows_at_once(self) -> int:
+        """Windows that go through the towers together."""
+        return _of_platform(TOWER_BATCHES) if self.tower_batch is None else self.tower_batch
 
 
 PRESETS: dict[str, SegmenterConfig] = {

@@ -157,15 +157,15 @@ def estimate(params: SegmenterParams, config: SegmenterConfig, windows: int) -> 
     attention = attention_flops(widths, windows, method)
     flops = image_flops(clip, vfm, windows, config)
     with jax.default_matmul_precision("highest"):
-        batch = blank_windows(config.tower_batch, config)
+        batch = blank_windows(config.windows_at_once, config)
         program = encode_chunk.lower(params, batch, config, method.host).compile()
-        of_towers = config.tower_batch * tower_flops(clip, vfm, config)
+        of_towers = config.windows_at_once * tower_flops(clip, vfm, config)
         seconds = (flops - attention) / of_towers * _quick_seconds(lambda: program(params, batch, config))
         if method.gathers_by_features:
             one = replace(method, attention="streaming", proxy_anchors=True, anchor_iterations=1)
-            queries, buffer = random_queries(method.block_size, widths)
+            queries, buffer = random_queries(method.most_of_a_block, widths)
             program = _one_block.lower(queries, buffer, one).compile()
-            of_block = pass_flops(one.block_size, one.block_size, widths.features, widths.values, one)
+            of_block = pass_flops(one.most_of_a_block, one.most_of_a_block, widths.features, widths.values, one)
             seconds += attention / of_block * _quick_seconds(lambda: program(queries, buffer, one))
     return Cost(windows * widths.tokens, flops, seconds)
 

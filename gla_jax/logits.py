@@ -42,7 +42,7 @@ class WindowTokens(NamedTuple):
 
 @typed
 def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> WindowTokens:
-    """Run the towers over the windows, config.tower_batch of them at a time.
+    """Run the towers over the windows, config.windows_at_once of them at a time.
 
     Raises ValueError when the host needs a vision foundation model and there is none.
     """
@@ -60,7 +60,7 @@ def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterC
             features = build_vfm(params.vfm_spec, dtype).apply({"params": params.vfm}, vfm_pixels).patch_tokens[0]
         return WindowTokens(Heads(*(x[0] for x in tokens.heads)), tokens.residual[0], features)
 
-    return jax.lax.map(encode, jnp.asarray(windows.pixels), batch_size=config.tower_batch)
+    return jax.lax.map(encode, jnp.asarray(windows.pixels), batch_size=config.windows_at_once)
 
 
 @typed

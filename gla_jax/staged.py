@@ -81,24 +81,24 @@ def _project(gathered: Array, residual: Array | None, params: SegmenterParams, c
 
 def steps_of(windows: int, tokens: int, config: SegmenterConfig) -> int:
     """How many steps an image of `windows` windows takes (padded to whole tower batches)."""
-    chunks = -(-windows // config.tower_batch)
+    chunks = -(-windows // config.windows_at_once)
     if not config.method.global_buffer:
         return chunks
     method, passes = config.method, len(HOSTS[config.method.host].features)
     rounds = 2 if method.proxy_anchors or method.dynamic_scale is not None else 1
-    return 2 * chunks + passes * rounds * -(-chunks * config.tower_batch * tokens // QUERIES_OF_A_STEP)
+    return 2 * chunks + passes * rounds * -(-chunks * config.windows_at_once * tokens // QUERIES_OF_A_STEP)
 
 
 def staged_features(
     params: SegmenterParams, windows: Windows, config: SegmenterConfig, progress: Progress | None = None
 ) -> Float[Array, "W S E"]:
-    """segment_features in steps; W is a multiple of config.tower_batch. progress(steps done, steps) after each."""
+    """segment_features in steps; W is a multiple of config.windows_at_once. progress(steps done, steps) after each."""
     counter = _Counter(progress)
     if not config.method.global_buffer:
         return _windows_alone(params, windows, config, counter)
     method = config.method
     chunks = []
-    for chunk in _in_chunks(windows, config.tower_batch):
+    for chunk in _in_chunks(windows, config.windows_at_once):
         chunks.append(jax.block_until_ready(encode_chunk(params, chunk, config, method.host)))
         tokens = chunks[0].features[0].shape[1]
         counter(steps_of(len(windows.valid), tokens, config))
@@ -114,7 +114,7 @@ def staged_features(
     del values
     gathered = gathered.reshape(len(windows.valid), tokens, -1)
     out = []
-    for index, part in enumerate(_in_chunks(gathered, config.tower_batch)):
+    for index, part in enumerate(_in_chunks(gathered, config.windows_at_once)):
         out.append(jax.block_until_ready(_project(part, residuals[index], params, config)))
         counter(total)
     return jnp.concatenate(out)
@@ -156,9 +156,9 @@ def _windows_alone(params: SegmenterParams, windows: Windows, config: SegmenterC
         fixed = shift(jnp.asarray(windows.valid).astype(jnp.float32).sum(), config.method)
         config = replace(config, method=replace(config.method, dynamic_shift=None, shift=fixed))
     out = []
-    for chunk in _in_chunks(windows, config.tower_batch):
+    for chunk in _in_chunks(windows, config.windows_at_once):
         out.append(jax.block_until_ready(_segment(params, chunk, config)))
-        counter(-(-len(windows.valid) // config.tower_batch))
+        counter(-(-len(windows.valid) // config.windows_at_once))
     return jnp.concatenate(out)
 
 
@@ -184,4 +184,4 @@ class _Counter:
 
 def padded_to_batches(count: int, config: SegmenterConfig) -> int:
     """The windows of an image, rounded up to whole tower batches."""
-    return int(np.ceil(count / config.tower_batch)) * config.tower_batch
+    return int(np.ceil(count / config.windows_at_once)) * config.windows_at_once

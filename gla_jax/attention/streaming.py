@@ -85,6 +85,11 @@ def every_part(part: Part, step: Callable[[Part], State], merge: Callable[[State
     return step(part)
 
 
+def balanced(length: int, most: int) -> int:
+    """The size of as few equal blocks of at most `most` as hold `length`: next to nothing is padding."""
+    return -(-length // -(-length // most))
+
+
 def split_blocks(tree: State, size: int) -> State:
     """Every leaf [N ...] as [blocks size ...], zero-padded (so padded keys are not valid)."""
 
@@ -110,8 +115,8 @@ def fold_keys(
 @typed
 def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
     """Positives of every query among all keys."""
-    size = min(config.block_size, queries.shape[0])
-    keys = split_blocks(buffer, min(config.block_size, buffer.keys.shape[0]))
+    size = balanced(queries.shape[0], config.most_of_a_block)
+    keys = split_blocks(buffer, balanced(buffer.keys.shape[0], config.most_of_a_block))
 
     def one_block(block: Array) -> AnchorSums:
         return fold_keys(
@@ -130,8 +135,8 @@ def gather_partial(
     queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
 ) -> SoftmaxPartial:
     """The softmax of the queries over one buffer, by a running maximum; partials of other buffers merge with it."""
-    size = min(config.block_size, queries.shape[0])
-    keys = split_blocks(buffer, min(config.block_size, buffer.keys.shape[0]))
+    size = balanced(queries.shape[0], config.most_of_a_block)
+    keys = split_blocks(buffer, balanced(buffer.keys.shape[0], config.most_of_a_block))
 
     def one_block(block: tuple[Array, Normalization]) -> SoftmaxPartial:
         return fold_keys(
