@@ -170,7 +170,7 @@ def announce(segmenter: Segmenter, path: Path, size: tuple[int, int], say: Calla
     """Say what an image of size (h, w) will cost, if it is one that goes through in steps."""
     windows = segmenter.steps_through(size)
     if windows:
-        cost = estimate(segmenter.params, windows, segmenter.config)
+        cost = estimate(segmenter.params, segmenter.config, windows)
         say(f"{path}: {windows} windows, {cost}")
 
 

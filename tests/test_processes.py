@@ -1,4 +1,4 @@
-"""Two processes over loopback must give the figures of one; a dead one must end the other, with a sentence."""
+"""Two processes over loopback must give the figures and labels of one; a dead one ends the other with a sentence."""
 
 import json
 import os
@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gla_jax.eval.records import read_records
 from gla_jax.eval.results import results
@@ -16,7 +18,9 @@ from gla_jax.eval.runner import measure
 from gla_jax.processes import Processes
 from tests.eval import trees
 from tests.eval.test_runner import IMAGES, make_run, same
+from tests.small_models import random_pair
 
+COMMAND = "from gla_jax.cli import script; script()"
 CODE = "import sys; from tests.test_processes import take_part; take_part(*sys.argv[1:])"
 
 
@@ -93,3 +97,50 @@ def test_a_dead_process_ends_the_other_with_a_sentence(data, tmp_path, victim):
     assert started[1 - victim].returncode != 0
     assert f"process {2 - victim} of 2 stopped before the end because it or another process of the run died" in errors
     same(measure(make_run(data, out)), measure(make_run(data, tmp_path / "whole")))
+
+
+def segment(folder, model, out, count, *options):
+    """Run gla-jax segment over the folder's images as `count` processes; their error output."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [
+        sys.executable,
+        "-c",
+        "from gla_jax.cli import script; script()",
+        "segment",
+        str(folder),
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+    ]
+    command += ["--classes", "sand", "--classes", "water", "--short-side", "48", "--crop", "32", "--stride", "16"]
+    several = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} if count > 1 else {}
+    started = []
+    for index in range(count):
+        environment = {**os.environ, **several, **({"JAX_PROCESS_ID": str(index)} if several else {})}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([*command, *options], env=environment, **pipes))
+    outputs = [process.communicate(timeout=180) for process in started]
+    assert [process.returncode for process in started] == [0] * count, outputs
+    return json.loads((out / "results.json").read_text())
+
+
+def test_two_processes_segment_what_one_does(tmp_path):
+    """Images split by process, then every image over the devices of both: the labels of one process."""
+    model, folder = random_pair(tmp_path / "model"), tmp_path / "images"
+    folder.mkdir()
+    for index in range(2):
+        pixels = np.random.default_rng(index).integers(0, 256, (50, 70 + 20 * index, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    one = segment(folder, model, tmp_path / "one", 1)
+    for name, options in (("split", ()), ("together", ("--mesh", "1x2"))):
+        two = segment(folder, model, tmp_path / name, 2, *options)
+        assert [record["name"] for record in two["images"]] == ["0", "1"]
+        for ours, theirs in zip(two["images"], one["images"], strict=True):
+            assert ours["shares"] == pytest.approx(theirs["shares"], abs=1e-3)
+            expected, found = (
+                np.asarray(Image.open(tmp_path / run / f"{ours['name']}.index.png")) for run in ("one", name)
+            )
+            assert (found == expected).mean() > 0.999
