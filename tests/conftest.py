@@ -7,6 +7,8 @@ import tempfile
 # Before jax or huggingface_hub are imported: both read these once. A machine with an accelerator can ask for it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The suite compiles much and runs little.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import jax
