@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from gla_jax import bench, cost
+from gla_jax import config as settings
 from gla_jax.attention.attend import gather_values
 from gla_jax.cli import main
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
@@ -94,16 +95,18 @@ def test_the_command_leaves_a_table_a_record_and_a_picture(tmp_path, capsys):
         assert picture.width > 500
 
 
-def test_what_does_not_fit_is_not_run_and_marked(tmp_path):
+def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
     """The sweep shows where the dense form stops instead of taking the machine down with it."""
+    monkeypatch.setitem(settings.BLOCK_SIZES, "cpu", 64)  # as small beside 512 tokens as 1024 beside a large image
     model = random_pair(tmp_path / "model")
     limit = str(400_000 / 2**30)
     options = ["--parts", "attention", "--size", "48x64", "--crop", "32", "--stride", "16", "--repeats", "1"]
     options += ["--sweep", "--max-windows", "32", "--memory-limit", limit, "--out", str(tmp_path / "out")]
     assert main(["bench", "--model", str(model), *options]) == 0
     rows = json.loads((tmp_path / "out/bench.json").read_text())["sweep"]
-    stopped = {(row["name"], row["windows"]) for row in rows if row["stopped"]}
-    assert ("dense", 32) in stopped
+    windows = {form: [row["windows"] for row in rows if row["name"] == form] for form in ("dense", "streaming")}
+    assert windows["streaming"] == [1, 2, 4, 8, 16, 32]
+    assert [(row["name"], row["windows"]) for row in rows if row["stopped"]] == [("dense", windows["dense"][-1])]
     assert all(row["seconds_median"] is None for row in rows if row["stopped"])
 
 

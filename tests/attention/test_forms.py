@@ -30,7 +30,8 @@ METHODS = {
     "dynamic scale without anchors": replace(GLA, proxy_anchors=False),
     "dynamic shift only": replace(without_gla("proxyclip"), global_buffer=True, row_mean=True, dynamic_shift=0.3),
     "row mean only": replace(without_gla("proxyclip"), global_buffer=True, row_mean=True),
-    "everything below the shift": replace(GLA, dynamic_shift=30.0, dynamic_scale=None),
+    # A low rho: the mean of two tokens alone is as near to either, and rounding would choose the one that is kept.
+    "everything below the shift": replace(GLA, anchor_threshold=0.1, dynamic_shift=30.0, dynamic_scale=None),
     "temperature 0.5": replace(GLA, temperature=0.5),
 }
 
