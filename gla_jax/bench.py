@@ -357,6 +357,11 @@ def random_array(shape: tuple[int, ...], dtype: str = "float32") -> Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32), dtype)
 
 
+def random_image(size: tuple[int, int]) -> np.ndarray:
+    """An RGB image of uint8 noise of size (h, w)."""
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+
 def attention_forms(devices: int) -> tuple[str, ...]:
     """The forms of attention that are compared."""
     return ("dense", "streaming", "sharded") if devices > 1 else ("dense", "streaming")
@@ -444,9 +449,30 @@ def image_row(form: str, params: SegmenterParams, bank: Array, options: Options,
     flops = dict.fromkeys((config.dtype, "float32"), 0.0)
     flops[config.dtype] += image_flops(clip, params.vfm_spec, grid.count, config) - attention
     flops["float32"] += attention + label_flops(layout(grid, widths.tokens, options.size), tokens, *bank.shape)
-    image = np.random.default_rng(0).integers(0, 256, (*options.size, 3), np.uint8)
+    image = random_image(options.size)
     work = Work("image", form, grid.count, tokens, flops)
     return measure(work, bench, lambda: labels_of(*segmenter.window_features(image), bank, options))
+
+
+def agreement(params: SegmenterParams, options: Options, offline: bool = False) -> dict[str, float]:
+    """How an image's patch features and labels compare with those of float32 towers of the same weights.
+
+    cosine_mean and cosine_least: over all patches; labels_equal: the share of pixels, every query a class.
+    """
+    whole = replace(options, config=replace(options.config, dtype="float32"))
+    bank = unit_rows(random_array((options.queries, params.clip_spec.joint_width)))
+    image, grid = random_image(options.size), options.grid
+    features, labels = [], []
+    for towers, asked in ((params, options), (load_params(whole, offline), whole)):
+        found, _ = Textless(towers, asked.config).window_features(image)
+        features.append(np.asarray(unit_rows(found[: grid.count])))
+        labels.append(labels_of(found, grid, bank, asked))
+    cosines = (features[0] * features[1]).sum(-1)
+    return {
+        "cosine_mean": float(cosines.mean()),
+        "cosine_least": float(cosines.min()),
+        "labels_equal": float((labels[0] == labels[1]).mean()),
+    }
 
 
 def part_rows(params: SegmenterParams, options: Options, bench: Bench) -> Iterator[Callable[[], Row]]:
@@ -528,6 +554,7 @@ def run_bench(options: Options, command: str, offline: bool = False) -> Report:
         "repeats": options.repeats,
         "memory_limit": int(limit),
         "ceiling": {"sizes": list(sizes), "flops_per_second": ceiling},
+        "agreement": agreement(params, options, offline) if config.dtype != "float32" else None,
     }
     return Report(head, parts, sweep)
 

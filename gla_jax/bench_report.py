@@ -42,9 +42,21 @@ def markdown(report: Report) -> str:
         f"Ceiling: the best square matrix product, {ceilings}. Program: what XLA plans for arguments, output and "
         "temporaries on one device. Host: what this process grew by; device: its highest use of the accelerator.",
         "",
+        *agreement_lines(head["agreement"]),
         *table([COLUMNS, *(cells(row) for row in (*report.parts, *report.sweep))]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def agreement_lines(found: dict[str, float] | None) -> list[str]:
+    """How the towers' dtype compares with float32, where it is another."""
+    if found is None:
+        return []
+    return [
+        f"Against float32 towers: cosine of patch features {found['cosine_mean']:.5f} on average and "
+        f"{found['cosine_least']:.5f} at least; labels equal on {found['labels_equal']:.2%} of pixels.",
+        "",
+    ]
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -95,6 +95,17 @@ def test_the_command_leaves_a_table_a_record_and_a_picture(tmp_path, capsys):
         assert picture.width > 500
 
 
+def test_other_dtypes_are_compared_with_float32(tmp_path, capsys):
+    """Speed in bfloat16 is worth nothing without what it costs in accuracy."""
+    model = random_pair(tmp_path / "model")
+    options = ["--parts", "labels", "--size", "48x64", "--crop", "32", "--stride", "16", "--repeats", "1"]
+    assert main(["bench", "--model", str(model), *options, "--dtype", "bfloat16", "--out", str(tmp_path / "out")]) == 0
+    assert "Against float32 towers: cosine" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/bench.json").read_text())["agreement"]
+    assert 0.9 < found["cosine_least"] < found["cosine_mean"] < 1 - 1e-7
+    assert 0.5 < found["labels_equal"] <= 1
+
+
 def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
     """The sweep shows where the dense form stops instead of taking the machine down with it."""
     monkeypatch.setitem(settings.BLOCK_SIZES, "cpu", 64)  # as small beside 512 tokens as 1024 beside a large image

@@ -1,9 +1,10 @@
 """Measures the shipped tiny-world model on held-out scenes:
 
-python -m gla_jax.tiny_world.evaluate [--scenes 200] [--model DIR] [--json FILE]
+python -m gla_jax.tiny_world.evaluate [--scenes 200] [--model DIR] [--dtype bfloat16] [--json FILE]
 
 Prints mIoU over all classes, pixel accuracy, boundary error rate and its control rate in percent, for ProxyCLIP (each
-window alone), GLA-CLIP (all windows together) and GLA-CLIP with random weights.
+window alone), GLA-CLIP (all windows together) and GLA-CLIP with random weights; for towers in bfloat16 also the share
+of pixels whose label is that of float32.
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ from rich.progress import track
 from rich.table import Table
 
 from gla_jax.checkpoint import Checkpoint, digest, initial_params
-from gla_jax.config import METHODS, SegmenterConfig
+from gla_jax.config import METHODS
 from gla_jax.resize import rescale_size
+from gla_jax.settings import settings_from_options
 from gla_jax.tiny_world.scenes import render
 from gla_jax.tiny_world.vocabulary import CLASSES, FIRST_CLOTH, GROUNDS, HELD_OUT_CLASSES
 
@@ -54,20 +56,24 @@ def _with_random_params(part: Checkpoint, key: jax.Array) -> Checkpoint:
     return dataclasses.replace(part, params=params, sha256=digest(params))
 
 
-def measure(segmenter: "Segmenter", seeds: Iterator[int] | range) -> dict[str, float]:
+def measure(
+    segmenter: "Segmenter", seeds: Iterator[int] | range, reference: "Segmenter | None" = None
+) -> dict[str, float]:
     """Figures in percent over the test scenes of some seeds.
 
     miou: mean over the classes that occur; miou_grounds, miou_pairs, miou_held_out: of parts of them; aacc: pixel
-    accuracy; ber_1, ber_8, control_1, control_8: eval/boundary.py.
+    accuracy; ber_1, ber_8, control_1, control_8: eval/boundary.py; equal: pixels labelled as by the reference, if any.
     """
     from gla_jax.eval.boundary import BoundaryCounts, boundary_counts
     from gla_jax.eval.metrics import Areas, image_areas
 
     areas, boundary = Areas.zeros(len(CLASSES)), BoundaryCounts.zeros()
-    windows = segmenter.config.windows
+    windows, equal = segmenter.config.windows, []
     for seed in seeds:
         scene = render(seed, HEIGHT, WIDTH, "test")
         labels = segmenter(scene.image, CLASSES).labels
+        if reference is not None:
+            equal.append((labels == reference(scene.image, CLASSES).labels).mean())
         resized = rescale_size(HEIGHT, WIDTH, windows.short_side or HEIGHT, windows.long_side)
         areas = areas.merge(image_areas(labels, scene.labels, len(CLASSES)))
         boundary = boundary.merge(boundary_counts(labels, scene.labels, resized, windows))
@@ -83,6 +89,7 @@ def measure(segmenter: "Segmenter", seeds: Iterator[int] | range) -> dict[str, f
         "miou_held_out": _mean(iou[held_out]),
         "aacc": scores.aacc,
         **boundary.rates(),
+        **({"equal": 100 * float(np.mean(equal))} if equal else {}),
     }
 
 
@@ -101,7 +108,9 @@ def table(results: Mapping[str, Mapping[str, float]]) -> Table:
         "accuracy": "aacc",
         "BER": "ber_1",
         "control": "control_1",
+        "as float32": "equal",
     }
+    columns = {name: key for name, key in columns.items() if any(key in figures for figures in results.values())}
     made = Table(title="tiny-world, held-out scenes, %")
     made.add_column("")
     for name in columns:
@@ -116,18 +125,21 @@ def main(
     model: Annotated[str, typer.Option(help="tiny-world, or the folder of another training.")] = "tiny-world",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     random: Annotated[bool, typer.Option(help="Measure random weights too.")] = True,
+    dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
 ) -> None:
     """Print the table of ProxyCLIP, GLA-CLIP and random weights on held-out scenes."""
     from gla_jax.segmenter import Segmenter
 
     console = Console()
-    rows = contenders(Segmenter.from_pretrained(model, SegmenterConfig()))
+    config = settings_from_options(dtype=dtype)
+    rows = contenders(Segmenter.from_pretrained(model, config))
+    references = contenders(Segmenter.from_pretrained(model)) if dtype != "float32" else {}
     if not random:
         del rows[RANDOM]
     results = {}
     for name, segmenter in rows.items():
         seeds = track(range(scenes), name, console=console, disable=not console.is_terminal)
-        results[name] = measure(segmenter, seeds)
+        results[name] = measure(segmenter, seeds, references.get(name))
         print(name, " ".join(f"{key} {value:.2f}" for key, value in results[name].items()), flush=True)
     console.print(table(results))
     if json_file:
