@@ -5,20 +5,25 @@ The defaults are the released run of GLA-CLIP (rho is 0.55 there, although its s
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 
-Host = Literal["clip", "maskclip", "sclip", "clearclip", "naclip", "vanilla", "proxyclip", "proxyclip-clip"]
+from gla_jax.attention.hosts import HOSTS
+
+Host = Literal[*HOSTS]
 Number = float | jax.Array
-HOSTS_WITHOUT_FEATURES = ("clip", "vanilla", "maskclip", "naclip")
-HOSTS_BY_FEATURES = ("proxyclip", "proxyclip-clip")  # their own attention is already one by features
 # Measured on processors (eval/RESULTS.md); elsewhere as much as keeps an accelerator busy.
-BLOCK_SIZES, TOWER_BATCHES = {"cpu": 1024, "other": 4096}, {"cpu": 2, "other": 16}
+BLOCK_SIZES, TOWER_BATCHES = {"cpu": 512, "other": 4096}, {"cpu": 2, "other": 16}
 
 
 def _of_platform(choices: dict[str, int]) -> int:
     return choices.get(jax.default_backend(), choices["other"])
+
+
+def skips_blocks() -> bool:
+    """Whether blocks of keys are tested for entries that survive: a branch would stall an accelerator."""
+    return jax.default_backend() == "cpu"
 
 
 def static(default: Any) -> Any:
@@ -56,11 +61,13 @@ class MethodConfig:
     block_size: int | None = static(None)
 
     def __post_init__(self):
+        if self.host not in HOSTS:
+            raise ValueError(f"{self.host!r} is not a host; there are {', '.join(HOSTS)}")
         if self.anchor_iterations < 0:
             raise ValueError(f"anchor_iterations is {self.anchor_iterations}; it counts passes, so it is 0 or more")
         if self.block_size is not None and self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; it counts keys, so it is 1 or more")
-        if self.host in HOSTS_WITHOUT_FEATURES and self._uses_gla:
+        if self._uses_gla and HOSTS[self.host].gla is None:
             raise ValueError(f"GLA is not defined on the host {self.host}: it has no features to compare")
 
     @property
@@ -76,7 +83,7 @@ class MethodConfig:
     @property
     def gathers_by_features(self) -> bool:
         """Whether values are gathered by feature similarity rather than by the host's own attention."""
-        return self.host in HOSTS_BY_FEATURES or self._uses_gla
+        return HOSTS[self.host].gathers_by_features or self._uses_gla
 
 
 def without_gla(host: Host) -> MethodConfig:
@@ -87,11 +94,8 @@ def without_gla(host: Host) -> MethodConfig:
 
 
 METHODS: dict[str, MethodConfig] = {
-    "gla": MethodConfig(),
-    "gla-clearclip": MethodConfig(host="clearclip"),
-    "gla-sclip": MethodConfig(host="sclip"),
-    "gla-clip": MethodConfig(host="proxyclip-clip"),
-    **{host: without_gla(host) for host in get_args(Host)},
+    **dict(sorted((row.gla, MethodConfig(host=host)) for host, row in HOSTS.items() if row.gla)),
+    **{host: without_gla(host) for host in HOSTS},
 }
 
 

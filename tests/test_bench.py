@@ -108,7 +108,7 @@ def test_other_dtypes_are_compared_with_float32(tmp_path, capsys):
 
 def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
     """The sweep shows where the dense form stops instead of taking the machine down with it."""
-    monkeypatch.setitem(settings.BLOCK_SIZES, "cpu", 64)  # as small beside 512 tokens as 1024 beside a large image
+    monkeypatch.setitem(settings.BLOCK_SIZES, "cpu", 64)  # as small beside 512 tokens as 512 beside a large image
     model = random_pair(tmp_path / "model")
     limit = str(400_000 / 2**30)
     options = ["--parts", "attention", "--size", "48x64", "--crop", "32", "--stride", "16", "--repeats", "1"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gla_jax.attention.anchors import AnchorSums, no_positives, positive_sums
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, softly_kept
-from gla_jax.config import MethodConfig
+from gla_jax.config import MethodConfig, skips_blocks
 from gla_jax.shapes import Array, Float, typed
 
 State = TypeVar("State")
@@ -60,19 +60,52 @@ def nothing_gathered(queries: Float[Array, "q D"], width: int) -> SoftmaxPartial
     return SoftmaxPartial(zeros + NOTHING, zeros, jnp.zeros_like(queries, shape=(queries.shape[0], width)))
 
 
-@typed
-def gather_block(
+def block_logits(
     queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, config: MethodConfig
-) -> SoftmaxPartial:
-    """The softmax of some queries over one block of keys."""
-    soft, valid = config.mask_temperature is not None, keys.valid[None]
+) -> Float[Array, "q b"]:
+    """What the softmax of some queries over one block of keys is taken of; NOTHING where a key is not valid."""
     logits = attention_logits(queries, norm, keys.keys)
-    logits = jnp.where(valid, softly_kept(logits, config) if soft else logits, NOTHING)
+    if config.mask_temperature is not None:
+        logits = softly_kept(logits, config)
+    return jnp.where(keys.valid[None], logits, NOTHING)
+
+
+def softmax_partial(logits: Float[Array, "q b"], keys: Buffer, config: MethodConfig) -> SoftmaxPartial:
+    """The softmax over one block of keys."""
+    soft, valid = config.mask_temperature is not None, keys.valid[None]
     maximum = logits.max(1)
     exponents = logits - maximum[:, None]
     keep = valid if soft else (logits >= jnp.minimum(maximum, 0.0)[:, None]) & valid
     weights = jnp.where(keep, jnp.exp(exponents if soft else exponents / config.temperature), 0.0)
     return SoftmaxPartial(maximum, weights.sum(1), jnp.einsum("qk,kc->qc", weights, keys.values, precision="highest"))
+
+
+@typed
+def gather_block(
+    queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, config: MethodConfig
+) -> SoftmaxPartial:
+    """The softmax of some queries over one block of keys."""
+    return softmax_partial(block_logits(queries, norm, keys, config), keys, config)
+
+
+@typed
+def gather_further(
+    state: SoftmaxPartial, queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, config: MethodConfig
+) -> SoftmaxPartial:
+    """The state merged with one more block of keys; on processors nothing more is done where no entry survives.
+
+    The more windows, the larger the shift and the fewer the blocks that a query looks at.
+    """
+    logits = block_logits(queries, norm, keys, config)
+
+    def merged() -> SoftmaxPartial:
+        return state.merge(softmax_partial(logits, keys, config), config)
+
+    if config.mask_temperature is not None or not skips_blocks():
+        return merged()
+    best = logits.max(1)
+    survives = (best >= 0) | (best >= state.maximum)
+    return jax.lax.cond(survives.any(), merged, lambda: state)
 
 
 def total(partial: Array) -> Array:
@@ -101,13 +134,11 @@ def split_blocks(tree: State, size: int) -> State:
     return jax.tree.map(split, tree)
 
 
-def fold_keys(
-    step: Callable[[Buffer], State], merge: Callable[[State, State], State], start: State, keys: Buffer
-) -> State:
-    """Merge step(block) over the blocks [blocks b ...] of keys; a block's N x N part is recomputed for gradients."""
+def fold_keys(further: Callable[[State, Buffer], State], start: State, keys: Buffer) -> State:
+    """further(state, block) over all blocks [blocks b ...] of keys; gradients recompute a block's similarities."""
 
     def body(state: State, block: Buffer) -> tuple[State, None]:
-        return merge(state, step(block)), None
+        return further(state, block), None
 
     return jax.lax.scan(jax.checkpoint(body), start, keys)[0]
 
@@ -119,12 +150,7 @@ def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, config: MethodCo
     keys = split_blocks(buffer, balanced(buffer.keys.shape[0], config.most_of_a_block))
 
     def one_block(block: Array) -> AnchorSums:
-        return fold_keys(
-            lambda part: positive_sums(block, part, config),
-            AnchorSums.merge,
-            no_positives(block),
-            keys,
-        )
+        return fold_keys(lambda sums, part: sums.merge(positive_sums(block, part, config)), no_positives(block), keys)
 
     sums = jax.lax.map(one_block, split_blocks(queries, size))
     return join_blocks(sums, queries.shape[0])
@@ -140,8 +166,7 @@ def gather_partial(
 
     def one_block(block: tuple[Array, Normalization]) -> SoftmaxPartial:
         return fold_keys(
-            lambda part: gather_block(*block, part, config),
-            lambda a, b: a.merge(b, config),
+            lambda state, part: gather_further(state, *block, part, config),
             nothing_gathered(block[0], buffer.values.shape[1]),
             keys,
         )

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from gla_jax.attention import streaming
 from gla_jax.attention.attend import gather_values
 from gla_jax.attention.buffer import fill_buffer, neighbourhood_queries, unit_rows
 from gla_jax.attention.normalize import Normalization
 from gla_jax.attention.sharded import WINDOW_AXIS
-from gla_jax.attention.streaming import SoftmaxPartial, every_part, gather_block, nothing_gathered
+from gla_jax.attention.streaming import SoftmaxPartial, every_part, gather_block, gather_further, nothing_gathered
 from gla_jax.config import MethodConfig, without_gla
 from tests import oracle
 
@@ -242,3 +243,19 @@ def test_soft_gradients_equal_finite_differences(name):
     run = jax.jit(loss)
     expected = (float(run(at + step)) - float(run(at - step))) / (2 * step)
     assert float(jax.jit(jax.grad(loss))(at)) == pytest.approx(expected, rel=0.02, abs=1e-3)
+
+
+def test_a_block_in_which_no_entry_survives_is_left_alone(monkeypatch):
+    """Skipping is for speed: values of such a block must not be read, and the result is that of reading them."""
+    features, values = clustered(5, 3)
+    buffer = fill_buffer(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool))
+    queries, norm = buffer.keys[:16], Normalization(jnp.full(16, 2.0), jnp.full(16, 1.97))  # only itself is near enough
+    parts = [jax.tree.map(lambda leaf, i=i: leaf[16 * i : 16 * i + 16], buffer) for i in range(3)]
+    state = gather_block(queries, norm, parts[0], GLA)
+    unread = parts[1]._replace(values=jnp.full_like(parts[1].values, jnp.nan))
+    skipped = gather_further(state, queries, norm, unread, GLA)
+    np.testing.assert_array_equal(skipped.average(), state.average())
+    read = state.merge(gather_block(queries, norm, parts[1], GLA), GLA)
+    np.testing.assert_array_equal(skipped.average(), read.average())
+    monkeypatch.setattr(streaming, "skips_blocks", lambda: False)
+    assert np.isnan(gather_further(state, queries, norm, unread, GLA).average()).all()
