@@ -2,9 +2,10 @@
 
 python -m tests.golden FILE... [--form streaming|dense]
 
-One line a case: the largest error relative to the largest entry, the share of rows over 1e-5, the agreement of labels.
-Exits with 1 when a case is outside the limits, 2 when a file is not of the format. The limits: 99.5 % of rows within
-1e-5 (float32 rounding flips a mask bit in the others), labels equal on 99.99 % of pixels.
+One line a case: the largest error relative to the largest entry and the share of rows over 1e-5, of what the method
+gives, of the stitched logits and of DINO's tokens; the agreement of labels. Exits with 1 when a case is outside the
+limits, 2 when a file is not of the format. The limits: 99.5 % of rows within 1e-5 (float32 rounding flips a mask bit in
+the others), labels equal on 99.99 % of pixels. tests/golden/ holds one such file, which the suite checks.
 """
 
 import argparse
@@ -14,16 +15,18 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.attend import gather_values
+from gla_jax.checkpoint import build_vfm
 from gla_jax.config import MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.convert.clip import convert_clip_image
 from gla_jax.convert.state import convert_state
+from gla_jax.errors import ConversionError
 from gla_jax.logits import (
     SegmenterParams,
     WindowTokens,
@@ -34,7 +37,7 @@ from gla_jax.logits import (
 )
 from gla_jax.shapes import Array
 from gla_jax.stitch import stitch, stitch_plan, token_grid
-from gla_jax.windows import Windows, cut_windows, window_grid
+from gla_jax.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, Windows, cut_windows, normalise, window_grid
 
 ROW_LIMIT = 1e-5
 ROWS_OVER = 0.005
@@ -62,24 +65,49 @@ SETTINGS = {
 Form = Literal["streaming", "dense"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """How one case compares: errors relative to the largest entry; labels is None where there are none."""
+class Content(dict[str, Any]):
+    """What a file holds, by name. Raises ValueError for a name it lacks."""
 
-    name: str
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"it has no {name}")
+
+
+class Errors(NamedTuple):
+    """Rows against recorded rows: the largest error relative to the largest entry, the share of rows over the limit."""
+
     largest: float
     rows_over: float
+
+    def __str__(self) -> str:
+        return f"{self.largest:8.1e} {self.rows_over:7.3%}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one case compares: the method's values and, end to end, stitched logits, DINO's tokens and labels."""
+
+    name: str
+    values: Errors
+    logits: Errors | None = None
+    tokens: Errors | None = None
     labels: float | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the case is within the limits."""
-        return self.rows_over <= ROWS_OVER and (self.labels is None or self.labels >= LABELS_EQUAL)
+        rows = [errors.rows_over for errors in (self.values, self.logits, self.tokens) if errors is not None]
+        return all(share <= ROWS_OVER for share in rows) and (self.labels is None or self.labels >= LABELS_EQUAL)
 
     def __str__(self) -> str:
-        labels = "" if self.labels is None else f"  labels equal {self.labels:9.4%}"
-        verdict = "ok" if self.passed else "OUTSIDE THE LIMITS"
-        return f"{self.name:44s} largest {self.largest:8.1e}  rows over {self.rows_over:7.3%}{labels}  {verdict}"
+        columns = [
+            f"{self.name:44s} largest {self.values.largest:8.1e}",
+            f"rows over {self.values.rows_over:7.3%}",
+            "" if self.logits is None else f"logits {self.logits}",
+            "" if self.tokens is None else f"tokens {self.tokens}",
+            "" if self.labels is None else f"labels equal {self.labels:9.4%}",
+            "ok" if self.passed else "OUTSIDE THE LIMITS",
+        ]
+        return "  ".join(filter(None, columns))
 
 
 def method_of(config: Mapping[str, Any], host: str, form: Form, global_buffer: bool) -> MethodConfig:
@@ -101,10 +129,13 @@ def method_of(config: Mapping[str, Any], host: str, form: Form, global_buffer: b
     )
 
 
-def compare(name: str, found: np.ndarray, expected: np.ndarray, labels: float | None = None) -> Result:
-    """Rows [... C] against rows [... C]."""
-    error = np.abs(np.asarray(found, np.float64) - expected).max(-1) / np.abs(expected).max()
-    return Result(name, float(error.max()), float((error > ROW_LIMIT).mean()), labels)
+def compare(found: np.ndarray, expected: np.ndarray) -> Errors:
+    """Rows [... C] against rows [... C]; what is not a number is over the limit. Raises ValueError for other shapes."""
+    if np.shape(found) != expected.shape:
+        raise ValueError(f"it holds an array {list(expected.shape)} where the method gives {list(np.shape(found))}")
+    with np.errstate(all="ignore"):  # a recording of zeros or NaN gives NaN, and fails
+        error = np.abs(np.asarray(found, np.float64) - expected).max(-1) / np.abs(expected).max()
+    return Errors(float(error.max()), float((~(error <= ROW_LIMIT)).mean()))
 
 
 def check_attention(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form) -> Iterator[Result]:
@@ -116,7 +147,7 @@ def check_attention(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], for
     for case in meta["cases"]:
         method = method_of(case["config"], "proxyclip", form, global_buffer=True)
         found = jax.jit(gather_values)(features, values, valid, method)
-        yield compare(case["name"], found, data[f"out/{case['name']}"])
+        yield Result(case["name"], compare(found, data[f"out/{case['name']}"]))
 
 
 def load_params(data: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> SegmenterParams:
@@ -137,10 +168,13 @@ def check_end_to_end(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], fo
     params = load_params(data, meta)
     text_bank = jnp.asarray(data["text_features"])
     encoded: dict[tuple, WindowTokens] = {}
+    dino: dict[tuple[int, int], Errors] = {}
     for case in meta["cases"]:
         height, width = case["size"]
         prefix = f"{case['name']}/{height}x{width}"
         shared = case["config"].get("KV_token_extension", False)
+        if case["clip_type"] not in HOSTS:
+            raise ValueError(f"unknown clip_type {case['clip_type']}")
         method = method_of(case["config"], HOSTS[case["clip_type"]], form, shared)
         config = SegmenterConfig(method=method, windows=WindowConfig(None, meta["crop"], meta["stride"]))
         grid = window_grid(height, width, config.windows)
@@ -149,15 +183,37 @@ def check_end_to_end(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], fo
         key = height, width, method.host
         if key not in encoded:
             encoded[key] = _encode(params, windows, replace(config, method=without_gla(method.host)))
+        if (height, width) not in dino:
+            found = _dino_tokens(params, jnp.asarray(windows.pixels[: grid.count]))
+            dino[height, width] = compare(found, data[f"dino_tokens/{height}x{width}"])
         features = _finish(encoded[key], windows, params, config)[: grid.count]
         tokens = token_grid(token_logits(features, text_bank), *case["grid"])
         plan = stitch_plan(grid, round(features.shape[1] ** 0.5), (height, width))
-        labels = np.asarray(stitch(tokens, plan).argmax(-1))
-        agreement = float((labels == data[f"{prefix}/label_map"]).mean())
-        yield compare(prefix, features, data[f"{prefix}/patch_features"], agreement)
+        logits = np.asarray(stitch(tokens, plan))
+        yield Result(
+            prefix,
+            compare(features, data[f"{prefix}/patch_features"]),
+            compare(logits[1::4, 1::4], data[f"{prefix}/logits_every4"].transpose(1, 2, 0)),
+            dino[height, width],
+            agreement(logits.argmax(-1), data[f"{prefix}/label_map"]),
+        )
+
+
+def agreement(labels: np.ndarray, expected: np.ndarray) -> float:
+    """The share of pixels with equal labels. Raises ValueError for maps of different sizes."""
+    if labels.shape != expected.shape:
+        raise ValueError(f"it holds labels {list(expected.shape)} where the method gives {list(labels.shape)}")
+    return float((labels == expected).mean())
 
 
 _encode = jax.jit(encode_windows)
+
+
+@jax.jit
+def _dino_tokens(params: SegmenterParams, pixels: Array) -> Array:
+    normal = normalise(pixels, IMAGENET_MEAN, IMAGENET_DEVIATION)
+    tokens = build_vfm(params.vfm_spec, jnp.float32).apply({"params": params.vfm}, normal)
+    return jnp.concatenate([tokens.class_token[:, None], tokens.patch_tokens], 1)
 
 
 @jax.jit
@@ -166,15 +222,18 @@ def _finish(tokens: WindowTokens, windows: Windows, params: SegmenterParams, con
 
 
 def check_file(path: Path, form: Form = "streaming") -> Iterator[Result]:
-    """Every case of a file. Raises ValueError when it is not of the format."""
+    """Every case of a file. Raises ValueError when it is not of the format or has no cases."""
     try:
         # Opened here: NumPy leaves a file that it opened itself open when the archive is broken.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            data = {name: archive[name] for name in archive.files}
-        meta = json.loads(bytes(data["meta_json"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a golden file: {error}") from None
-    yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form)
+            data = Content((name, archive[name]) for name in archive.files)
+        meta = json.loads(bytes(data["meta_json"]), object_hook=Content)
+        if not isinstance(meta, Content) or not meta["cases"]:
+            raise ValueError("it has no cases")
+        yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, ConversionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is not a golden file: {reason.rstrip('.')}.") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
