@@ -1,11 +1,15 @@
 """Many processes, one run: jax.distributed on the standard environment, images split by process, results gathered."""
 
 import os
+import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -23,6 +27,10 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 if sys.stdin.buffer.read() != b"done":
     print(sys.argv[1], file=sys.stderr, flush=True)
 """
+
+
+class OthersEnded(Exception):
+    """Another process of the run is gone, so what all have to do together cannot be done."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +54,35 @@ class Processes:
         return range(self.index, images, self.count)
 
     def wait(self, name: str) -> None:
-        """Go on when all processes have come here."""
+        """Go on when all processes have come here. Raises OthersEnded when one is gone."""
         if self.count > 1:
             # A collective would time out while the others still work; the coordination service waits.
             from jax._src.distributed import global_state
 
-            global_state.client.wait_at_barrier(f"gla-jax {name}", LONGEST_WAIT_MS)
+            # In a thread: the main one hears signals only while it is not inside the client.
+            pool = ThreadPoolExecutor(1)
+            waiting = pool.submit(global_state.client.wait_at_barrier, f"gla-jax {name}", LONGEST_WAIT_MS)
+            pool.shutdown(wait=False)
+            try:
+                waiting.result()
+            except jax.errors.JaxRuntimeError as error:
+                raise OthersEnded from error
 
     def gather(self, name: str, payload: bytes) -> list[bytes]:
-        """The payloads of all processes, at every process."""
+        """The payloads of all processes, at every process. Raises OthersEnded when one is gone."""
         if self.count == 1:
             return [payload]
         from jax.experimental.multihost_utils import process_allgather
 
         self.wait(name)
-        # As bytes: without 64-bit types JAX would cut large counts.
-        lengths = process_allgather(np.array([len(payload)], np.int32)).ravel()
-        padded = np.zeros(int(lengths.max()), np.uint8)
-        padded[: len(payload)] = np.frombuffer(payload, np.uint8)
-        rows = process_allgather(padded)
+        try:
+            # As bytes: without 64-bit types JAX would cut large counts.
+            lengths = process_allgather(np.array([len(payload)], np.int32)).ravel()
+            padded = np.zeros(int(lengths.max()), np.uint8)
+            padded[: len(payload)] = np.frombuffer(payload, np.uint8)
+            rows = process_allgather(padded)
+        except jax.errors.JaxRuntimeError as error:
+            raise OthersEnded from error
         return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
@@ -90,21 +108,62 @@ class Watcher:
 def joined(distributed: bool, advice: str) -> Iterator[Processes]:
     """This process among those of the run, before anything else touches JAX; alone unless it is told of others.
 
-    distributed: a cluster's launcher started it; else $JAX_COORDINATOR_ADDRESS tells. At the end all wait for all.
-    Raises UserError when it cannot join; advice is Watcher's.
+    distributed: a cluster's launcher started it; else $JAX_COORDINATOR_ADDRESS tells. At the end all wait for all; one
+    that fails or is interrupted says why and exits at once, which ends the others. Raises UserError when it cannot
+    join; advice is Watcher's.
     """
     if not distributed and "JAX_COORDINATOR_ADDRESS" not in os.environ:
         yield Processes()
         return
     processes = join()
     watcher = Watcher(processes, advice)
+    # After join: JAX catches SIGTERM for a service of its own, and the process would live on.
+    handler = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield processes
         processes.wait("end")
-    except UserError:
+    except OthersEnded:
+        os._exit(1)  # the watcher says it
+    except BaseException as error:
         watcher.done()
-        raise
+        if processes.count == 1:
+            raise
+        leave(error)
+    finally:
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
     watcher.done()
+
+
+def leave(error: BaseException) -> NoReturn:
+    """Say why this process of several ends, as the command line would, and end it without a word to the others.
+
+    JAX's own way out waits minutes for processes that are still at work or wait for this one's share.
+    """
+    code = exit_code(error)
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+    elif code == 1 and not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    elif code:
+        print("stopped; nothing half-written is left", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit status an exception stands for: 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM, 1 for a bug."""
+    if isinstance(error, UserError):
+        return 2
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 1
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def join() -> Processes:

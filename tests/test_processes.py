@@ -24,7 +24,7 @@ COMMAND = "from gla_jax.cli import script; script()"
 CODE = "import sys; from tests.test_processes import take_part; take_part(*sys.argv[1:])"
 
 
-def take_part(data, out, seconds):
+def take_part(data, out, seconds, method):
     """One process of a run; prints its figures."""
     from pathlib import Path
 
@@ -34,15 +34,12 @@ def take_part(data, out, seconds):
 
     jax.config.update("jax_platforms", "cpu")
     processes.HEARTBEAT_SECONDS = 3
-    joined = processes.join()
-    watcher = processes.Watcher(joined, "finished images are kept")
-    outcome = measure(make_run(Path(data), Path(out), seconds=float(seconds)), joined)
-    joined.wait("end")
-    watcher.done()
-    print(json.dumps(results(outcome)["figures"]), joined.index, joined.count)
+    with processes.joined(False, "finished images are kept") as joined:
+        outcome = measure(make_run(Path(data), Path(out), seconds=float(seconds), method=method), joined)
+        print(json.dumps(results(outcome)["figures"]), joined.index, joined.count)
 
 
-def start(data, out, count, seconds=0.0):
+def start(data, out, count, seconds=0.0, method="proxyclip"):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -54,7 +51,7 @@ def start(data, out, count, seconds=0.0):
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(index),
         }
-        arguments = [sys.executable, "-c", CODE, str(data), str(out), str(seconds)]
+        arguments = [sys.executable, "-c", CODE, str(data), str(out), str(seconds), method]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(arguments, env=environment, **pipes))
     return started
@@ -84,19 +81,60 @@ def test_two_processes_give_the_figures_of_one(data, tmp_path):
     assert len(records[0].read_bytes().splitlines()) == 6
 
 
+def wait_for_records(out, count=2):
+    deadline = time.monotonic() + 90
+    while len(read_records(out)) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+SENTENCE = "process {} of 2 stopped before the end because it or another process of the run died"
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_other_with_a_sentence(data, tmp_path, victim):
     out = tmp_path / "out"
     started = start(data, out, 2, seconds=0.2)
-    deadline = time.monotonic() + 90
-    while len(read_records(out)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_records(out)
     started[victim].send_signal(signal.SIGKILL)
     _, errors = started[1 - victim].communicate(timeout=60)
     started[victim].communicate(timeout=60)
     assert started[1 - victim].returncode != 0
-    assert f"process {2 - victim} of 2 stopped before the end because it or another process of the run died" in errors
+    assert SENTENCE.format(2 - victim) in errors
     same(measure(make_run(data, out)), measure(make_run(data, tmp_path / "whole")))
+
+
+def ended(started, first, code, seconds=60):
+    """Error output of the process that should end first, with this exit code, when the other one has followed."""
+    _, errors = started[first].communicate(timeout=90)
+    assert started[first].returncode == code, errors
+    assert "Traceback" not in errors
+    _, others = started[1 - first].communicate(timeout=seconds)
+    assert started[1 - first].returncode != 0
+    assert SENTENCE.format(2 - first) in others
+    return errors
+
+
+def test_a_bad_image_of_one_process_ends_both(tmp_path):
+    """The other one would wait at the end for days, and the first one for minutes on its way out."""
+    root = trees.voc(tmp_path / "VOC2012", [0, 1], IMAGES)
+    (root / f"JPEGImages/{IMAGES[3]}.jpg").write_bytes(b"broken")
+    errors = ended(start(root, tmp_path / "out", 2), 1, 2)
+    assert f"{IMAGES[3]}.jpg cannot be read" in errors.splitlines()[-1]
+
+
+def test_a_folder_of_other_settings_ends_all_processes(data, tmp_path):
+    measure(make_run(data, tmp_path / "out", limit=1))
+    errors = ended(start(data, tmp_path / "out", 2, method="gla"), 0, 2)
+    assert "error: " in errors
+    assert "other settings" in errors
+
+
+@pytest.mark.parametrize(("sent", "first", "code"), [(signal.SIGINT, 1, 130), (signal.SIGTERM, 0, 143)])
+def test_a_process_that_is_asked_to_stop_does_and_ends_the_other(data, tmp_path, sent, first, code):
+    started = start(data, tmp_path / "out", 2, seconds=0.3)
+    wait_for_records(tmp_path / "out")
+    started[first].send_signal(sent)
+    assert "stopped; nothing half-written is left" in ended(started, first, code)
 
 
 def segment(folder, model, out, count, *options):
