@@ -298,10 +298,13 @@ def explain(
         Path | None, typer.Option(help="An index or binary PNG: the object at X,Y, and the truth at window edges.")
     ] = None,
     model: Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")] = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="gla or gla-clearclip.")] = "gla",
+    method: Annotated[str, typer.Option(help="gla, gla-clearclip or gla-clip.")] = "gla",
     preset: Annotated[
-        str, typer.Option(help="Sizes of the paper: sclip, proxyclip, clearclip, clip-dinoiser.")
+        str, typer.Option(help="Of the paper: sclip, proxyclip, clearclip, clip-dinoiser; or a file of gla-jax tune.")
     ] = "sclip",
+    anchor_threshold: Annotated[
+        float | None, typer.Option(help="rho, the cosine above which a token is a positive. [default: the preset's]")
+    ] = None,
     short_side: Annotated[str | None, typer.Option(help="Pixels the short side is resized to, or native.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of a window in pixels.")] = None,
     stride: Annotated[int | None, typer.Option(help="Step between windows in pixels.")] = None,
@@ -313,7 +316,13 @@ def explain(
     from gla_jax.settings import settings_from_options
 
     config = settings_from_options(
-        method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
+        method=method,
+        preset=preset,
+        short_side=short_side,
+        crop=crop,
+        stride=stride,
+        dtype=dtype,
+        anchor_threshold=anchor_threshold,
     )
     out = out or Path(f"{image.stem}.explain.png")
     prepare_jax()
@@ -332,7 +341,7 @@ def explain(
 def crossing(
     images: Annotated[list[str], typer.Argument(help="Image files, folders of images, glob patterns.")],
     model: Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")] = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(help="gla or gla-clearclip.")] = "gla",
+    method: Annotated[str, typer.Option(help="gla, gla-clearclip or gla-clip.")] = "gla",
     preset: Annotated[str, typer.Option(help="Sizes of the paper, or a file of gla-jax tune.")] = "sclip",
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,

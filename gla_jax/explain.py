@@ -34,6 +34,7 @@ from gla_jax.logits import (
 )
 from gla_jax.outputs import write_png
 from gla_jax.segmenter import Segmentation, Segmenter, image_grid, image_windows
+from gla_jax.settings import either
 from gla_jax.shapes import Array, Bool, Float, Int, Integer, UInt8, typed
 from gla_jax.stitch import stitch, stitch_plan, token_grid
 from gla_jax.text.prompts import Classes, parse_classes
@@ -58,10 +59,12 @@ from gla_jax.windows import WindowGrid, Windows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HOST_NAMES = {"proxyclip": "ProxyCLIP", "clearclip": "ClearCLIP"}
+# GLA on a host that compares several features gives a token several rows of attention: none of them is the one.
+METHODS_WITH_ONE_ROW = tuple(sorted(row.gla for row in HOSTS.values() if len(row.features) == 1))
 NO_TRUTH = -1  # no label is negative, so nothing is ignored
 PANEL_WIDTH, PANEL_HEIGHT, NARROWEST = 460, 620, 440
 DRAWN_LARGER = 3
+SMALLEST_OUTLINED = 0.6  # of a token's side: bilinear upsampling leaves so much of a token by itself
 BLUE, GREEN, RED = FIRST_COLOURS[1], (0, 135, 90), (235, 0, 30)
 # From no attention to the most of a picture: pale yellow, orange, red, dark red, laid over the pale image.
 HEAT = np.array([(255, 232, 140), (252, 170, 60), (226, 60, 45), (158, 10, 66)], np.float32)
@@ -172,12 +175,13 @@ def attention_stages(method: MethodConfig) -> dict[str, MethodConfig]:
     Raises UserError for a method that is not the whole of GLA, or compares several features.
     """
     whole = method.global_buffer and method.proxy_anchors and method.row_mean
+    choices = either(METHODS_WITH_ONE_ROW)
     if not whole or method.dynamic_shift is None or method.dynamic_scale is None:
-        raise UserError(f"a stage of GLA is off in this method on the host {method.host}; choose gla or gla-clearclip.")
+        raise UserError(f"a stage of GLA is off in this method on the host {method.host}; choose {choices}.")
     if len(HOSTS[method.host].features) != 1:
         raise UserError(
             f"the host {method.host} compares queries and keys apart, so a token has two rows of attention; "
-            "choose gla or gla-clearclip."
+            f"choose {choices}."
         )
     # All tokens of an image lie on one device here.
     method = replace(method, attention="streaming")
@@ -487,10 +491,29 @@ def query_note(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None) -
 def positive_region(
     explanation: Explanation, stage: StageAttention, size: tuple[int, int]
 ) -> Bool[np.ndarray, "h w"] | None:
-    """Where most of the tokens of overlapping windows are positives, as a map of size (h, w)."""
+    """Where most of the tokens of overlapping windows are positives, as a map of size (h, w).
+
+    Where windows overlap by parts of a token their votes leave slivers, which are left out: an outline of nothing.
+    """
     if stage.positives is None:
         return None
-    return explanation.on_image(stage.positives.astype(np.float32), size) > 0.5
+    votes = explanation.on_image(stage.positives.astype(np.float32), size) > 0.5
+    token = explanation.grid.crop / explanation.side * size[0] / explanation.grid.height
+    side = max(round(token * SMALLEST_OUTLINED), 1)
+    return ~without_slivers(~without_slivers(votes, side), side)
+
+
+def without_slivers(region: Bool[np.ndarray, "h w"], side: int) -> Bool[np.ndarray, "h w"]:
+    """The parts of a region that hold a square of `side` pixels, or touch the picture's edge where they are cut off."""
+
+    def sums(inside: np.ndarray) -> np.ndarray:
+        total = np.pad(inside.astype(np.int32), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+        return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+
+    full = sums(np.pad(region, side - 1, mode="edge")) == side**2
+    return (sums(np.pad(full, side - 1)) > 0)[
+        side - 1 : side - 1 + region.shape[0], side - 1 : side - 1 + region.shape[1]
+    ]
 
 
 def explanation_picture(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None = None) -> Image.Image:
@@ -603,7 +626,7 @@ def compare_methods(
     """The image segmented by the host as published and by the segmenter's own method, with GLA."""
     config = segmenter.config
     published = replace(config, method=without_gla(config.method.host))
-    name = HOST_NAMES[config.method.host]
+    name = HOSTS[config.method.host].title
     return {name: segmenter.with_config(published)(image, classes), f"{name} + GLA": segmenter(image, classes)}
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gla_jax.attention.hosts import HOSTS
 from gla_jax.batches import grouped
 from gla_jax.checkpoint import Checkpoint, ClipSpec, Params
 from gla_jax.classify import label_map, layout, score_map, whole_logits
@@ -286,7 +287,7 @@ def on_device(params: Params, dtype: jnp.dtype) -> Mapping[str, Any]:
 
 def check_settings(config: SegmenterConfig, clip: Checkpoint, vfm: Checkpoint | None) -> None:
     """Raise UserError when a model cannot run under some settings."""
-    needs_vfm = config.method.host == "proxyclip"
+    needs_vfm = "vfm" in HOSTS[config.method.host].features
     if needs_vfm and vfm is None:
         raise UserError(
             f"method {config.method.host} compares features of a vision foundation model, but {clip.folder.name} is a "

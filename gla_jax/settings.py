@@ -34,6 +34,12 @@ def one_of(given: str, choices: Iterable[str], what: str) -> str:
     raise UserError(f"{given!r} is not a {what}; {hint}")
 
 
+def either(names: Iterable[str]) -> str:
+    """Names as a sentence lists them: "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def whole_number(given: str, what: str) -> int:
     """A number of pixels. Raises UserError."""
     if not given.isdecimal() or int(given) < 1:
@@ -74,6 +80,7 @@ def settings_from_options(
     crop: int | None = None,
     stride: int | None = None,
     dtype: str = "float32",
+    anchor_threshold: float | None = None,
 ) -> SegmenterConfig:
     """A preset with the options over it; short_side is a number of pixels or "native" for the image's own size.
 
@@ -88,6 +95,13 @@ def settings_from_options(
         chosen = base.method
     else:
         base = PRESETS[one_of(preset, PRESETS, "preset")]
+    if anchor_threshold is not None:
+        low, high = NUMBERS["anchor_threshold"]
+        if not low <= anchor_threshold <= high:
+            raise UserError(
+                f"anchor threshold {anchor_threshold} is no cosine; give a number from {low:g} to {high:g}."
+            )
+        chosen = replace(chosen, anchor_threshold=anchor_threshold)
     windows = {name: value for name, value in (("crop", crop), ("stride", stride)) if value is not None}
     if short_side is not None:
         windows["short_side"] = None if short_side == NATIVE else whole_number(short_side, "short side")

@@ -44,4 +44,4 @@ def test_the_summary_counts_tokens_not_images():
 
 def test_the_command_refuses_a_method_without_stages(tmp_path, capsys):
     assert main(["crossing", str(tmp_path), "--method", "proxyclip"]) == 2
-    assert "choose gla or gla-clearclip" in capsys.readouterr().err
+    assert "choose gla, gla-clearclip or gla-clip" in capsys.readouterr().err

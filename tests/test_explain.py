@@ -1,5 +1,6 @@
 """Explanations: the row that is drawn must be the one that segments, and the figures must say what is there."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from PIL import Image
 
 from gla_jax import explain as module
 from gla_jax.attention.attend import clearclip_queries, gather_values
+from gla_jax.attention.hosts import HOSTS
 from gla_jax.cli import main
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.errors import ImageError, UserError
@@ -146,8 +148,10 @@ def test_a_method_without_all_of_gla_is_refused_in_one_sentence():
     for method in (METHODS["proxyclip"], METHODS["clip"], replace(METHODS["gla"], dynamic_scale=None)):
         with pytest.raises(UserError, match="choose gla"):
             attention_stages(method)
-    with pytest.raises(UserError, match="sclip"):
+    with pytest.raises(UserError, match=r"sclip compares .* choose gla, gla-clearclip or gla-clip"):
         attention_stages(MethodConfig(host="sclip"))
+    for name in module.METHODS_WITH_ONE_ROW:
+        assert len(attention_stages(METHODS[name])) == 3
 
 
 @pytest.mark.parametrize(
@@ -278,11 +282,36 @@ def test_an_image_of_one_window_has_no_flips():
     assert module.flip_note(flips, False) == "one window: there are no edges"
 
 
-def test_the_boundary_picture_compares_the_host_with_gla(segmenter):
-    results = compare_methods(segmenter, IMAGE, CLASSES)
-    assert list(results) == ["ProxyCLIP", "ProxyCLIP + GLA"]
-    published = segmenter.with_config(replace(segmenter.config, method=without_gla("proxyclip")))
-    np.testing.assert_array_equal(results["ProxyCLIP"].labels, published(IMAGE, CLASSES).labels)
+class Named:
+    """A segmenter whose results are the settings that they were made with."""
+
+    def __init__(self, config):
+        self.config, self.with_config = config, Named
+
+    def __call__(self, *_):
+        return self.config
+
+
+@pytest.mark.parametrize("host", [host for host, row in HOSTS.items() if row.gla])
+def test_the_boundary_picture_compares_the_host_with_gla(host):
+    own = SegmenterConfig(method=MethodConfig(host=host), windows=WINDOWS)
+    results = compare_methods(Named(own), IMAGE, CLASSES)
+    title = HOSTS[host].title
+    assert results == {title: replace(own, method=without_gla(host)), f"{title} + GLA": own}
+
+
+def test_outlines_leave_slivers_out_and_keep_what_is_as_large_as_a_token():
+    region = np.zeros((40, 60), bool)
+    region[5:20, 10:30] = True
+    whole = region.copy()
+    region[2:35, 40:43] = True  # a bar that no token fills
+    region[10:12, 15:25] = False  # and a gap that is none
+    found = ~module.without_slivers(~module.without_slivers(region | whole, 6), 6)
+    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_array_equal(~module.without_slivers(~region, 6) & whole, whole)
+    at_the_edge = np.zeros((40, 60), bool)
+    at_the_edge[:3, :20] = True  # cut off by the picture, not thin
+    np.testing.assert_array_equal(module.without_slivers(at_the_edge, 6), at_the_edge)
 
 
 def test_the_boundary_picture_is_red_where_labels_flip_at_an_edge_and_nowhere_else():
@@ -366,6 +395,15 @@ def test_the_command_writes_both_pictures_and_says_their_figures(tmp_path, photo
     assert "ProxyCLIP + GLA: boundary error at" in said
 
 
+def test_the_command_draws_the_anchors_of_the_rho_that_it_is_given(tmp_path, photo, folder, capsys):
+    counts = []
+    for rho in ("-1", "1"):
+        given = ("--at", "70,20", "--model", folder, *SIZES, "--out", tmp_path / "why.png", "--anchor-threshold", rho)
+        assert call("explain", photo, *given) == 0
+        counts.append(int(re.findall(r"(\d+) positives", capsys.readouterr().out)[0]))
+    assert counts == [128, 1]
+
+
 def test_the_command_names_its_file_after_the_image(tmp_path, photo, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("explain", photo, "--at", "3,4", "--model", folder, *SIZES) == 0
@@ -382,6 +420,7 @@ def test_the_command_names_its_file_after_the_image(tmp_path, photo, folder, mon
         (["--at", "5,2", "--out", "why.jpg"], "not the name of a PNG file"),
         (["--at", "5,2", "--mask", "missing.png"], "missing.png cannot be read"),
         (["--at", "5,2", "--method", "sclip"], "choose gla"),
+        (["--at", "5,2", "--anchor-threshold", "55"], "anchor threshold 55.0 is no cosine; give a number from -1 to 1"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_any_weights_are_loaded(photo, capsys, arguments, sentence):

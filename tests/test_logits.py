@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gla_jax.attention.hosts import HOSTS
 from gla_jax.checkpoint import ClipSpec, initial_params
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.logits import SegmenterParams, segment_features, segment_logits
+from gla_jax.logits import SegmenterParams, WindowTokens, gather_windows, segment_features, segment_logits
 from gla_jax.towers.clip_image import ClipImageSpec
 from gla_jax.towers.clip_text import ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
+from gla_jax.towers.layers import Heads
 from gla_jax.windows import Windows, cut_windows, window_grid
 
 CLIP = ClipSpec(ClipImageSpec(32, 8, 16, 2, 2, 32, 12), ClipTextSpec(20, 8, 16, 1, 2, 32, 12, 19))
@@ -52,6 +54,20 @@ def test_padding_and_batches_leave_no_trace(params, bank, name):
     assert exact.shape[0] == 6
     assert exact.shape[2] == 5
     np.testing.assert_allclose(padded[:6], exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [host.gla for host in HOSTS.values() if host.gla])
+def test_without_the_global_buffer_a_window_sees_no_other(params, name):
+    """An ablation switches the buffer off: what leaks between windows all the same would be credited to others."""
+    method, windows = replace(METHODS[name], global_buffer=False), windows_of(0)
+    rng = np.random.default_rng(0)
+    heads = Heads(*(rng.normal(size=(6, 17, 16)).astype(np.float32) for _ in range(3)))
+    tokens = WindowTokens(heads, heads.queries, rng.normal(size=(6, 64, 12)).astype(np.float32))
+    changed = jax.tree.map(lambda leaf: np.concatenate([leaf[:1], leaf[1:] + rng.normal(size=leaf[1:].shape)]), tokens)
+    tokens, changed = (jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), made) for made in (tokens, changed))
+    before, after = (jax.jit(gather_windows)(made, windows, params, method) for made in (tokens, changed))
+    np.testing.assert_array_equal(before[0], after[0])
+    assert np.abs(before[1] - after[1]).max() > 1e-2
 
 
 def test_jit_equals_eager(params, bank):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gla_jax.attention import dense, sharded, streaming
 from gla_jax.attention.anchors import Anchors, next_anchors
 from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries
+from gla_jax.attention.hosts import HOSTS
 from gla_jax.attention.normalize import Normalization, normalization
 from gla_jax.config import MethodConfig
 from gla_jax.shapes import Array, Bool, Float, Int, typed
@@ -113,8 +114,11 @@ def clearclip_queries(
     patch_size: int,
     config: MethodConfig,
 ) -> Float[Array, "N D"] | None:
-    """The first queries of a host: ClearCLIP starts its anchors from neighbourhoods, all others from the keys."""
-    if config.host != "clearclip" or not config.proxy_anchors:
+    """The first queries of a host: ClearCLIP starts its anchors from neighbourhoods, all others from the keys.
+
+    Without the global buffer a window sees no other one, so its neighbourhoods end with it.
+    """
+    if not (HOSTS[config.host].from_neighbours and config.proxy_anchors):
         return None
-    every_part = FORMS[config.attention].every_part if config.global_buffer else streaming.every_part
+    every_part = FORMS[config.attention].every_part if config.global_buffer else None
     return neighbourhood_queries(features, valid, origins, patch_size, every_part)

@@ -87,18 +87,8 @@ def sums_at_pixels(wanted: Int[Array, " n"], features: Float[Array, "b D"], pixe
 
 
 @typed
-def neighbourhood_queries(
-    features: Float[Array, "W S D"],
-    valid: Bool[Array, " W"],
-    origins: Int[Array, "W 2"],
-    patch_size: int,
-    every_part: Callable,
-) -> Float[Array, "N D"]:
-    """ClearCLIP's first queries under GLA (DESIGN 3.4): the mean feature of the token itself, its up to 8 neighbours in
-    the window, and the tokens of other windows whose top-left pixel is the same; as unit rows.
-
-    every_part is that of the attention's form: it merges over the parts of a buffer that is split.
-    """
+def sums_of_neighbours(features: Float[Array, "W S D"]) -> PixelSums:
+    """Sum and number of the features of every token and its up to 8 neighbours in the window, N = W S of them."""
     windows, tokens, width = features.shape
     side = round(tokens**0.5)
     grid = features.astype(jnp.float32).reshape(windows, side, side, width)
@@ -107,6 +97,28 @@ def neighbourhood_queries(
     shifts = [(i, j) for i in range(3) for j in range(3)]
     total = sum(padded[:, i : i + side, j : j + side] for i, j in shifts)
     count = sum(inside[i : i + side, j : j + side] for i, j in shifts)
+    return PixelSums(total.reshape(-1, width), jnp.tile(count.reshape(-1), windows))
+
+
+@typed
+def neighbourhood_queries(
+    features: Float[Array, "W S D"],
+    valid: Bool[Array, " W"],
+    origins: Int[Array, "W 2"],
+    patch_size: int,
+    every_part: Callable | None,
+) -> Float[Array, "N D"]:
+    """ClearCLIP's first queries under GLA (DESIGN 3.4): the mean feature of the token itself, its up to 8 neighbours in
+    the window, and the tokens of other windows whose top-left pixel is the same; as unit rows.
+
+    every_part is that of the attention's form: it merges over the parts of a buffer that is split. None leaves other
+    windows out.
+    """
+    tokens, width = features.shape[1:]
+    side = round(tokens**0.5)
+    total, count = sums_of_neighbours(features)
+    if every_part is None:
+        return unit_rows(total / count[:, None])
 
     steps = jnp.arange(side, dtype=jnp.int32) * patch_size
     rows = origins[:, 0, None, None] + steps[None, :, None]
@@ -114,10 +126,10 @@ def neighbourhood_queries(
     # One number a pixel; an image smaller than a window starts before its first pixel, by less than MARGIN.
     pixels = (rows + MARGIN) * 2**15 + columns + MARGIN
     pixels = jnp.where(valid[:, None, None], pixels, -1).reshape(-1)
-    flat = grid.reshape(-1, width)
+    flat = features.astype(jnp.float32).reshape(-1, width)
     same = every_part((flat, pixels), lambda part: sums_at_pixels(pixels, *part), PixelSums.merge)
     # The token itself is in both sums; a padded token is in none of `same`.
     own = valid.astype(jnp.float32).repeat(tokens)
-    total = total.reshape(-1, width) + same.total - flat * own[:, None]
-    count = jnp.tile(count.reshape(-1), windows) + same.count - own
+    total = total + same.total - flat * own[:, None]
+    count = count + same.count - own
     return unit_rows(total / count[:, None])

@@ -1,4 +1,7 @@
-"""The hosts: what each method does in CLIP's last block, and which features GLA compares for it (DESIGN 3.4)."""
+"""The hosts: what each method does in CLIP's last block, and which features GLA compares for it (DESIGN 3.4).
+
+A new host is one row of HOSTS: its names, the methods and whatever compares hosts follow.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +9,6 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from gla_jax.config import Host
 from gla_jax.shapes import Array, Float, typed
 from gla_jax.towers.layers import Heads, attention_weights, merge_heads, split_heads
 
@@ -18,29 +20,41 @@ Feature = Literal["vfm", "queries", "keys"]
 class HostRow:
     """One host.
 
-    pairs: the softmax attentions that are summed inside a window, (left, right) of left right^T; none is the identity.
-    whole_block: residual and MLP of the last block run; features: what GLA compares, "vfm" or sides of CLIP's own heads
-    (several: one pass each, summed), empty when GLA is not defined for the host; neighbourhood: deviation in patches of
-    a Gaussian of the distance that is added before the softmax, None for none.
+    title: its name in figures; pairs: the softmax attentions that are summed inside a window, (left, right) of
+    left right^T, none is the identity; whole_block: residual and MLP of the last block run; gla: the method that is GLA
+    on this host, None where GLA is not defined, and features: what it compares, "vfm" or sides of CLIP's own heads
+    (several: one pass each, summed); from_neighbours: its anchors start from means over neighbours, not from tokens;
+    neighbourhood: deviation in patches of a Gaussian of the distance that is added before the softmax, None for none.
     """
 
+    title: str
     pairs: tuple[tuple[Side, Side], ...]
     whole_block: bool
-    features: tuple[Feature, ...]
+    gla: str | None = None
+    features: tuple[Feature, ...] = ()
+    from_neighbours: bool = False
     neighbourhood: float | None = None
 
+    @property
+    def gathers_by_features(self) -> bool:
+        """Whether the host as published gathers by the similarity of its features, without queries and keys."""
+        return bool(self.features) and not self.pairs
 
-HOSTS: dict[Host, HostRow] = {
-    "clip": HostRow((("queries", "keys"),), whole_block=True, features=()),
-    "vanilla": HostRow((("queries", "keys"),), whole_block=False, features=()),
-    "maskclip": HostRow((), whole_block=False, features=()),
-    # Zhang et al. and Wang et al. publish the two attentions; GLA on top of them is our reading (two passes, summed).
-    "sclip": HostRow((("queries", "queries"), ("keys", "keys")), whole_block=True, features=("queries", "keys")),
-    "clearclip": HostRow((("queries", "queries"),), whole_block=False, features=("queries",)),
-    "naclip": HostRow((("keys", "keys"),), whole_block=False, features=(), neighbourhood=5.0),
-    "proxyclip": HostRow((), whole_block=False, features=("vfm",)),
+
+Q, K = "queries", "keys"
+HOSTS: dict[str, HostRow] = {
+    "clip": HostRow("CLIP", ((Q, K),), whole_block=True),
+    "vanilla": HostRow("CLIP, attention only", ((Q, K),), whole_block=False),
+    "maskclip": HostRow("MaskCLIP", (), whole_block=False),
+    # Wang et al. publish the two attentions; GLA on top of them is our reading (two passes, summed).
+    "sclip": HostRow("SCLIP", ((Q, Q), (K, K)), whole_block=True, gla="gla-sclip", features=(Q, K)),
+    "clearclip": HostRow(
+        "ClearCLIP", ((Q, Q),), whole_block=False, gla="gla-clearclip", features=(Q,), from_neighbours=True
+    ),
+    "naclip": HostRow("NACLIP", ((K, K),), whole_block=False, neighbourhood=5.0),
+    "proxyclip": HostRow("ProxyCLIP", (), whole_block=False, gla="gla", features=("vfm",)),
     # ProxyCLIP's rule with CLIP as its own foundation model: the last block's keys are what it compares.
-    "proxyclip-clip": HostRow((), whole_block=False, features=("keys",)),
+    "proxyclip-clip": HostRow("ProxyCLIP on CLIP's keys", (), whole_block=False, gla="gla-clip", features=(K,)),
 }
 
 

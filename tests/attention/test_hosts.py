@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gla_jax.attention.hosts import HOSTS, neighbourhood_bias, window_attention
+from gla_jax.config import METHODS, MethodConfig
 from gla_jax.towers.layers import Heads
 
 COUNT, WIDTH, SIDE = 2, 6, 3
@@ -56,6 +57,20 @@ def test_a_host_is_its_published_rule(name):
     heads = Heads(*(jnp.asarray(rng.normal(size=(2, 1 + SIDE**2, WIDTH)), jnp.float32) for _ in range(3)))
     found = jax.jit(window_attention, static_argnums=(1, 2))(heads, HOSTS[name], COUNT)
     np.testing.assert_allclose(found, RULES[name](heads), atol=1e-5)
+
+
+def test_every_host_is_a_method_and_those_with_features_have_gla():
+    """A host is one row: whoever adds it finds it under --method, and GLA on it where that is defined."""
+    for name, host in HOSTS.items():
+        assert METHODS[name].host == name
+        assert (host.gla is None) == (not host.features)
+        if host.gla:
+            assert METHODS[host.gla] == MethodConfig(host=name)
+
+
+def test_an_unknown_host_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"'proxyclp' is not a host; there are .*proxyclip"):
+        MethodConfig(host="proxyclp")
 
 
 def test_neighbours_are_favoured_and_cls_is_not():
