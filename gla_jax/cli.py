@@ -1,6 +1,7 @@
 """The command line. Heavy imports wait inside the commands: --help answers at once."""
 
 import sys
+import tempfile
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +23,7 @@ app.add_typer(eval_app, name="eval")
 # typer's own, whether it brings click with it or imports it.
 UsageError = typer.BadParameter.__base__
 DEFAULT_MODEL = "clip-vit-base-patch16+dino-vitb8"
+INTERRUPTED = 130
 
 
 class Family(StrEnum):
@@ -71,7 +73,7 @@ def segment(
     background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Probability below which a pixel is background, 0 to 1. [default: the preset's]"),
+        typer.Option(help="Probability below which a pixel is background, 0 to 1. [default: a tuned preset's, else 0]"),
     ] = None,
     model: Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")] = DEFAULT_MODEL,
     method: Annotated[str, typer.Option(help="gla, proxyclip, maskclip, clearclip, sclip, clip, ...")] = "gla",
@@ -98,9 +100,10 @@ def segment(
 ) -> None:
     """Segment images by the names of their classes.
 
-    Writes NAME.index.png, NAME.palette.png and NAME.overlay.png for each image, and results.json. Several processes,
-    told by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID or --distributed, share the images; with a
-    --mesh over the devices of all of them they share the windows of every image.
+    Writes NAME.index.png, NAME.palette.png and NAME.overlay.png for each image, and results.json, which holds what is
+    done so far while it runs. A background that is not among the classes needs a threshold. Several processes, told by
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID or --distributed, share the images; with a --mesh over
+    the devices of all of them they share the windows of every image.
     """
     from gla_jax.images import find_images
     from gla_jax.settings import settings_from_options
@@ -125,7 +128,7 @@ def segment(
 
     with joined(distributed, "start all processes again") as processes:
         from gla_jax.mesh import read_mesh
-        from gla_jax.outputs import as_lines, gathered, output_names, segment_files, summary, write_text
+        from gla_jax.outputs import Segmented, as_lines, gathered, output_names, segment_files, summary, write_text
         from gla_jax.progress import track
         from gla_jax.segmenter import Segmenter, with_background
 
@@ -138,6 +141,14 @@ def segment(
         together = devices is not None and devices.is_multi_process
         mine = files if together else [files[index] for index in processes.share(len(files))]
         writes = processes.is_first or not together
+
+        def keep(done: Segmented, complete: bool = False) -> str:
+            document = summary(segmenter, parsed, done, complete=complete, background=background, threshold=threshold)
+            text = as_lines(document)
+            if processes.is_first:
+                write_text(folder / "results.json", text)
+            return text
+
         done = segment_files(
             segmenter,
             track(mine, processes.named("segmented")),
@@ -145,23 +156,23 @@ def segment(
             folder if writes else None,
             say if writes else lambda _: None,
             batch=batch,
+            keep=keep,
             **options,
         )
-        records, failed = (list(part.values()) for part in gathered(done, processes))
+        everything = gathered(done, processes)
+        text = keep(everything, complete=True)
         if processes.is_first:
-            text = as_lines(summary(segmenter, parsed, records, failed, background=background, threshold=threshold))
-            write_text(folder / "results.json", text)
             if json_lines:
                 typer.echo(text, nl=False)
-            say(f"{len(records)} of {len(paths)} images segmented; results in {folder}")
-    if failed:
+            say(f"{len(everything.records)} of {len(paths)} images segmented; results in {folder}")
+    if everything.failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture and the figures.")] = Path("gla-jax-demo"),
-    scene: Annotated[int | None, typer.Option(help="Number of the held-out scene.")] = None,
+    scene: Annotated[int | None, typer.Option(min=0, help="Number of the held-out scene.")] = None,
 ) -> None:
     """Segment a bundled scene with ProxyCLIP and with GLA-CLIP, and compare both with the truth."""
     folder = _folder(out)
@@ -339,41 +350,48 @@ def explain(
 
 @app.command()
 def crossing(
-    images: Annotated[list[str], typer.Argument(help="Image files, folders of images, glob patterns.")],
-    model: Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")] = DEFAULT_MODEL,
+    images: Annotated[
+        list[str], typer.Argument(help="Image files, folders of images, glob patterns; or tiny-world for its scenes.")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of an index PNG for each image, NAME.png; 255 is ignored.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")
+    ] = None,
     method: Annotated[str, typer.Option(help="gla, gla-clearclip or gla-clip.")] = "gla",
     preset: Annotated[str, typer.Option(help="Sizes of the paper, or a file of gla-jax tune.")] = "sclip",
+    anchor_threshold: Annotated[
+        float | None, typer.Option(help="rho, the cosine above which a token is a positive. [default: the preset's]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for the network.")] = False,
 ) -> None:
-    """Print how much attention crosses windows, and how large anchors are, stage by stage over whole images."""
+    """Print how much attention crosses windows, and how large anchors are, stage by stage over whole images.
+
+    With labels (tiny-world brings its own) also how much of it falls on tokens of the own class.
+    """
     import json
 
     from gla_jax.explain import attention_stages
-    from gla_jax.images import find_images
     from gla_jax.settings import settings_from_options
 
-    config = settings_from_options(method=method, preset=preset)
+    config = settings_from_options(method=method, preset=preset, anchor_threshold=anchor_threshold)
     attention_stages(config.method)  # before the weights are loaded
-    paths = find_images(images)
     prepare_jax()
-    from gla_jax.crossing import crossings, summary
+    from gla_jax import crossing as measuring
     from gla_jax.outputs import write_text
     from gla_jax.progress import track
     from gla_jax.segmenter import Segmenter
 
-    segmenter = Segmenter.from_pretrained(model, config, offline=offline)
-    rows = summary(crossings(segmenter, path) for path in track(paths, "images"))
-    for name, row in rows.items():
-        anchors = ""
-        if "anchor_mean" in row:
-            anchors = (
-                f"   tokens of an anchor: mean {row['anchor_mean']:.0f}, median {row['anchor_median']:.0f}; "
-                f"{row['alone']:.1f}% alone"
-            )
-        typer.echo(f"{name:24s} {row['outside']:5.1f}% of the attention outside the own window{anchors}")
+    samples, read = measuring.find_samples(images, labels, limit)
+    name = model or (measuring.TINY_WORLD if images == [measuring.TINY_WORLD] else DEFAULT_MODEL)
+    segmenter = Segmenter.from_pretrained(name, config, offline=offline)
+    figures = measuring.summary(measuring.crossings(segmenter, *read(each)) for each in track(samples, "images"))
+    typer.echo("\n".join(measuring.lines(figures)))
     if out:
-        content = {"images": len(paths), "model_hash": segmenter.model_hash, "stages": rows}
+        content = {"images": len(samples), "model_hash": segmenter.model_hash} | figures
         write_text(_folder(out.parent) / out.name, json.dumps(content, indent=1) + "\n")
 
 
@@ -466,10 +484,16 @@ def models() -> None:
 
 
 def _folder(path: Path) -> Path:
+    """A folder for results, made where it is missing; that it can be written to is tried out before the work."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {path} cannot be made ({error.strerror}); choose another with --out.") from None
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        reason = error.strerror
+        raise UserError(f"the folder {path} cannot be written to ({reason}); choose another with --out.") from None
     return path
 
 
@@ -484,16 +508,23 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _warn
         try:
-            return app(arguments, standalone_mode=False) or 0
+            status = app(arguments, standalone_mode=False) or 0
         except UserError as error:
             say(f"error: {error}")
             return 2
         except UsageError as error:
             error.show()
             return error.exit_code
+        except OSError as error:
+            reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+            where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
+            say(f"error: {where} ({reason}); see that it is there, that you may use it and that its disk has room.")
+            return 2
         except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED
+        if status == INTERRUPTED:  # typer makes Ctrl-C a status
             say("stopped; nothing half-written is left")
-            return 130
+        return status
 
 
 def script() -> None:

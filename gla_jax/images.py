@@ -1,6 +1,7 @@
 """Images as users have them, to RGB uint8."""
 
 import glob
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from gla_jax.errors import ImageError
 from gla_jax.shapes import UInt8
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2", ".j2k",
+)  # fmt: skip
+# Whose files of mode I hold 16 bits; elsewhere the mode is one of 32.
+FORMATS_OF_16_BITS = ("PNG", "PPM")
 
 
 def read_image(path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
@@ -27,25 +32,35 @@ def read_image(path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP or TIFF file.") from None
+        raise ImageError(
+            f"{path} is not an image, or of a kind that cannot be read, such as a TIFF with floating-point colours; "
+            "save it as JPEG or PNG."
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = Image.MAX_IMAGE_PIXELS // 1_000_000
         raise ImageError(f"{path} has more than {limit} million pixels; cut it into pieces first.") from None
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except IsADirectoryError:
+        raise ImageError(f"{path} is a folder; name an image in it.") from None
+    except OSError as error:
+        if error.strerror:  # from the operating system, and not from the decoder
+            raise ImageError(f"{path} cannot be read ({error.strerror}).") from None
+        raise ImageError(f"{path} is damaged or cut off ({error}).") from None
+    except (SyntaxError, ValueError, EOFError, MemoryError) as error:
         raise ImageError(f"{path} is damaged or cut off ({error}).") from None
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """A PIL image of any mode as RGB uint8. Raises ImageError for floating-point pixels, whose range is unknown."""
+    """A PIL image of any mode as RGB uint8. Raises ImageError for pixels of 32 bits, whose range is unknown."""
+    known = image.mode != "I" or image.format in FORMATS_OF_16_BITS
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ImageError("floating-point pixels have no range that is known; save it with 8 or 16 bits.")
+    if not known:
+        raise ImageError("pixels of 32 bits have no range that is known; save it with 8 or 16 bits.")
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ImageError("pixels of more than 16 bits have no range that is known; save it with 8 or 16 bits.")
         grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -82,14 +97,14 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for given in inputs:
         path = Path(given)
-        if path.is_dir():
+        if os.path.isdir(given):  # which, unlike Path's, is False for a name too long to be one
             matches = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
             if not matches:
                 raise ImageError(f"the folder {path} holds no images ({', '.join(SUFFIXES)}).")
-        elif path.exists():
+        elif os.path.exists(given):
             matches = [path]
         else:
-            matches = sorted(Path(name) for name in glob.glob(str(given), recursive=True) if not Path(name).is_dir())
+            matches = sorted(Path(name) for name in glob.glob(str(given), recursive=True) if not os.path.isdir(name))
             if not matches:
                 raise ImageError(f"{given} does not exist.")
         found.update(dict.fromkeys(matches))

@@ -323,7 +323,7 @@ def with_background(
         return classes.names, class_of_query, classes.names.index(background)
     if threshold == 0:
         raise ClassesError(
-            f"background {background!r} is not among the classes, so only a threshold could reach it; set a threshold "
-            "above 0 or add it to the classes."
+            f"background {background!r} is not among the classes, so only a threshold could reach it, and that is 0; "
+            "set a threshold above 0 or add it to the classes."
         )
     return (background, *classes.names), class_of_query + 1, 0

@@ -30,11 +30,9 @@ def palette(count: int) -> UInt8[np.ndarray, "L 3"]:
     return np.array(colours, np.uint8).reshape(count, 3)
 
 
-def index_image(labels: Integer[np.ndarray, "h w"]) -> Image.Image:
-    """Labels as a grey PNG whose pixels are the class indices: 8 bits, 16 where an index is above 255."""
-    if labels.max(initial=0) <= 255:
-        return Image.fromarray(labels.astype(np.uint8))
-    return Image.fromarray(labels.astype(np.uint16))
+def index_image(labels: Integer[np.ndarray, "h w"], classes: int) -> Image.Image:
+    """Labels as a grey PNG whose pixels are the class indices: 8 bits, 16 for more than 256 classes."""
+    return Image.fromarray(labels.astype(np.uint8 if classes <= 256 else np.uint16))
 
 
 def palette_image(labels: Integer[np.ndarray, "h w"], classes: int) -> Image.Image:

@@ -1,12 +1,18 @@
 """The command line from a shell's point of view: files, exit status, and one sentence for every mistake."""
 
+import errno
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from gla_jax import outputs
 from gla_jax.cli import main
+from gla_jax.outputs import output_names
+from gla_jax.segmenter import Segmenter
 from tests.small_models import random_pair
 
 SIZES = ["--short-side", "48", "--crop", "32", "--stride", "16"]
@@ -48,6 +54,7 @@ def test_segment_writes_three_pictures_and_a_record(tmp_path, photo, model, caps
     assert document["queries"] == ["sand", "gravel", "water"]
     assert document["settings"]["windows"]["crop"] == 32
     assert len(document["model_hash"]) == 64
+    assert document["complete"] is True
 
 
 def test_a_bad_image_is_named_and_the_rest_is_done(tmp_path, photo, model, capsys):
@@ -70,11 +77,103 @@ def test_classes_file_background_templates_and_scores(tmp_path, photo, model):
     background = ("--background", "rest", "--threshold", "0.4", "--scores")
     assert call("segment", photo, *given, *background, "--model", model, *SIZES, "--out", out) == 0
     document = json.loads((out / "results.json").read_text())
-    assert document["classes"] == ["sand", "water"]
+    assert document["classes"] == ["rest", "sand", "water"]
+    labels = np.asarray(Image.open(out / "photo.index.png"))
+    for index, name in enumerate(document["classes"]):
+        share = document["images"][0]["shares"].get(name, 0)
+        assert share == pytest.approx((labels == index).mean(), abs=1e-6)
     assert (document["settings"]["background"], document["settings"]["threshold"]) == ("rest", 0.4)
     with np.load(out / "photo.scores.npz") as arrays:
         assert arrays["classes"].tolist() == ["rest", "sand", "water"]
         assert arrays["scores"].shape == (3, 50, 70)
+
+
+class Stop:
+    """Lets some images through the segmenter, then raises."""
+
+    def __init__(self, monkeypatch, after, error):
+        self.left, self.error, self.batch = after, error, Segmenter.batch
+        monkeypatch.setattr(Segmenter, "batch", lambda *arguments, **options: self(*arguments, **options))
+
+    def __call__(self, *arguments, **options):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return self.batch(*arguments, **options)
+
+
+def test_ctrl_c_leaves_the_records_of_what_is_done(tmp_path, photo, model, monkeypatch, capsys):
+    """After 9,999 images of 10,000 their records must be there, and not look like all."""
+    (tmp_path / "photo2.png").write_bytes(photo.read_bytes())
+    out = tmp_path / "out"
+    Stop(monkeypatch, 1, KeyboardInterrupt())
+    assert call("segment", tmp_path, *CLASSES, "--model", model, *SIZES, "--out", out) == 130
+    assert "stopped; nothing half-written is left" in capsys.readouterr().err
+    document = json.loads((out / "results.json").read_text())
+    assert document["complete"] is False
+    assert [image["name"] for image in document["images"]] == ["photo"]
+    assert {path.name.split(".")[0] for path in out.iterdir()} == {"photo", "results"}
+
+
+def test_records_are_kept_while_it_runs(tmp_path, photo, model, monkeypatch):
+    """A run that is killed outright leaves records too, and those of an earlier run do not pass for its own."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text('{"complete": true}')
+    (tmp_path / "photo2.png").write_bytes(photo.read_bytes())
+    monkeypatch.setattr(outputs, "SECONDS_BETWEEN_RECORDS", 0.0)
+    seen = []
+    write = outputs.write_pictures
+
+    def look(*arguments):
+        document = json.loads((out / "results.json").read_text())
+        seen.append((document["complete"], len(document["images"])))
+        write(*arguments)
+
+    monkeypatch.setattr(outputs, "write_pictures", look)
+    assert call("segment", tmp_path, *CLASSES, "--model", model, *SIZES, "--out", out) == 0
+    assert seen == [(False, 0), (False, 1)]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, photo, model, monkeypatch, capsys):
+    Stop(monkeypatch, 0, OSError(errno.ENOSPC, "No space left on device", "photo.index.png"))
+    assert call("segment", photo, *CLASSES, "--model", model, *SIZES, "--out", tmp_path / "out") == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "photo.index.png cannot be read or written (No space left on device)" in said
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a.png", "b.jpg"], ["a", "b"]),
+        (["a.png", "a.jpg"], ["a_png", "a_jpg"]),
+        (["x/a.png", "y/a.png", "b.png"], ["x_a", "y_a", "b"]),
+        (["long/way/x/a.png", "long/way/y/a.png"], ["x_a", "y_a"]),
+        (["a_b/c.png", "a/b/c.png"], ["a_b_c_png", "a_b_c_png_2"]),
+        (["a.png", "A.png"], ["a_png", "A_png_2"]),
+        (["a_b/c.png", "a/b/c.png", "a_b_c_png_2.png"], ["a_b_c_png", "a_b_c_png_3", "a_b_c_png_2"]),
+        (["a.png", "a.jpg", "a_png.png", "x/a.png"], None),
+        ([f"{'ü' * 120}{end}.png" for end in ("", "x", "y")], None),
+        (["x" * 120 + f"/{folder}/" + "y" * 120 + "/a.png" for folder in "pq"], None),
+    ],
+)
+def test_results_of_different_images_have_different_names(tmp_path, paths, names):
+    """Two images under one name would overwrite each other in silence; a name too long could not be written at all."""
+    found = output_names([tmp_path / path for path in paths])
+    assert names is None or found == names
+    assert len({name.casefold() for name in found}) == len(paths)
+    assert max(len(name.encode()) for name in found) <= 210
+
+
+def test_a_long_or_undecodable_name_gets_results(tmp_path, photo, model):
+    long, odd = tmp_path / ("x" * 240 + ".png"), Path(f"{tmp_path}/caf\udce9.png")
+    for path in (long, odd):
+        path.write_bytes(photo.read_bytes())
+    out = tmp_path / "out"
+    assert call("segment", long, odd, *CLASSES, "--model", model, *SIZES, "--out", out) == 0
+    images = json.loads((out / "results.json").read_text("utf-8"))["images"]
+    assert [image["image"] for image in images] == [str(long), str(odd)]
+    assert all((out / f"{image['name']}.overlay.png").exists() for image in images)
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, photo, model):
@@ -89,6 +188,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, photo, model):
 
 MISTAKES = {
     "no classes": ([], "there are no classes; name some"),
+    "name too long": (["NONE.png" * 40, *CLASSES], "does not exist"),
     "missing image": (["NONE.png", *CLASSES], "NONE.png does not exist"),
     "unknown model": ([*CLASSES, "--model", "clip-b"], "neither a model folder nor a named model"),
     "misspelt model": ([*CLASSES, "--model", "clip-vit-base-patch61"], "did you mean clip-vit-base-patch16"),
@@ -98,6 +198,7 @@ MISTAKES = {
     "short side": ([*CLASSES, "--short-side", "large"], "'large' is not a number of pixels"),
     "stride": ([*CLASSES, "--crop", "32", "--stride", "64"], "stride 64 is larger than crop 32"),
     "threshold alone": ([*CLASSES, "--threshold", "0.5"], "needs a class for the pixels below it"),
+    "background alone": ([*CLASSES, "--background", "rest"], "only a threshold could reach it, and that is 0"),
     "classes file": (["--classes-file", "none.txt"], "none.txt cannot be read"),
 }
 
@@ -132,6 +233,20 @@ def test_a_damaged_model_is_one_sentence(tmp_path, photo, capsys):
 def test_an_out_that_is_a_file_is_refused(photo, model, capsys):
     assert call("segment", photo, *CLASSES, "--model", model, "--out", photo) == 2
     assert "choose another with --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["segment", "demo"])
+def test_an_out_that_cannot_be_written_to_is_refused_before_the_work(command, tmp_path, photo, monkeypatch, capsys):
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(Segmenter, "from_pretrained", lambda *_, **__: pytest.fail("the weights were loaded"))
+    arguments = [photo, *CLASSES] if command == "segment" else []
+    assert call(command, *arguments, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "out cannot be written to (Permission denied); choose another with --out." in said
+    assert said.count("\n") == 1
 
 
 def test_convert_refuses_what_holds_no_weights(tmp_path, capsys):

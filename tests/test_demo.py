@@ -23,3 +23,9 @@ def test_demo_writes_a_picture_and_figures_in_which_gla_wins(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{gla['miou']:.1f}" in printed
     assert "demo.png" in printed
+
+
+def test_a_scene_that_does_not_exist_is_refused(tmp_path, capsys):
+    assert main(["demo", "--scene", "-3", "--out", str(tmp_path / "demo")]) == 2
+    assert "'--scene'" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

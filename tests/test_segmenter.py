@@ -86,6 +86,11 @@ def test_background_and_threshold_go_together(segmenter, options, reason):
         segmenter(IMAGE, CLASSES, **options)
 
 
+def test_a_lone_text_is_not_read_letter_by_letter(segmenter):
+    with pytest.raises(ClassesError, match=r"the classes are one text, 'cat'; give a list .*\['cat'\]"):
+        segmenter(IMAGE, "cat")
+
+
 def test_other_classes_neither_reload_nor_recompile_the_towers(segmenter, monkeypatch):
     segmenter(IMAGE, CLASSES)
     compiled = module._segment_features._cache_size()

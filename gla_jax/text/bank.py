@@ -31,16 +31,17 @@ def text_bank(
 ) -> Float[Array, "Q E"]:
     """Unit text features of every query, float32; templates default to CLIP's 80.
 
-    Kept on disk under the digest of model, templates and queries; a damaged file is made again.
+    Kept on disk under the digest of model, templates and queries; a damaged file is made again. Warns of words that the
+    model does not know.
     """
     templates = imagenet_templates() if templates is None else check_templates(templates)
     shape = len(classes.queries), clip.spec.text.joint_width
     key = json.dumps([clip.sha256, templates, classes.queries])
     path = cache_folder("text", cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    # Before the file is read, so that every run warns; bare, so that words are named once and not once a template.
+    tokenizer(classes.queries, clip.spec.text.context)
     bank = _read(path, shape)
     if bank is None:
-        # The words are looked up bare first, so that a warning names them once and not once a template.
-        tokenizer(classes.queries, clip.spec.text.context)
         texts = [template.replace("{}", query) for query in classes.queries for template in templates]
         features = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts)
         bank = np.asarray(average_templates(jnp.asarray(features.reshape(shape[0], len(templates), -1))))

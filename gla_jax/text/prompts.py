@@ -27,8 +27,10 @@ def parse_classes(lines: Iterable[str]) -> Classes:
     """Classes from one text each, "cat; tabby": synonyms parted by semicolons, the first one names the class.
 
     Warns where commas seem to part synonyms and where a word stands in two classes. Raises ClassesError for no classes,
-    an empty name and a name that is given twice.
+    an empty name, a name that is given twice and a text where a list belongs.
     """
+    if isinstance(lines, str):  # else its letters would be the classes
+        raise ClassesError(f"the classes are one text, {lines!r}; give a list with one text a class: [{lines!r}].")
     names: list[str] = []
     queries: list[str] = []
     class_of_query: list[int] = []

@@ -54,6 +54,14 @@ def test_the_tower_runs_once_for_a_model_its_templates_and_names(clip, tokenizer
     assert len(calls) == 3
 
 
+def test_unknown_words_are_named_in_every_run(clip, tokenizer, tmp_path):
+    """The second run reads its features from the disk, and they mean as little as before."""
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="the model does not know 'giraffe'") as caught:
+            text_bank(clip, tokenizer, parse_classes(["giraffe"]), TEMPLATES, tmp_path)
+        assert len(caught) == 1
+
+
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY garbage", None])
 def test_a_damaged_cache_file_is_made_again(clip, tokenizer, tmp_path, damage):
     first = text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
