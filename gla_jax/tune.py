@@ -38,13 +38,13 @@ from gla_jax.progress import track
 from gla_jax.segmenter import Segmenter
 from gla_jax.settings import METHOD_NUMBERS, NUMBERS, PRESET_FORMAT
 from gla_jax.shapes import Array, Float, Int, Integer
+from gla_jax.token_labels import UNLABELLED, token_targets
 from gla_jax.version import VERSION
-from gla_jax.windows import WindowGrid, Windows
+from gla_jax.windows import Windows
 
 # Narrow enough to be near the method, wide enough that tokens on either side of rho are felt.
 MASK_TEMPERATURE = 0.05
 THRESHOLD_WIDTH = 0.02  # of the sigmoid that stands for the background threshold, in probability
-UNLABELLED = -1
 # Adam takes full steps along slopes well above it: a number that hardly matters hardly moves.
 SLOPE_THAT_MATTERS = 1e-2
 
@@ -92,23 +92,6 @@ def configured(tuned: Tuned, config: SegmenterConfig, background: bool) -> Segme
     )
     threshold = jax.nn.sigmoid(tuned.threshold) if background else 0.0
     return replace(config, method=method, logit_scale=jnp.exp(tuned.logit_scale), threshold=threshold)
-
-
-def token_targets(
-    label: Integer[np.ndarray, "h w"], grid: WindowGrid, windows: int, tokens: int, ignore: int
-) -> Int[np.ndarray, "W S"]:
-    """The class under the centre of every token, UNLABELLED where ignored, beside the image or in a padded window."""
-    side = round(tokens**0.5)
-    centres = (np.arange(side) + 0.5) * grid.crop / side
-    targets = np.full((windows, side, side), UNLABELLED, np.int32)
-    for index, (top, left) in enumerate(grid.origins):
-        rows, columns = top + centres, left + centres
-        y = np.floor(rows * label.shape[0] / grid.height).astype(int)
-        x = np.floor(columns * label.shape[1] / grid.width).astype(int)
-        inside = ((rows >= 0) & (rows < grid.height))[:, None] & ((columns >= 0) & (columns < grid.width))[None]
-        found = label[np.clip(y, 0, label.shape[0] - 1)[:, None], np.clip(x, 0, label.shape[1] - 1)[None]].astype(int)
-        targets[index] = np.where(inside & (found != ignore), found, UNLABELLED)
-    return targets.reshape(windows, tokens)
 
 
 class Labelled(NamedTuple):
