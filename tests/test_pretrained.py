@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 import transformers
+from huggingface_hub import constants
 
 import gla_jax.convert
 from gla_jax.checkpoint import ClipSpec, abstract_params, flatten_params, write_checkpoint
@@ -72,6 +74,7 @@ def downloads(hub, monkeypatch):
         return hub / hub_id
 
     monkeypatch.setattr(sources, "download", download)
+    monkeypatch.setattr("gla_jax.pretrained.unreachable", lambda: None)
     monkeypatch.setattr("gla_jax.pretrained.MODELS", NAMED)
     return asked
 
@@ -157,19 +160,54 @@ def test_without_the_hub_the_manual_way_is_named(offline, monkeypatch, tmp_path)
     message = str(caught.value)
     assert "\n" not in message
     assert "somebody/some-clip" in message
+    assert "cannot be downloaded (this run is offline): copy" in message
     assert "gla-jax convert clip FOLDER OUT" in message
     assert "--model OUT" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_network_names_its_reason(monkeypatch, tmp_path):
-    def download(hub_id, *, offline=False):
-        raise ConversionError("cannot be downloaded") from OSError("Network is unreachable\nat some length")
+class Hub:
+    """Stands for the HTTP client of huggingface_hub: counts what it is asked, and answers or does not."""
 
-    monkeypatch.setattr("gla_jax.pretrained.MODELS", NAMED)
+    def __init__(self, monkeypatch, error=None):
+        self.asked, self.error = [], error
+        monkeypatch.setattr("gla_jax.pretrained.MODELS", NAMED)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: self)
+
+    def head(self, url, timeout):
+        self.asked.append((url, timeout))
+        if self.error:
+            raise self.error
+
+
+def test_a_missing_network_is_told_at_once(monkeypatch, tmp_path, capsys):
+    """huggingface_hub would try for half a minute and say so in eleven lines."""
+    hub = Hub(monkeypatch, OSError("Name or service not known\nat some length"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ModelError, match=r"cannot be downloaded \(Name or service not known\): copy the files"):
+        resolve("some-clip", cache_dir=tmp_path / "ours")
+    assert len(hub.asked) == 1
+    assert hub.asked[0][1] <= 5
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_failed_download_names_its_reason_in_whole_words(monkeypatch, tmp_path):
+    def download(hub_id, *, offline=False):
+        assert not offline
+        raise ConversionError("cannot be downloaded") from OSError("Repository not found. " + "Sentence " * 40)
+
+    Hub(monkeypatch)
     monkeypatch.setattr(sources, "download", download)
-    with pytest.raises(ModelError, match=r"cannot be downloaded \(Network is unreachable\): copy the files"):
+    with pytest.raises(ModelError, match=r"\(Repository not found\. (Sentence )+\.\.\.\): copy the files"):
         resolve("some-clip", cache_dir=tmp_path)
+
+
+def test_without_a_network_what_the_hub_keeps_here_is_used(downloads, monkeypatch, tmp_path):
+    monkeypatch.setattr("gla_jax.pretrained.unreachable", lambda: "Network is unreachable")
+    clip, none = resolve("some-clip", cache_dir=tmp_path)
+    assert (clip.family, none) == ("clip", None)
+    assert downloads == []
 
 
 def test_folders(folders):
