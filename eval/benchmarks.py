@@ -141,6 +141,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
     )
 }
+PAPER_MODEL = "clip-vit-base-patch16+dino-vitb8"
 PAPER_BENCHMARKS = (
     "voc21",
     "context60",

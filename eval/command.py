@@ -10,12 +10,12 @@ import typer
 from typer.core import TyperGroup
 
 from gla_jax.errors import UserError
+from gla_jax.eval.benchmarks import PAPER_MODEL
 
 if TYPE_CHECKING:
     from gla_jax.eval.runner import Outcome, Progress, Run
     from gla_jax.processes import Processes
 
-PAPER_MODEL = "clip-vit-base-patch16+dino-vitb8"
 PLAIN_PROGRESS_SECONDS = 10.0
 
 
@@ -44,14 +44,20 @@ def run(
         str | None, typer.Option(help=f"Names or folders, CLIP+FEATURES. [default: {PAPER_MODEL}]")
     ] = None,
     method: Annotated[str, typer.Option(help="gla, proxyclip, clearclip, sclip, maskclip, ...")] = "gla",
-    preset: Annotated[str, typer.Option(help="Setting of the paper: sizes, prompts, thresholds.")] = "sclip",
+    preset: Annotated[
+        str, typer.Option(help="Setting of the paper (sizes, prompts, thresholds), or a file of gla-jax tune.")
+    ] = "sclip",
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Drop background prompts that are classes too (COCO-Object: bed).")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where results go; an interrupted run goes on there.")] = Path(
         "gla-jax-eval"
     ),
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
     save_predictions: Annotated[
-        bool, typer.Option("--save-predictions", help="Write index PNGs for a submission server.")
+        bool,
+        typer.Option("--save-predictions", help="Write index PNGs for a submission server; folder needs no labels."),
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads that read images.")] = 4,
     batch: Annotated[int, typer.Option(min=1, help="Images with one number of windows that go through together.")] = 1,
@@ -62,7 +68,7 @@ def run(
     distributed: Annotated[
         bool, typer.Option("--distributed", help="One of several processes of a cluster's launcher.")
     ] = False,
-    show_list: Annotated[bool, typer.Option("--list", help="Show benchmarks and protocols, and stop.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Show protocols, of named benchmarks prompts too.")] = False,
 ) -> None:
     """Measure a method on benchmarks; gla-jax eval prepare, compare and overhead have a --help of their own.
 
@@ -72,9 +78,9 @@ def run(
     if show_list:
         from rich.console import Console
 
-        from gla_jax.eval.protocols import protocols_table
+        from gla_jax.eval.listing import protocols_list
 
-        Console().print(protocols_table())
+        Console().print(protocols_list(benchmarks or []))
         return
     from gla_jax.cli import prepare_jax
     from gla_jax.eval.benchmarks import PAPER_BENCHMARKS
@@ -85,10 +91,11 @@ def run(
         raise UserError("no benchmark is named; gla-jax eval --list shows them, --all takes the paper's eight.")
     prepare_jax()
     with joined(distributed, "finished images are kept, start all processes again to go on") as processes:
-        asked = _Request(keys, data, model, method, preset, dtype, mesh, out, offline)
+        asked = _Request(keys, data, model, method, preset, drop_duplicates, dtype, mesh, out, offline)
         options = {"limit": limit, "save_predictions": save_predictions, "threads": threads, "batch": batch}
-        for one in _runs(asked, **options):
-            _measure(one, processes)
+        contents = [_measure(one, processes) for one in _runs(asked, **options)]
+        if processes.is_first and len(contents) > 1:
+            _summarise(out, contents)
 
 
 @app.command()
@@ -114,12 +121,14 @@ def compare(
 
     from gla_jax.eval.compare import compare as compared
     from gla_jax.eval.compare import comparison_html, comparison_tables
+    from gla_jax.eval.records import writing_to
     from gla_jax.outputs import write_text
 
     comparison = compared(first, second)
     Console().print(comparison_tables(comparison))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, comparison_html(comparison))
+    with writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, comparison_html(comparison))
     typer.echo(f"page: {out}")
 
 
@@ -142,6 +151,7 @@ class _Request:
     model: str | None
     method: str
     preset: str
+    drop_duplicates: bool
     dtype: str
     mesh: str | None
     out: Path
@@ -155,7 +165,17 @@ def _runs(asked: _Request, **options: Any) -> "list[Run]":
     from gla_jax.mesh import read_mesh
     from gla_jax.segmenter import Segmenter
 
-    rows = {key: open_benchmark(key, asked.data, asked.preset) for key in asked.benchmarks}
+    rows = {
+        key: open_benchmark(
+            key,
+            asked.data,
+            asked.preset,
+            method=asked.method,
+            drop_duplicates=asked.drop_duplicates,
+            unlabelled=options["save_predictions"],
+        )
+        for key in asked.benchmarks
+    }
     mesh = asked.mesh and read_mesh(asked.mesh, spanning=False)
     segmenters: dict[str, Segmenter] = {}
     runs = []
@@ -170,7 +190,8 @@ def _runs(asked: _Request, **options: Any) -> "list[Run]":
     return runs
 
 
-def _measure(one: "Run", processes: "Processes") -> None:
+def _measure(one: "Run", processes: "Processes") -> dict[str, Any]:
+    """Measure one benchmark; the first process writes and says what came out. Returns the results."""
     from gla_jax.eval.pictures import report_pictures
     from gla_jax.eval.report import write_report
     from gla_jax.eval.results import results, write_results
@@ -178,22 +199,38 @@ def _measure(one: "Run", processes: "Processes") -> None:
 
     with _Bar(processes.named(one.row.benchmark)) as bar:
         outcome = measure(one, processes, bar)
+    content = results(outcome)
     if processes.is_first:
-        content = results(outcome)
         write_results(one.out, content)
         write_report(one.out, content, report_pictures(outcome))
         _say(outcome, content)
+    return content
 
 
-def _say(outcome: "Outcome", content: dict) -> None:
-    from gla_jax.eval.report import NAMES, figure
+def _summarise(out: Path, contents: list[dict[str, Any]]) -> None:
+    from rich.console import Console
 
+    from gla_jax.eval.summary import summary, summary_table, write_summary
+
+    content = summary(contents)
+    write_summary(out, content)
+    Console().print(summary_table(content))
+    typer.echo(f"summary: {out / 'summary.md'}")
+
+
+def _say(outcome: "Outcome", content: dict[str, Any]) -> None:
+    from gla_jax.eval.report import NAMES, counted, figure
+
+    title = f"{outcome.run.row.benchmark}, {outcome.run.method}"
+    speed = f"{counted(len(outcome.records))}, {content['speed']['images_per_second']:.2f} a second; {outcome.run.out}"
+    if not content["images"]["labelled"]:
+        typer.echo(f"{title}: no labels, so nothing is measured; the predictions are saved\n  {speed}")
+        return
     figures = ", ".join(f"{NAMES[key]} {figure(content['figures'][key])}" for key in ("miou", "macc", "aacc", "ber_1"))
     paper = f" (the paper's mIoU: {figure(content['paper']['miou'])})" if content["paper"] else ""
-    typer.echo(f"{outcome.run.row.benchmark}, {outcome.run.method}: {figures}{paper}")
-    typer.echo(
-        f"  {len(outcome.records)} images, {content['speed']['images_per_second']:.2f} a second; {outcome.run.out}"
-    )
+    if reasons := content["not_comparable_with_paper"]:
+        paper = f" (not comparable with the paper: {', '.join(reasons)})"
+    typer.echo(f"{title}: {figures}{paper}\n  {speed}")
 
 
 class _Bar:

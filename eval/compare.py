@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gla_jax.errors import DataError, UserError
-from gla_jax.eval.report import NAMES, bar, chips, figure, page, picture_html
-from gla_jax.eval.results import FIGURES, read_results
+from gla_jax.eval.report import NAMES, bar, bar_chart, chips, figure, page, picture_html
+from gla_jax.eval.results import BOUNDARY, FIGURES, read_results
 
 if TYPE_CHECKING:
     from rich.console import Group
 
     from gla_jax.eval.datasets import Dataset
 
-BOUNDARY = ("ber_1", "ber_8", "control_1", "control_8")
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both results; classes and images hold (name, first, second) of those that both runs measured."""
+    """Both results; classes and images hold (name, first, second) of those that both runs measured.
+
+    same_edges: whether the windows of both have the same edges, at which boundary figures are then counted.
+    """
 
     folders: tuple[Path, Path]
     results: tuple[dict[str, Any], dict[str, Any]]
@@ -39,12 +40,33 @@ class Comparison:
         return first, second
 
     def figures(self) -> list[tuple[str, float | None, float | None]]:
-        """(name, first, second) of every figure; boundary rates only when both count the same edges."""
-        return [
-            (key, *(r["figures"][key] for r in self.results))
-            for key in FIGURES
-            if self.same_edges or key not in BOUNDARY
-        ]
+        """(name, first, second) of every figure; boundary figures are counted at one set of edges for both."""
+
+        def of(results: dict[str, Any], key: str) -> float | None:
+            part = "figures" if self.same_edges or key not in BOUNDARY else "common_edges"
+            return results[part][key]
+
+        return [(key, *(of(r, key) for r in self.results)) for key in FIGURES]
+
+    def notes(self) -> list[str]:
+        """What a reader has to know beside the figures."""
+        notes = []
+        for what, of in (
+            ("methods", lambda r: r["method"]),
+            ("protocols", lambda r: f"{r['protocol']['sha256'][:12]} ({r['protocol']['setting']})"),
+            ("models", lambda r: f"{r['model']['name']} ({r['model']['sha256'][:12]})"),
+            ("types of the towers", lambda r: r["settings"]["dtype"]),
+        ):
+            first, second = map(of, self.results)
+            if first != second:
+                notes.append(f"The {what} differ: {first} and {second}.")
+        if not self.same_edges:
+            sizes = self.results[0]["common_edges"]["windows"]
+            notes.append(
+                "The windows of the two runs have different edges: both boundary figures are counted at those of GLA's "
+                f"windows ({sizes['crop']} pixels every {sizes['stride']}, short side {sizes['short_side']})."
+            )
+        return notes
 
     def changed(self, count: int) -> list[tuple[str, float, float]]:
         """The images whose mIoU changed most, either way."""
@@ -75,6 +97,7 @@ def comparison_tables(comparison: Comparison, count: int = 10) -> "Group":
     from rich import box
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     def table(title: str, rows: list[tuple[str, float | None, float | None]]) -> Table:
         made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -91,9 +114,7 @@ def comparison_tables(comparison: Comparison, count: int = 10) -> "Group":
         table(f"Classes that changed most, IoU ({len(comparison.classes)} in all)", by_change),
         table("Images that changed most, mIoU", comparison.changed(count)),
     ]
-    if not comparison.same_edges:
-        parts.append("Boundary error rates are left out: the windows of the two runs have different edges.")
-    return Group(*parts)
+    return Group(*parts, *map(Text, comparison.notes()))
 
 
 def comparison_html(comparison: Comparison, count: int = 6) -> str:
@@ -112,12 +133,13 @@ def comparison_html(comparison: Comparison, count: int = 6) -> str:
         for name, a, b in comparison.changed(2 * count)
     )
     head = f"<tr><th></th><th>{first}</th><th>{second}</th><th>change</th></tr>"
-    edges = "" if comparison.same_edges else "<p class=soft>The windows differ, so boundary rates are left out.</p>"
+    notes = "".join(f"<p class=soft>{escape(note)}</p>" for note in comparison.notes())
     return page(
         f"{first} and {second}",
         f"<h1>{escape(comparison.results[0]['benchmark'])}</h1><p class=soft>{first}, then {second}; percent</p>"
-        f"<table>{head}{rows}</table>{edges}<h2>IoU of every class: change from the first to the second</h2>"
-        f"<div class=bars>{bars}</div><h2>Images that changed most, mIoU</h2><table>{head}{images}</table>"
+        f"<table>{head}{rows}</table>{notes}<h2>IoU of every class: change from the first to the second</h2>"
+        f"{bar_chart([name for name, _, _ in ordered], bars)}"
+        f"<h2>Images that changed most, mIoU</h2><table>{head}{images}</table>"
         f"{_pictures(comparison, count)}",
     )
 

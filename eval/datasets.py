@@ -11,7 +11,7 @@ import numpy as np
 
 from gla_jax.errors import DataError
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, ClassNames, class_names
-from gla_jax.eval.folders import find_folders
+from gla_jax.eval.folders import find_folders, find_images
 from gla_jax.eval.labels import label_code, read_image, read_label
 from gla_jax.shapes import Integer, UInt8
 
@@ -32,8 +32,8 @@ class Example(NamedTuple):
 class Dataset:
     """An opened benchmark: names of all images in evaluation order, and how to read one by its index.
 
-    fingerprint is a hash of what the data is (names and sizes of files, or a rendered scene); origin says where it is;
-    names are the classes with their queries.
+    fingerprint is a hash of what the data is (Found.fingerprint, or a rendered scene), the same for folders and their
+    copy; origin says where it is; names are the classes with their queries; without labels every pixel is ignored.
     """
 
     benchmark: str
@@ -43,12 +43,14 @@ class Dataset:
     fingerprint: str
     names: ClassNames
     ignore: int
+    labelled: bool = True
 
 
-def open_dataset(benchmark: str, data: Path | None) -> Dataset:
+def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False) -> Dataset:
     """The data of a benchmark: `data` holds mmsegmentation's folders or a copy made by `gla-jax eval prepare`.
 
-    tiny-world needs no data. Raises DataError when something is missing.
+    tiny-world needs no data; unlabelled: the benchmark `folder` may be images without a folder of labels. Raises
+    DataError when something is missing.
     """
     if benchmark == TINY_WORLD:
         return _tiny_world()
@@ -60,7 +62,7 @@ def open_dataset(benchmark: str, data: Path | None) -> Dataset:
         from gla_jax.eval.tfds_copy import open_copy
 
         return open_copy(benchmark, copy)
-    return _folders(benchmark, data)
+    return _folders(benchmark, data, unlabelled)
 
 
 def find_copy(benchmark: str, data: Path) -> Path | None:
@@ -124,18 +126,22 @@ def checked_example(image_id: str, image: np.ndarray, label: np.ndarray) -> Exam
     return Example(image_id, image, label)
 
 
-def _folders(benchmark: str, data: Path) -> Dataset:
-    found = find_folders(BENCHMARKS[benchmark], data)
+def _folders(benchmark: str, data: Path, unlabelled: bool) -> Dataset:
+    without = unlabelled and benchmark == FOLDER and not (data / BENCHMARKS[FOLDER].layouts[0].labels).exists()
+    found = find_images(BENCHMARKS[benchmark], data) if without else find_folders(BENCHMARKS[benchmark], data)
     names = _names_of_folder(data) if benchmark == FOLDER else class_names(benchmark)
     code = label_code(found.layout.encoding, len(names.classes), names.tables)
 
     def read(index: int) -> Example:
         pair = found.pairs[index]
-        image, label = read_image(pair.image, str(pair.image)), read_label(pair.label, code, str(pair.label))
+        image = read_image(pair.image, str(pair.image))
+        if pair.label is None:
+            return Example(pair.image_id, image, np.full(image.shape[:2], code.ignore, code.dtype))
+        label = read_label(pair.label, code, str(pair.label))
         return checked_example(pair.image_id, image, label)
 
     ids = tuple(pair.image_id for pair in found.pairs)
-    return Dataset(benchmark, str(found.root), ids, read, found.fingerprint(), names, code.ignore)
+    return Dataset(benchmark, str(found.root), ids, read, found.fingerprint(), names, code.ignore, not without)
 
 
 def _names_of_folder(data: Path) -> ClassNames:

@@ -1,6 +1,8 @@
 """Data sets as users have them: mmsegmentation's folder layouts, read directly."""
 
 import hashlib
+import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,11 @@ from gla_jax.eval.benchmarks import Benchmark, FolderLayout
 
 @dataclass(frozen=True)
 class Pair:
-    """One image with its label; image_id is the image's path below the image folder without its suffix."""
+    """One image with its label, if it has one; image_id: its path below the image folder without its suffix."""
 
     image_id: str
     image: Path
-    label: Path
+    label: Path | None
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,14 @@ class Found:
     pairs: tuple[Pair, ...]
 
     def fingerprint(self) -> str:
-        """SHA-256 over names and sizes of all files: two copies of a data set have one, two data sets do not."""
+        """SHA-256 over the names of all images, the sizes of their files and the content of their labels' files.
+
+        Two copies of a data set have one; an image that changes and keeps its size goes unnoticed.
+        """
         sha = hashlib.sha256()
         for pair in self.pairs:
-            sizes = pair.image.stat().st_size, pair.label.stat().st_size
-            sha.update(f"{pair.image_id} {sizes[0]} {sizes[1]}\n".encode())
+            label = zlib.crc32(pair.label.read_bytes()) if pair.label else None
+            sha.update(f"{pair.image_id} {pair.image.stat().st_size} {label}\n".encode())
         return sha.hexdigest()
 
 
@@ -52,6 +57,19 @@ def find_folders(benchmark: Benchmark, data: Path) -> Found:
         f"{benchmark.key} is not in {data}: {(beside or missing)[0]} does not exist or holds no such files; it expects "
         f"{describe(benchmark)}."
     )
+
+
+def find_images(benchmark: Benchmark, data: Path) -> Found:
+    """The images alone of a benchmark whose root is `data`. Raises DataError when there are none."""
+    (layout,) = benchmark.layouts
+    folder = data / layout.images
+    pairs = tuple(Pair(stem, image, None) for stem, image in _listed_stems(folder, layout)) if folder.is_dir() else ()
+    if not pairs:
+        raise DataError(
+            f"{benchmark.key} is not in {data}: {folder} does not exist or holds no images; it expects "
+            f"{describe(benchmark)}."
+        )
+    return _complete(benchmark, data, layout, pairs)
 
 
 def describe(benchmark: Benchmark) -> str:
@@ -92,16 +110,28 @@ def _split_stems(split: Path, images: Path, layout: FolderLayout) -> Iterator[tu
 
 
 def _listed_stems(images: Path, layout: FolderLayout) -> Iterator[tuple[str, Path]]:
-    for path in sorted(images.rglob("*")):
+    for path in sorted(_files_below(images)):
         name = path.relative_to(images).as_posix()
         suffix = next((suffix for suffix in layout.image_suffixes if name.lower().endswith(suffix.lower())), None)
         if suffix and not path.name.startswith("."):
             yield name[: -len(suffix)], path
 
 
+def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Every file below a folder; links to folders are followed, except to one of those above them."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _files_below(Path(entry.path), above | {real})
+        else:
+            yield Path(entry.path)
+
+
 def _complete(benchmark: Benchmark, root: Path, layout: FolderLayout, pairs: tuple[Pair, ...]) -> Found:
     for kind in ("image", "label"):
-        lacking = [path for pair in pairs if not (path := getattr(pair, kind)).is_file()]
+        lacking = [path for pair in pairs if (path := getattr(pair, kind)) is not None and not path.is_file()]
         if lacking:
             raise DataError(
                 f"{benchmark.key} in {root} is incomplete: {len(lacking)} of {len(pairs)} {kind}s are missing; the "

@@ -18,7 +18,7 @@ _FOREIGN = 254  # marks values a table has no entry for; no narrow label has so 
 
 @dataclass(frozen=True)
 class LabelCode:
-    """How raw values become classes: table maps 8-bit values, None reads 16-bit ones as they are."""
+    """How raw values become classes: table maps 8-bit values, None takes those of more classes as they are."""
 
     classes: int
     table: bytes | None
@@ -27,6 +27,11 @@ class LabelCode:
     def ignore(self) -> int:
         """The value of pixels that count nowhere."""
         return WIDE_IGNORE if self.table is None else IGNORE
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """What labels are held as."""
+        return np.uint16 if self.table is None else np.uint8
 
 
 def label_code(encoding: str, classes: int, tables: dict[str, dict[int, int]] | None = None) -> LabelCode:
@@ -56,11 +61,12 @@ def read_label(source: Path | bytes, code: LabelCode, name: str) -> Integer[np.n
     holds a value the encoding does not know.
     """
     raw = _decode(source, name, None)
-    wanted = np.uint16 if code.table is None else np.uint8
-    if raw.ndim != 2 or raw.dtype != wanted:
+    if code.table is None and raw.dtype == np.uint8:
+        raw = _widened(raw, code, name)
+    if raw.ndim != 2 or raw.dtype != code.dtype:
         raise DataError(
             f"label {name} is {raw.dtype} with shape {raw.shape}, but a label of {code.classes} classes is an index "
-            f"PNG of {np.dtype(wanted).itemsize * 8} bits and one channel; write class indices, not colours."
+            f"PNG of {np.dtype(code.dtype).itemsize * 8} bits and one channel; write class indices, not colours."
         )
     if code.table is None:
         foreign = (raw >= code.classes) & (raw != WIDE_IGNORE)
@@ -74,6 +80,19 @@ def read_label(source: Path | bytes, code: LabelCode, name: str) -> Integer[np.n
             "classes; check that these are the labels of this benchmark."
         )
     return label
+
+
+def _widened(raw: UInt8[np.ndarray, "..."], code: LabelCode, name: str) -> np.ndarray:
+    """Values of 8 bits where there are more classes than these hold: 255 is ignored unless it may be a class."""
+    wide = raw.astype(np.uint16)
+    if code.classes <= IGNORE:
+        wide[raw == IGNORE] = WIDE_IGNORE
+    elif (raw == IGNORE).any():
+        raise DataError(
+            f"label {name} has 8 bits and holds {IGNORE}, which may be the class of that index or pixels to ignore; "
+            f"write it with 16 bits, where {WIDE_IGNORE} is ignored."
+        )
+    return wide
 
 
 def read_image(source: Path | bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:

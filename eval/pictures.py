@@ -37,16 +37,20 @@ def palette_of(names: ClassNames) -> UInt8[np.ndarray, "L 3"]:
 
 
 def chosen(outcome: Outcome, each: int = 2) -> list[tuple[str, int]]:
-    """(kind, index) of the best, median and worst images by their own mIoU, no image twice."""
+    """(kind, index) of the best, median and worst images by their own mIoU, up to `each` of a kind, no image twice."""
     miou = image_miou(outcome.records, len(outcome.run.row.classes))
     order = [int(index) for index in np.argsort(-miou, kind="stable") if not np.isnan(miou[index])]
-    middle = max(len(order) // 2 - each // 2, 0)
-    picks = (("best", order[:each]), ("median", order[middle : middle + each]), ("worst", order[::-1][:each]))
-    seen: dict[int, str] = {}
-    for kind, indices in picks:
-        for index in indices:
-            seen.setdefault(index, kind)
-    return [(kind, index) for index, kind in seen.items()]
+    if len(order) == 1:
+        return [("the only one", order[0])]
+    ends = min(each, (len(order) + 1) // 3)
+    middle = order[ends : len(order) - ends]
+    skipped = max(len(middle) - each, 0) // 2
+    picks = (
+        ("best", order[:ends]),
+        ("median", middle[skipped : skipped + each]),
+        ("worst", order[::-1][:ends]),
+    )
+    return [(kind, index) for kind, indices in picks for index in indices]
 
 
 def report_pictures(outcome: Outcome, each: int = 2) -> list[Picture]:

@@ -8,12 +8,12 @@ from typing import Protocol as Interface
 import jax
 import numpy as np
 
-from gla_jax.classify import label_map, layout, whole_logits
+from gla_jax.classify import Layout, label_map, layout, score_map, whole_logits
 from gla_jax.config import SegmenterConfig
 from gla_jax.eval.datasets import Example
 from gla_jax.eval.protocols import Protocol
 from gla_jax.segmenter import Prepared
-from gla_jax.shapes import Array, Float, Integer, UInt8
+from gla_jax.shapes import Array, Float, Int, Integer, UInt8, typed
 from gla_jax.text.prompts import Classes
 
 
@@ -76,6 +76,12 @@ def predictor(segmenter: Features, row: Protocol) -> Callable[[Sequence[Ready], 
     class_of_query = np.asarray(prompts.class_of_query, np.int32)
     dtype = np.uint8 if len(row.classes) <= 256 else np.uint16
 
+    def labels_of(logits: Float[Array, "W S Q"], where: Layout) -> Int[np.ndarray, "h w"]:
+        if not row.area_threshold:
+            return label_map(logits, where, class_of_query, row.logit_scale, row.threshold)
+        scores = score_map(logits, where, class_of_query, row.logit_scale, len(row.classes))
+        return without_small_classes(scores, row.area_threshold, row.threshold)
+
     def predict(images: Sequence[Ready], watch: Stopwatch) -> Iterator[Prediction]:
         found = jax.block_until_ready(segmenter.batch_features([image.prepared for image in images]))
         watch.mark("features", len(images))
@@ -84,8 +90,22 @@ def predictor(segmenter: Features, row: Protocol) -> Callable[[Sequence[Ready], 
             watch.seconds.update(shared)
             where = layout(grid, features.shape[1], example.image.shape[:2])
             with jax.default_matmul_precision("highest"):
-                labels = label_map(whole_logits(features, bank), where, class_of_query, row.logit_scale, row.threshold)
+                labels = labels_of(whole_logits(features, bank), where)
             watch.mark("labels")
             yield Prediction(labels.astype(dtype), (grid.height, grid.width))
 
     return predict
+
+
+@typed
+def without_small_classes(
+    scores: Float[np.ndarray, "L h w"], area_threshold: float, threshold: float
+) -> Int[np.ndarray, "h w"]:
+    """SCLIP's labels: the best class of every pixel once small classes are gone, class 0 below the threshold.
+
+    A class other than 0 is small when at most that share of all pixels outside class 0 is labelled so.
+    """
+    areas = np.bincount(scores.argmax(0).ravel(), minlength=len(scores))[1:]
+    kept = np.append(True, areas > area_threshold * areas.sum())
+    left = np.where(kept[:, None, None], scores, np.float32(0))
+    return np.where(left.max(0) < threshold, 0, left.argmax(0)).astype(np.int32)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gla_jax.eval.pictures import Picture
+from gla_jax.eval.records import writing_to
+from gla_jax.eval.results import BOUNDARY
 from gla_jax.outputs import write_text
 
 NAMES = {
@@ -18,10 +20,7 @@ NAMES = {
     "control_1": "control, width 1",
     "control_8": "control, width 8",
 }
-NOTES = {
-    "coco_object": "bed is also one of the published background words: its pixels tie with class 0, which comes "
-    "first, so the class bed cannot be won with these lists.",
-}
+LONGEST_NAME = 40  # characters beside a bar; longer names go on in a second line
 METRICS = (
     "mIoU, mAcc and aAcc as mmsegmentation's IoUMetric; BER (boundary error rate): how often the prediction jumps "
     "across a window edge where the truth does not; the control counts the same half a stride away from the edges."
@@ -39,9 +38,9 @@ h1{font-size:26px;margin:0 0 2px}h2{font-size:18px;margin:38px 0 12px}p{max-widt
 font-size:13px}.card.paper{border-style:dashed;background:none}.card.first b{color:var(--bar)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:3px 18px 3px 0;text-align:left;
 vertical-align:top;border-bottom:1px solid var(--line)}th{font-weight:600}
-.bars{columns:340px;column-gap:36px}.row{break-inside:avoid;display:grid;grid-template-columns:150px 1fr 58px;gap:8px;
-align-items:center;font-size:13px;padding:1px 0}.row .name{text-align:right;white-space:nowrap;overflow:hidden;
-text-overflow:ellipsis}.row .value{font-variant-numeric:tabular-nums;text-align:right}
+.bars{columns:calc(var(--names) + 230px);column-gap:36px;font-size:13px}.row{break-inside:avoid;display:grid;
+grid-template-columns:var(--names) 1fr 58px;gap:8px;align-items:center;padding:1px 0}
+.row .name{text-align:right;overflow-wrap:anywhere}.row .value{font-variant-numeric:tabular-nums;text-align:right}
 .track{position:relative;background:var(--shade);height:12px;border-radius:2px}.track i{position:absolute;top:0;
 height:100%;background:var(--bar);border-radius:2px}.track i.minus{background:var(--other)}
 figure{margin:20px 0 26px}figure img{display:block;max-width:100%;border-radius:4px}figcaption{font-size:13px;
@@ -53,9 +52,13 @@ border-radius:2px;margin-right:4px;border:1px solid #0003;vertical-align:-1px}
 
 
 def write_report(out: Path, content: dict[str, Any], pictures: Sequence[Picture]) -> None:
-    """report.html and report.md of a run's results, each whole or not at all."""
-    write_text(out / "report.html", report_html(content, pictures))
-    write_text(out / "report.md", report_markdown(content))
+    """report.html and report.md of a run's results, each whole or not at all.
+
+    Raises UserError when they cannot be written.
+    """
+    with writing_to(out):
+        write_text(out / "report.html", report_html(content, pictures))
+        write_text(out / "report.md", report_markdown(content))
 
 
 def report_html(content: dict[str, Any], pictures: Sequence[Picture]) -> str:
@@ -66,14 +69,15 @@ def report_html(content: dict[str, Any], pictures: Sequence[Picture]) -> str:
     bars = "".join(
         bar(row["class"], 0.0, row["iou"], figure(row["iou"])) for row in sorted(present, key=lambda r: -r["iou"])
     )
-    note = f"<p>{escape(NOTES[content['benchmark']])}</p>" if content["benchmark"] in NOTES else ""
+    notes = "".join(f"<p>{escape(note)}</p>" for note in _notes(content))
     absence = f"<p class=soft>Neither labelled nor predicted: {escape(', '.join(absent))}.</p>" if absent else ""
+    shown = f"<h2>Best, median and worst images</h2>{''.join(map(_figure_html, pictures))}" if pictures else ""
     return page(
         title,
         f"<h1>{escape(title)}</h1><p class=soft>{escape(_subtitle(content))}</p>"
-        f"<div class=cards>{_cards(content)}</div><p class=soft>{escape(METRICS)}</p>{note}"
-        f"<h2>IoU of every class, percent</h2><div class=bars>{bars}</div>{absence}"
-        f"<h2>Best, median and worst images</h2>{''.join(map(_figure_html, pictures))}"
+        f"<div class=cards>{_cards(content)}</div><p class=soft>{escape(METRICS)}</p>{notes}"
+        f"<h2>IoU of every class, percent</h2>{bar_chart([row['class'] for row in present], bars)}{absence}"
+        f"{shown}"
         f"<h2>Settings</h2>{_table(_settings(content))}<h2>Speed and machine</h2>{_table(_speed(content))}",
     )
 
@@ -86,19 +90,35 @@ def report_markdown(content: dict[str, Any]) -> str:
     if content["paper"]:
         lines.append(f"| mIoU in the paper, not measured here | {figure(content['paper']['miou'])} |")
     lines += ["", METRICS, ""]
-    if content["benchmark"] in NOTES:
-        lines += [NOTES[content["benchmark"]], ""]
+    for note in _notes(content):
+        lines += [note, ""]
     lines += ["| class | IoU | accuracy | labelled pixels |", "|---|---:|---:|---:|"]
     for row in content["per_class"]:
-        lines.append(f"| {row['class']} | {figure(row['iou'])} | {figure(row['accuracy'])} | {row['label']} |")
+        lines.append(f"| {cell(row['class'])} | {figure(row['iou'])} | {figure(row['accuracy'])} | {row['label']} |")
     for heading, rows in (("setting", _settings(content)), ("speed and machine", _speed(content))):
-        lines += ["", f"| {heading} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+        lines += ["", f"| {heading} | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in rows)]
     return "\n".join(lines) + "\n"
 
 
 def figure(value: float | None) -> str:
     """A percentage with two decimals, as mmsegmentation rounds; a dash where there is none."""
     return "-" if value is None else f"{value:.2f}"
+
+
+def cell(text: str) -> str:
+    """Text that cannot end a cell of a Markdown table."""
+    return text.replace("|", "\\|")
+
+
+def counted(number: int, of: str = "image") -> str:
+    """A number of things in words: 1 image, 2 images."""
+    return f"{number} {of}{'' if number == 1 else 's'}"
+
+
+def bar_chart(names: Sequence[str], bars: str) -> str:
+    """Lines made by `bar`, with room for the longest of their names."""
+    longest = min(max(map(len, names), default=1), LONGEST_NAME)
+    return f'<div class=bars style="--names:{longest + 1}ch">{bars}</div>'
 
 
 def page(title: str, body: str) -> str:
@@ -115,7 +135,7 @@ def bar(name: str, start: float, end: float, value: str, minus: bool = False) ->
     left, width = min(start, end), abs(end - start)
     kind = " class=minus" if minus else ""
     return (
-        f'<div class=row><span class=name title="{escape(name)}">{escape(name)}</span><span class=track>'
+        f"<div class=row><span class=name>{escape(name)}</span><span class=track>"
         f'<i{kind} style="left:{left:.2f}%;width:{width:.2f}%"></i></span><span class=value>{value}</span></div>'
     )
 
@@ -154,17 +174,36 @@ def _cards(content: dict[str, Any]) -> str:
 
 def _subtitle(content: dict[str, Any]) -> str:
     images = content["images"]
-    part = "" if images["measured"] == images["in_data"] else f" of {images['in_data']}"
-    return f"{content['model']['name']}; {images['measured']}{part} images; figures in percent"
+    part = f"{images['measured']} of " if images["measured"] != images["in_data"] else ""
+    return f"{content['model']['name']}; {part}{counted(images['in_data'])}; figures in percent"
+
+
+def _notes(content: dict[str, Any]) -> list[str]:
+    """What a reader has to know beside the figures."""
+    notes, common = [], content["common_edges"]
+    if not content["images"]["labelled"]:
+        notes.append("The images have no labels: predictions are saved, nothing is measured.")
+    elif content["protocol"]["windows"] != common["windows"]:
+        rates = ", ".join(f"{NAMES[key]} {figure(common[key])}" for key in BOUNDARY)
+        notes.append(f"At the edges of GLA's own windows, which all runs of a benchmark have in common: {rates}.")
+    if reasons := content["not_comparable_with_paper"]:
+        notes.append(f"Not comparable with the paper's figure: {', '.join(reasons)}.")
+    if twice := content["protocol"]["duplicates"]:
+        notes.append(
+            f"{', '.join(twice)} is both one of the published background prompts and a class: equal logits go to the "
+            "background, so the class cannot be won; --drop-duplicates drops the prompt."
+        )
+    return notes
 
 
 def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
     row = content["protocol"]
     sizes = row["windows"]
+    area = f"; classes of at most {row['area_threshold']:g} of the foreground go" if row["area_threshold"] else ""
     return [
-        ("setting of the paper", row["setting"]),
+        ("setting", f"tuned for {row['tuned_for']}" if row["tuned_for"] else row["setting"]),
         ("short side, window, stride", f"{sizes['short_side']}, {sizes['crop']}, {sizes['stride']} pixels"),
-        ("logit scale, threshold", f"{row['logit_scale']:g}, {row['threshold']:g}"),
+        ("logit scale, threshold", f"{row['logit_scale']:g}, {row['threshold']:g}{area}"),
         ("classes, queries", f"{len(content['per_class'])}, {row['queries']}"),
         ("towers", content["settings"]["dtype"]),
         ("protocol", row["sha256"]),

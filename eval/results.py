@@ -16,16 +16,18 @@ import jax
 import numpy as np
 
 from gla_jax.errors import UserError
-from gla_jax.eval.protocols import PAPER_SOURCE, paper_miou
-from gla_jax.eval.records import ImageRecord
+from gla_jax.eval.paper import PAPER_SOURCE, not_comparable, paper_miou
+from gla_jax.eval.protocols import common_windows, duplicates
+from gla_jax.eval.records import ImageRecord, writing_to
 from gla_jax.eval.runner import Outcome
 from gla_jax.outputs import write_text
 from gla_jax.shapes import Float
 from gla_jax.version import VERSION
 
-FORMAT = "gla-jax results 1"
+FORMAT = "gla-jax results 2"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
-FIGURES = ("miou", "macc", "aacc", "ber_1", "ber_8", "control_1", "control_8")
+BOUNDARY = ("ber_1", "ber_8", "control_1", "control_8")
+FIGURES = ("miou", "macc", "aacc", *BOUNDARY)
 
 
 def image_miou(records: Iterable[ImageRecord], classes: int) -> Float[np.ndarray, " images"]:
@@ -34,11 +36,15 @@ def image_miou(records: Iterable[ImageRecord], classes: int) -> Float[np.ndarray
 
 
 def results(outcome: Outcome) -> dict[str, Any]:
-    """Everything about a finished run as JSON values; figures in percent, None where there is none."""
+    """Everything about a finished run as JSON values; figures in percent, None where there is none.
+
+    common_edges: boundary figures at the edges of GLA's windows; paper: only where the run may stand beside it.
+    """
     run, row = outcome.run, outcome.run.row
     areas = outcome.areas()
     scores = areas.scores()
     paper = paper_miou(row.benchmark, row.setting, run.method)
+    reasons = paper and not_comparable(row, run.method, run.segmenter.name, run.templates, run.images)
     figures = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **outcome.boundary().rates()}
     by_image = image_miou(outcome.records, len(row.classes))
     per_class = [
@@ -55,14 +61,25 @@ def results(outcome: Outcome) -> dict[str, Any]:
             "benchmark": row.benchmark,
             "method": run.method,
             "figures": figures,
-            "paper": paper and {"miou": paper, "whose": f"the paper's figure, not measured here: {PAPER_SOURCE}"},
-            "images": {"measured": run.images, "in_data": len(run.dataset.ids)},
+            "paper": None
+            if not paper or reasons
+            else {"miou": paper, "whose": f"the paper's figure, not measured here: {PAPER_SOURCE}"},
+            "not_comparable_with_paper": reasons or None,
+            "common_edges": {"windows": vars(common_windows(row.benchmark)), **outcome.common_boundary().rates()},
+            "images": {
+                "measured": run.images,
+                "in_data": len(run.dataset.ids),
+                "labelled": run.dataset.labelled,
+            },
             "protocol": {
                 "sha256": row.sha256,
                 "setting": row.setting,
                 "windows": vars(row.windows),
                 "threshold": row.threshold,
                 "logit_scale": row.logit_scale,
+                "area_threshold": row.area_threshold,
+                "tuned_for": row.tuned and row.tuned.method,
+                "duplicates": list(duplicates(row)),
                 "queries": sum(map(len, row.queries)),
             },
             "settings": run.settings()["settings"],
@@ -77,13 +94,14 @@ def results(outcome: Outcome) -> dict[str, Any]:
 
 
 def write_results(out: Path, content: dict[str, Any]) -> None:
-    """results.json and per_class.csv, each whole or not at all."""
+    """results.json and per_class.csv, each whole or not at all. Raises UserError when they cannot be written."""
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(content["per_class"][0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in content["per_class"])
-    write_text(out / "per_class.csv", table.getvalue())
-    write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
+    with writing_to(out):
+        write_text(out / "per_class.csv", table.getvalue())
+        write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
 
 
 def read_results(folder: Path) -> dict[str, Any]:

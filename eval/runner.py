@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,20 @@ from gla_jax.eval.datasets import Dataset, Example, open_dataset, read_ahead
 from gla_jax.eval.labels import write_label
 from gla_jax.eval.metrics import Areas, image_areas
 from gla_jax.eval.predict import Features, Prediction, Ready, Stopwatch, predictor
-from gla_jax.eval.protocols import Protocol, protocol
-from gla_jax.eval.records import ImageRecord, RecordFile, claim_folder, image_record, parse_line, read_records
+from gla_jax.eval.protocols import Protocol, common_windows, protocol, without_duplicates
+from gla_jax.eval.records import (
+    ImageRecord,
+    RecordFile,
+    claim_folder,
+    image_record,
+    parse_line,
+    read_records,
+    writing_to,
+)
 from gla_jax.eval.submission import submission_values
+from gla_jax.outputs import write_beside
 from gla_jax.processes import Processes
+from gla_jax.segmenter import image_grid
 from gla_jax.settings import one_of
 
 Progress = Callable[[int, int], None]
@@ -80,19 +90,35 @@ class Outcome:
         return reduce(Areas.merge, (record.full_areas(classes) for record in self.records), Areas.zeros(classes))
 
     def boundary(self) -> BoundaryCounts:
-        """Boundary counts over all images."""
+        """Boundary counts over all images, at the edges of the run's windows."""
         return reduce(BoundaryCounts.merge, (record.boundary() for record in self.records), BoundaryCounts.zeros())
 
+    def common_boundary(self) -> BoundaryCounts:
+        """Boundary counts over all images, at the edges of GLA's windows."""
+        counts = (record.common_boundary() for record in self.records)
+        return reduce(BoundaryCounts.merge, counts, BoundaryCounts.zeros())
 
-def open_benchmark(key: str, data: Path | None, setting: str) -> tuple[Dataset, Protocol]:
-    """The data and the protocol of a benchmark under a setting of the paper.
 
-    Raises UserError for unknown names, DataError when something is missing in `data`.
+def open_benchmark(
+    key: str,
+    data: Path | None,
+    setting: str,
+    *,
+    method: str = "gla",
+    drop_duplicates: bool = False,
+    unlabelled: bool = False,
+) -> tuple[Dataset, Protocol]:
+    """The data and the protocol of a benchmark under a setting of the paper or a file of gla-jax tune.
+
+    method: whose numbers, where the setting has several; drop_duplicates: without the prompts of the background that
+    are classes too; unlabelled: a folder may lack labels. Raises UserError for unknown names and files that cannot be
+    used, DataError when something is missing in `data`.
     """
     one_of(key, BENCHMARKS, "benchmark")
-    dataset = open_dataset(key, data)
+    dataset = open_dataset(key, data, unlabelled)
     classes = tuple(zip(dataset.names.classes, dataset.names.queries["sclip"], strict=True))
-    return dataset, protocol(key, setting, classes)
+    row = protocol(key, setting, classes, method)
+    return dataset, without_duplicates(row) if drop_duplicates else row
 
 
 def measure(run: Run, processes: Processes | None = None, progress: Progress | None = None) -> Outcome:
@@ -142,8 +168,9 @@ def _segment(run: Run, indices: list[int]) -> Iterator[ImageRecord]:
             for (example, _), prediction in zip(group, predict(group, watch), strict=True):
                 if values is not None:
                     path = prediction_path(run.out, example.image_id)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_label(path, values[prediction.labels])
+                    with writing_to(run.out):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        write_beside(path, partial(write_label, label=values[prediction.labels]))
                     watch.mark("save")
                 counted = _Counted(example, prediction, watch.seconds, pool.submit(counts, run, example, prediction))
                 watch.seconds = {}
@@ -163,7 +190,7 @@ class _Counted(NamedTuple):
     example: Example
     prediction: Prediction
     seconds: dict[str, float]
-    counts: Future[tuple[Areas, BoundaryCounts]]
+    counts: Future[tuple[Areas, tuple[BoundaryCounts, BoundaryCounts]]]
 
     def record(self) -> ImageRecord:
         """The image's record, when its counts are there."""
@@ -171,13 +198,17 @@ class _Counted(NamedTuple):
         return image_record(self.example.image_id, sizes, *self.counts.result(), self.seconds)
 
 
-def counts(run: Run, example: Example, prediction: Prediction) -> tuple[Areas, BoundaryCounts]:
-    """What one image adds to the figures."""
-    ignore = run.dataset.ignore
-    return (
-        image_areas(prediction.labels, example.label, len(run.row.classes), ignore),
-        boundary_counts(prediction.labels, example.label, prediction.resized, run.row.windows, ignore),
-    )
+def counts(run: Run, example: Example, prediction: Prediction) -> tuple[Areas, tuple[BoundaryCounts, BoundaryCounts]]:
+    """What one image adds to the figures: its areas, and its boundaries at the run's window edges and at GLA's."""
+    labels, ignore = prediction.labels, run.dataset.ignore
+    own = boundary_counts(labels, example.label, prediction.resized, run.row.windows, ignore)
+    windows = common_windows(run.row.benchmark)
+    if windows == run.row.windows:
+        common = own
+    else:
+        grid = image_grid(example.image.shape[:2], windows)
+        common = boundary_counts(labels, example.label, (grid.height, grid.width), windows, ignore)
+    return image_areas(labels, example.label, len(run.row.classes), ignore), (own, common)
 
 
 def prediction_path(out: Path, image_id: str) -> Path:

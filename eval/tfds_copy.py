@@ -4,7 +4,6 @@ Images keep their original bytes; labels are stored as PNGs that already hold cl
 know nothing about the benchmark's own encoding.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -15,12 +14,13 @@ import tensorflow_datasets as tfds
 
 from gla_jax.errors import DataError
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, class_names
-from gla_jax.eval.datasets import COPY_NAME, COPY_VERSION, Dataset, Example, checked_example
+from gla_jax.eval.datasets import COPY_NAME, COPY_VERSION, Dataset, Example, checked_example, find_copy
 from gla_jax.eval.folders import find_folders
 from gla_jax.eval.labels import label_code, read_image, read_label, write_label
+from gla_jax.eval.records import writing_to
 
 SPLIT = "validation"
-IDS = "image_ids"
+IDS, FINGERPRINT = "image_ids", "fingerprint"
 COPIED = tuple(key for key in BENCHMARKS if key not in (FOLDER, TINY_WORLD))
 
 
@@ -55,6 +55,7 @@ class GlaBenchmark(tfds.core.GeneratorBasedBuilder):
         code = label_code(found.layout.encoding, len(names.classes), names.tables)
         # Kept apart, so that the names are known without reading the images through.
         self.info.metadata[IDS] = [pair.image_id for pair in found.pairs]
+        self.info.metadata[FINGERPRINT] = found.fingerprint()
         for index, pair in enumerate(found.pairs):
             png = io.BytesIO()
             write_label(png, read_label(pair.label, code, str(pair.label)))
@@ -62,15 +63,22 @@ class GlaBenchmark(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(benchmark: str, data: Path, out: Path) -> Path:
-    """Build the copy of a benchmark's folders in `out` and return its folder; a copy that is there is kept.
+    """Build the copy of a benchmark's folders in `out` and return its folder; a copy of the same data is kept.
 
-    Raises DataError when the benchmark has no copy or its folders are missing.
+    Raises DataError when the benchmark has no copy, its folders are missing, or `out` holds a copy of other data;
+    UserError when `out` cannot be written.
     """
     if benchmark not in COPIED:
         raise DataError(f"{benchmark} has no TensorFlow Datasets copy; prepare one of {', '.join(COPIED)}.")
-    find_folders(BENCHMARKS[benchmark], data)  # a missing folder is named before anything is written
-    builder = GlaBenchmark(config=benchmark, data_dir=str(out), file_format="array_record")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(data)))
+    found = find_folders(BENCHMARKS[benchmark], data)  # a missing folder is named before anything is written
+    if (copy := find_copy(benchmark, out)) and open_copy(benchmark, copy).fingerprint != found.fingerprint():
+        raise DataError(
+            f"{copy} is a copy of other data than {found.root} holds now; remove it or choose another --out."
+        )
+    with writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+        builder = GlaBenchmark(config=benchmark, data_dir=str(out), file_format="array_record")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(data)))
     return Path(builder.data_dir)
 
 
@@ -78,7 +86,8 @@ def open_copy(benchmark: str, folder: Path) -> Dataset:
     """A copy as examples; nothing but ArrayRecord is needed to read it. Raises DataError for a damaged one."""
     try:
         builder = tfds.builder_from_directory(folder)
-        ids = tuple(json.loads((folder / "metadata.json").read_text("utf-8"))[IDS])
+        metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
+        ids, fingerprint = tuple(metadata[IDS]), metadata[FINGERPRINT]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"the copy in {folder} is damaged ({error}); remove it and prepare it again.") from error
     undecoded = {name: tfds.decode.SkipDecoding() for name in ("image", "label")}
@@ -91,6 +100,4 @@ def open_copy(benchmark: str, folder: Path) -> Dataset:
         image = read_image(record["image"], ids[index])
         return checked_example(ids[index], image, read_label(record["label"], code, f"of {ids[index]}"))
 
-    sha = hashlib.sha256((folder / "dataset_info.json").read_bytes())
-    sha.update("\n".join(ids).encode())
-    return Dataset(benchmark, str(folder), ids, read, sha.hexdigest(), names, code.ignore)
+    return Dataset(benchmark, str(folder), ids, read, fingerprint, names, code.ignore)

@@ -55,7 +55,8 @@ def test_a_run_leaves_its_files_and_goes_on(tmp_path, model):
     with Image.open(out / "predictions/x.png") as picture:
         assert np.asarray(picture).max() < 11
     content = json.loads((out / "results.json").read_text())
-    assert content["images"] == {"measured": 1, "in_data": 1}
+    assert content["images"] == {"measured": 1, "in_data": 1, "labelled": True}
+    assert "\n  1 image, " in first.stdout
     assert content["paper"] is None
     again = call(*arguments, "--save-predictions")
     assert again.stdout == first.stdout
@@ -66,9 +67,16 @@ def test_a_run_leaves_its_files_and_goes_on(tmp_path, model):
 def test_several_benchmarks_get_folders_of_their_own(tmp_path, model):
     root = trees.voc(tmp_path / "VOC2012", [0, 15], ("a",))
     out = tmp_path / "out"
-    call("voc21", "voc20", "--data", root, "--model", model, "--method", "maskclip", "--out", out)
+    said = call("voc21", "voc20", "--data", root, "--model", model, "--method", "maskclip", "--out", out).stdout
     figures = [json.loads((out / key / "results.json").read_text())["benchmark"] for key in ("voc21", "voc20")]
     assert figures == ["voc21", "voc20"]
+    rows = (out / "summary.md").read_text().splitlines()
+    assert [row.split(" | ")[0] for row in rows[4:7]] == ["| voc21", "| voc20", "| average"]
+    together = json.loads((out / "summary.json").read_text())
+    mious = [row["figures"]["miou"] for row in together["benchmarks"]]
+    assert together["average"]["miou"] == pytest.approx(sum(mious) / 2)
+    assert f"{together['average']['miou']:.2f}" in said
+    assert together["paper_average"] is None
     with pytest.raises(UserError, match="differ in their benchmark"):
         call("compare", out / "voc21", out / "voc20", "--out", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()

@@ -86,6 +86,38 @@ def test_a_folder_of_a_thousand_classes_has_wide_labels(tmp_path):
     assert first_column(dataset)[:3] == [0, 999, 65535]
 
 
+def test_labels_of_8_bits_serve_many_classes_where_they_are_clear(tmp_path):
+    dataset = open_dataset("folder", trees.folder(tmp_path / "255", 255, [0, 254, 255]))
+    assert first_column(dataset)[:3] == [0, 254, 65535]
+    dataset = open_dataset("folder", trees.folder(tmp_path / "300", 300, [0, 254]))
+    assert first_column(dataset)[:2] == [0, 254]
+    dataset = open_dataset("folder", trees.folder(tmp_path / "256", 256, [0, 255]))
+    with pytest.raises(DataError, match="holds 255, which may be the class of that index or pixels to ignore"):
+        dataset.read(0)
+
+
+def test_folders_behind_links_are_read(tmp_path):
+    """Data on another disk is often linked in, city by city; a link back up must not go round for ever."""
+    elsewhere = trees.cityscapes(tmp_path / "disk", [7], "_gtFine_labelIds.png")
+    root = tmp_path / "cityscapes"
+    for kind in ("leftImg8bit/val", "gtFine/val"):
+        (root / kind).mkdir(parents=True)
+        for city in ("munster", "lindau"):
+            (root / kind / city).symlink_to(elsewhere / kind / city, target_is_directory=True)
+        (root / kind / "up").symlink_to(root, target_is_directory=True)
+    assert open_dataset("cityscapes", tmp_path).ids == ("lindau/lindau_0", "munster/munster_1")
+
+
+def test_other_labels_of_the_same_size_are_other_data(tmp_path):
+    """A run must not go on with labels that were corrected in between."""
+    root = trees.folder(tmp_path, 3, [0, 2])
+    before, path = open_dataset("folder", root).fingerprint, root / "labels/one.png"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(bytes(content))
+    assert open_dataset("folder", root).fingerprint != before
+
+
 def test_tiny_world_needs_nothing():
     dataset = open_dataset("tiny-world", None)
     example = dataset.read(3)

@@ -1,14 +1,19 @@
 """The frozen rows: what the published lists say, by hand, and a hash that moves with every part of a row."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from gla_jax.config import PRESETS
 from gla_jax.errors import UserError
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, PAPER_BENCHMARKS, class_names
-from gla_jax.eval.protocols import PAPER_MIOU, paper_miou, protocol, protocols_table
+from gla_jax.eval.listing import protocols_list
+from gla_jax.eval.paper import PAPER_MIOU, not_comparable, paper_average, paper_miou
+from gla_jax.eval.protocols import duplicates, protocol, without_duplicates
 
+FROZEN = Path(__file__).parent / "frozen_protocols.json"
 NAMED = [key for key in BENCHMARKS if key != FOLDER]
 
 
@@ -95,10 +100,64 @@ def test_every_part_of_a_row_moves_its_hash():
         replace(row, windows=replace(row.windows, stride=111)),
         replace(row, queries=(("sky",), *row.queries[1:])),
         replace(row, classes=("void", *row.classes[1:])),
+        replace(row, area_threshold=0.1),
         protocol("voc21", "proxyclip"),
     ]
-    assert len({row.sha256, *(other.sha256 for other in others)}) == 7
+    assert len({row.sha256, *(other.sha256 for other in others)}) == 8
     assert row.sha256 == protocol("voc21").sha256
+
+
+def test_rows_are_frozen():
+    """A row that changes is another protocol: figures of before cannot stand beside those of after."""
+    rows = {f"{key} {setting}": protocol(key, setting).sha256 for key in NAMED for setting in PRESETS}
+    rows |= {f"{key} sclip, method sclip": protocol(key, method="sclip").sha256 for key in PAPER_BENCHMARKS}
+    assert rows == json.loads(FROZEN.read_text("utf-8"))
+
+
+def test_sclip_has_the_numbers_of_its_own_release():
+    """Its published figures were measured with them, so they belong beside them."""
+    rows = {key: protocol(key, method="sclip") for key in PAPER_BENCHMARKS}
+    scales = {key: row.logit_scale for key, row in rows.items() if row.logit_scale != 40}
+    assert scales == {"voc21": 65, "context60": 50, "coco_object": 50}
+    assert {key for key, row in rows.items() if row.windows.short_side == 448} == {"coco_stuff164k"}
+    assert {key: row.area_threshold for key, row in rows.items() if row.area_threshold} == {"voc21": 0.1}
+    assert protocol("voc21", method="gla-sclip") == rows["voc21"]
+    assert protocol("voc21", method="proxyclip") == protocol("voc21")
+    assert protocol("voc21", "clearclip", method="sclip") == protocol("voc21", "clearclip")
+
+
+def test_the_background_prompt_that_hides_a_class_can_be_dropped():
+    row = protocol("coco_object")
+    assert duplicates(row) == ("bed",)
+    dropped = without_duplicates(row)
+    assert "bed" not in dropped.queries[0]
+    assert dropped.queries[1:] == row.queries[1:]
+    assert dropped.sha256 != row.sha256
+    assert without_duplicates(protocol("voc21")) == protocol("voc21")
+
+
+def preset_file(path, **changes):
+    numbers = {"anchor_threshold": 0.5, "dynamic_shift": 0.2, "dynamic_scale": 20.0, "logit_scale": 33.0}
+    content = {
+        "format": "gla-jax preset 1",
+        "method": "gla",
+        "windows": {"short_side": 300, "crop": 112, "stride": 56, "long_side": 2048},
+        "numbers": numbers | {"threshold": 0.05} | changes,
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_a_tuned_preset_is_a_protocol_of_its_own(tmp_path):
+    row = protocol("voc21", preset_file(tmp_path / "mine.json"))
+    assert row.queries == protocol("voc21").queries
+    config = row.config("gla")
+    assert (config.method.anchor_threshold, config.method.dynamic_scale) == (0.5, 20.0)
+    assert (row.windows.crop, row.logit_scale, row.threshold) == (112, 33.0, 0.05)
+    assert protocol("voc21", preset_file(tmp_path / "same.json")).sha256 == row.sha256
+    assert protocol("voc21", preset_file(tmp_path / "other.json", dynamic_shift=0.3)).sha256 != row.sha256
+    with pytest.raises(UserError, match="tuned for the method gla, not for proxyclip"):
+        row.config("proxyclip")
 
 
 def test_the_method_meets_the_protocol():
@@ -112,17 +171,48 @@ def test_figures_are_the_paper_s():
     assert paper_miou("ade20k", "sclip", "gla") == 20.0
     assert paper_miou("camvid", "sclip", "gla") is None
     assert paper_miou("voc21", "sclip", "maskclip") is None
-    assert all(len(row) == len(PAPER_BENCHMARKS) for row in PAPER_MIOU.values())
+    assert paper_miou("voc21", "sclip", "gla-sclip") == 59.8
+    assert paper_average("sclip", "gla") == 44.0
+    for *figures, average in PAPER_MIOU.values():
+        assert len(figures) == len(PAPER_BENCHMARKS)
+        assert sum(figures) / 8 == pytest.approx(average, abs=0.12)  # as printed: one is 0.11 off
+
+
+def test_only_what_the_paper_measured_may_stand_beside_it():
+    row, model = protocol("voc21"), "clip-vit-base-patch16+dino-vitb8"
+    assert not_comparable(row, "gla", model, None, 1449) == []
+    assert not_comparable(row, "gla", model, None, 3) == ["3 of 1449 images"]
+    assert not_comparable(row, "gla", "tiny-world", None, 1449) == [f"another model than {model}"]
+    assert not_comparable(row, "gla", model, ("a {}.",), 1449) == ["other prompt templates"]
+    assert not_comparable(row, "sclip", "clip-vit-base-patch16", None, 1449) == ["another protocol"]
+    assert not_comparable(protocol("voc21", method="sclip"), "sclip", "clip-vit-base-patch16", None, 1449) == []
+
+
+def shown(keys, capsys):
+    from rich.console import Console
+
+    Console(width=80).print(protocols_list(keys))
+    return capsys.readouterr().out
 
 
 def test_the_list_shows_every_benchmark_and_says_whose_figures(capsys):
-    from rich.console import Console
-
-    Console(width=100).print(protocols_table())
-    text = capsys.readouterr().out
+    text = shown([], capsys)
     assert all(key in text for key in BENCHMARKS)
-    assert "66.3" in text
+    lines = [line.split() for line in text.splitlines()]
+    figures = {tuple(line[:2]): line[-1] for line in lines[:12] if len(line) == 8}
+    assert figures["sclip", "gla"] == "66.3"
+    assert figures["sclip", "gla-sclip"] == "59.8"
+    assert figures["clearclip", "gla-clearclip"] == "55.6"
     assert "as the PAPER reports it" in text
+
+
+def test_the_list_of_one_benchmark_shows_its_classes_and_prompts(capsys):
+    text = shown(["coco_object"], capsys)
+    assert "voc21" not in text
+    assert "person in shirt" in text
+    assert "--drop-duplicates" in text
+    with pytest.raises(UserError, match="'coco' is not a benchmark"):
+        protocols_list(["coco"])
 
 
 def test_unknown_names_get_a_sentence():

@@ -64,9 +64,22 @@ def test_the_page_needs_no_network_and_shows_everything(outcome, tmp_path):
             assert picture.size == (3 * 400 + 2 * 6, 300)
 
 
+def test_pictures_of_few_images_are_named_for_what_they_are(outcome):
+    def kinds(count):
+        return [kind for kind, _ in chosen(replace(outcome, records=outcome.records[:count]))]
+
+    assert kinds(1) == ["the only one"]
+    assert kinds(2) == ["best", "worst"]
+    assert kinds(3) == ["best", "median", "worst"]
+    assert kinds(5) == ["best", "best", "median", "worst", "worst"]
+
+
 def test_the_paper_s_figure_is_marked_as_the_paper_s(outcome):
     content = results(replace(outcome, run=replace(outcome.run, method="gla")))
-    assert content["paper"]["miou"] == 66.3
+    assert content["paper"] is None
+    assert "Not comparable with the paper&#x27;s figure: another model than clip-vit" in report_html(content, ())
+    assert "12 of 1449 images" in report_markdown(content)
+    content |= {"paper": {"miou": 66.3}, "not_comparable_with_paper": None}
     assert "66.30</b><span>mIoU in the paper<br>(not measured here)" in report_html(content, ())
     assert "| mIoU in the paper, not measured here | 66.30 |" in report_markdown(content)
     assert "paper" not in report_markdown({**content, "paper": None}).replace("setting of the paper", "")
@@ -76,6 +89,18 @@ def test_names_cannot_break_the_page(outcome):
     content = results(outcome)
     content["per_class"][1]["class"] = "<script>alert(1)</script>"
     assert "<script>" not in report_html(content, ())
+    content["per_class"][1]["class"] = "cat | dog"
+    cells = [line for line in report_markdown(content).splitlines() if "cat" in line]
+    assert cells[0].replace("\\|", "").count("|") == 5
+
+
+def test_long_names_have_room_beside_their_bars(outcome):
+    """Names that only differ at the end, as tiny-world's do, must be told apart."""
+    content = results(outcome)
+    content["per_class"][0]["class"] = "a quite long name of a class that ends in blue"
+    html = report_html(content, ())
+    assert '<div class=bars style="--names:41ch">' in html
+    assert "text-overflow" not in html
 
 
 def write_both(outcome, other):
@@ -102,14 +127,20 @@ def test_two_runs_are_compared(outcome, other, capsys):
     assert html.count("data:image/jpeg") == 2
 
 
-def test_boundary_rates_of_other_windows_are_not_compared(outcome, other):
-    comparison = write_both(outcome, other)
+def test_boundary_rates_of_other_windows_are_compared_at_common_edges(outcome, other):
+    write_both(outcome, other)
     content = results(other)
     content["protocol"]["windows"] = {**content["protocol"]["windows"], "stride": 14}
+    content["model"]["name"] = "another"
     write_results(other.run.out, content)
     comparison = compare(outcome.run.out, other.run.out)
-    assert [name for name, _, _ in comparison.figures()] == ["miou", "macc", "aacc"]
-    assert "boundary rates are left out" in comparison_html(comparison)
+    figures = {name: (a, b) for name, a, b in comparison.figures()}
+    expected = tuple(results(one)["common_edges"]["ber_1"] for one in (outcome, other))
+    assert figures["ber_1"] == expected != tuple(results(one)["figures"]["ber_1"] for one in (outcome, other))
+    html = comparison_html(comparison)
+    assert "counted at those of GLA&#x27;s windows (224 pixels every 112, short side 336)" in html
+    assert "The models differ: colours (000000000000) and another (000000000000)." in html
+    assert "The protocols differ" in html
 
 
 def test_runs_of_other_images_are_not_compared(outcome, other):

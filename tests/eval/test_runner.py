@@ -1,7 +1,9 @@
 """A run must end with the figures of one that was never interrupted, whatever happens to it on the way."""
 
+import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gla_jax.errors import UserError
+from gla_jax.errors import DataError, UserError
+from gla_jax.eval.boundary import boundary_counts
 from gla_jax.eval.datasets import open_dataset
+from gla_jax.eval.predict import Ready, Stopwatch, predictor, without_small_classes
 from gla_jax.eval.protocols import protocol
 from gla_jax.eval.records import RecordFile, read_records
+from gla_jax.eval.report import report_markdown
 from gla_jax.eval.results import read_results, results, write_results
-from gla_jax.eval.runner import Run, measure, prediction_path
+from gla_jax.eval.runner import Run, measure, open_benchmark, prediction_path
 from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
 
@@ -55,7 +60,7 @@ def test_figures_of_a_run_are_those_of_its_images(whole):
     scores = counted.scores()
     content = results(whole)
     assert content["figures"]["miou"] == pytest.approx(scores.miou)
-    assert content["images"] == {"measured": 12, "in_data": 12}
+    assert content["images"] == {"measured": 12, "in_data": 12, "labelled": True}
     assert content["protocol"]["sha256"] == whole.run.row.sha256
     assert set(content["speed"]["seconds_per_image"]) >= {"read", "features", "labels", "metrics", "record"}
 
@@ -133,6 +138,59 @@ def test_other_settings_are_refused(data, tmp_path):
     assert len(measure(replace(run, limit=4)).records) == 4
 
 
+def test_a_place_that_takes_no_results_gets_a_sentence(data, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to .*file/out \(Not a directory\)"):
+        measure(make_run(data, tmp_path / "file/out", limit=1))
+    run, write, taken = make_run(data, tmp_path / "out", limit=3), os.write, []
+
+    def nearly_full(file, line):
+        if len(taken) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken.append(write(file, line[:100]))
+        return taken[-1]
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    with pytest.raises(UserError, match=r"No space left on device.*make room there"):
+        measure(run)
+    monkeypatch.undo()
+    assert read_records(run.out) == {}
+    assert len(measure(run).records) == 3
+
+
+def test_a_record_that_is_taken_in_parts_is_whole(data, tmp_path, whole, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:50]))
+    same(measure(make_run(data, tmp_path / "out", limit=2)), replace(whole, records=whole.records[:2]))
+
+
+def test_boundaries_are_also_counted_at_the_edges_that_all_runs_share(data, whole):
+    """Runs with other windows can then be compared: the edges of GLA's windows on its own working size."""
+    record = whole.records[0]
+    example, windows = whole.run.dataset.read(0), protocol("voc21").windows
+    (prediction,) = predictor(whole.run.segmenter, whole.run.row)(
+        [Ready(example, whole.run.segmenter.prepare(example.image))], Stopwatch()
+    )
+    expected = boundary_counts(prediction.labels, example.label, (336, 448), windows)
+    assert record.common_errors == tuple(expected.errors.tolist())
+    assert record.common_pairs == tuple(expected.pairs.tolist())
+    assert record.pairs != record.common_pairs
+
+
+def test_images_without_labels_are_predicted_and_not_measured(tmp_path):
+    root = trees.folder(tmp_path / "own", 3, [0, 2])
+    shutil.rmtree(root / "labels")
+    with pytest.raises(DataError, match="labels"):
+        open_benchmark("folder", root, "sclip")
+    dataset, row = open_benchmark("folder", root, "sclip", unlabelled=True)
+    run = Run(dataset, row, "proxyclip", ColourSegmenter(row.config("proxyclip")), tmp_path / "out")
+    content = results(measure(replace(run, save_predictions=True)))
+    assert {path.name for path in (run.out / "predictions").iterdir()} == {"one.png", "two.png"}
+    assert set(content["figures"].values()) == {None}
+    assert content["images"] == {"measured": 2, "in_data": 2, "labelled": False}
+    assert "nothing is measured" in report_markdown(content)
+
+
 def test_two_runs_do_not_share_a_folder(data, tmp_path):
     run = make_run(data, tmp_path / "out", limit=1)
     measure(run)
@@ -171,3 +229,25 @@ def test_results_are_read_as_written(whole, tmp_path):
 
 def test_images_that_go_together_have_the_counts_of_images_alone(whole, data, tmp_path):
     same(measure(make_run(data, tmp_path / "together", batch=4)), whole)
+
+
+def test_small_classes_are_taken_away_as_sclip_does():
+    """By hand: 20 pixels, class 0 on 8, class 1 on 10, class 2 on 2 of the 12 others, which is more than a tenth."""
+    scores = np.full((4, 1, 20), 0.1, np.float32)
+    for index, pixels in enumerate((slice(0, 8), slice(8, 18), slice(18, 20))):
+        scores[index, 0, pixels] = 0.6
+    scores[1, 0, 18:] = 0.2
+    assert without_small_classes(scores, 0.1, 0.0)[0].tolist() == [0] * 8 + [1] * 10 + [2] * 2
+    assert without_small_classes(scores, 2 / 12, 0.0)[0].tolist() == [0] * 8 + [1] * 12
+    assert without_small_classes(scores, 2 / 12, 0.3)[0].tolist() == [0] * 8 + [1] * 10 + [0] * 2
+
+
+def test_sclip_s_own_row_runs(data, tmp_path):
+    row = protocol("voc21", method="sclip")
+    row = replace(row, windows=replace(row.windows, short_side=28, crop=14, stride=7), threshold=0.0)
+    with_area, without = (
+        measure(make_run(data, tmp_path / name, limit=2, row=replace(row, area_threshold=area)))
+        for name, area in (("with", 0.1), ("without", 0.0))
+    )
+    predicted = [[index for index, _, pixels, _ in one.records[0].areas if pixels] for one in (with_area, without)]
+    assert set(predicted[0]) < set(predicted[1])

@@ -30,6 +30,12 @@ def test_a_copy_gives_the_examples_of_the_folders(tmp_path):
             assert ours.image_id == theirs.image_id
             np.testing.assert_array_equal(ours.image, theirs.image)
             np.testing.assert_array_equal(ours.label, theirs.label)
+        # A run over one goes on over the other, and both can be compared.
+        assert dataset.fingerprint == folders.fingerprint
+    assert prepare("voc20", data, tmp_path / "copies") == copy
+    trees.save_label(data / "SegmentationClass/d.png", trees.label_of([1]), palette=True)
+    with pytest.raises(DataError, match="is a copy of other data than"):
+        prepare("voc20", data, tmp_path / "copies")
 
 
 def test_copies_are_not_mistaken_for_each_other(tmp_path):
