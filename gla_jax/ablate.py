@@ -437,12 +437,17 @@ def picture(ablation: Ablation, measured: Measured, note: str) -> "Image.Image":
     return bars(title, f"{note}; black stroke: control rate, away from edges", names, with_gla, drawn, key)
 
 
+def has_background(row: Protocol) -> bool:
+    """Whether class 0 is a background, which pixels below a threshold become."""
+    return BENCHMARKS[row.benchmark].background or row.classes[0] == "background"
+
+
 def warn_of_what_labels_ignore(ablation: Ablation, row: Protocol) -> None:
     """Warn where a grid over the label fields cannot mean what its user hopes."""
     thresholds = {setting.config.threshold for setting in ablation.settings}
     if "logit_scale" in ablation.varied() and thresholds == {0.0}:
         warnings.warn("logit_scale moves no label while the threshold is 0: add a grid of threshold", stacklevel=2)
-    if thresholds != {0.0} and not (BENCHMARKS[row.benchmark].background or row.classes[0] == "background"):
+    if thresholds != {0.0} and not has_background(row):
         first = row.classes[0]
         warnings.warn(f"{row.benchmark} has no background: pixels below the threshold become {first!r}", stacklevel=2)
 

@@ -201,7 +201,8 @@ def ablate(
         list[str] | None, typer.Option("--grid", help='"anchor_threshold=0.4,0.5,0.6"; repeat it for all combinations.')
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Of stages and grids: proxyclip, clearclip or sclip. [default: proxyclip]")
+        str | None,
+        typer.Option(help="Of stages and grids: proxyclip, clearclip, sclip, proxyclip-clip. [default: proxyclip]"),
     ] = None,
     preset: Annotated[str, typer.Option(help="Setting of the paper: sizes, prompts, thresholds.")] = "sclip",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
@@ -268,7 +269,7 @@ def tune(
     _folder(out.parent)
     prepare_jax()
     from gla_jax import tune as tuning
-    from gla_jax.eval.benchmarks import BENCHMARKS, TINY_WORLD
+    from gla_jax.eval.benchmarks import TINY_WORLD
     from gla_jax.eval.runner import open_benchmark
     from gla_jax.segmenter import Segmenter
 
@@ -278,8 +279,7 @@ def tune(
     name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
     segmenter = Segmenter.from_pretrained(name, config, offline=offline)
     dataset = tuning.fitting_scenes(dataset)
-    background = BENCHMARKS[benchmark].background
-    report = tuning.tune(segmenter, dataset, row, background=background, images=images, hold_out=hold_out, steps=steps)
+    report = tuning.tune(segmenter, dataset, row, images=images, hold_out=hold_out, steps=steps)
     for line in report.lines():
         typer.echo(line)
     keep_start = report.worse and not force

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gla_jax.ablate import Encoded, encode, label_settings
+from gla_jax.ablate import Encoded, encode, has_background, label_settings
 from gla_jax.attention.hosts import HOSTS
 from gla_jax.config import SegmenterConfig
 from gla_jax.errors import UserError
@@ -36,7 +36,7 @@ from gla_jax.logits import (
 from gla_jax.outputs import write_text
 from gla_jax.progress import track
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings import METHOD_NUMBERS, NUMBERS, PRESET_FORMAT
+from gla_jax.settings import METHOD_NUMBERS, NUMBERS, PRESET_FORMAT, either
 from gla_jax.shapes import Array, Float, Int, Integer
 from gla_jax.token_labels import UNLABELLED, token_targets
 from gla_jax.version import VERSION
@@ -47,6 +47,10 @@ MASK_TEMPERATURE = 0.05
 THRESHOLD_WIDTH = 0.02  # of the sigmoid that stands for the background threshold, in probability
 # Adam takes full steps along slopes well above it: a number that hardly matters hardly moves.
 SLOPE_THAT_MATTERS = 1e-2
+# At a threshold of 0 no probability is near it, so it has no slope: a fit starts from the released runs' value.
+FIRST_THRESHOLD = 0.1
+# mIoU of a few images moves by single pixels: as much decides nothing, the loss does.
+MIOU_NOISE = 0.05
 
 
 class Tuned(NamedTuple):
@@ -62,24 +66,16 @@ class Tuned(NamedTuple):
 def coordinates(config: SegmenterConfig) -> Tuned:
     """The coordinates of a configuration: rho in -1..1, scales above 0, the threshold in 0..1.
 
-    Raises UserError for a method that lacks one of the numbers.
+    A number at the end of its range, where the coordinate is infinite, is taken as near to it. Raises UserError for a
+    method that lacks one of the numbers.
     """
     method = config.method
     if not method.proxy_anchors or method.dynamic_shift is None or method.dynamic_scale is None:
-        raise UserError("only a method with anchors and dynamic normalisation can be tuned; name gla or gla-clearclip.")
-    threshold = min(max(float(config.threshold), 1e-3), 1 - 1e-3)
-    return Tuned(
-        *(
-            jnp.float32(value)
-            for value in (
-                np.arctanh(method.anchor_threshold),
-                np.log(method.dynamic_shift),
-                np.log(method.dynamic_scale),
-                np.log(config.logit_scale),
-                np.log(threshold / (1 - threshold)),
-            )
-        )
-    )
+        choices = either(sorted(row.gla for row in HOSTS.values() if row.gla))
+        raise UserError(f"only a method with anchors and dynamic normalisation can be tuned; name {choices}.")
+    rho, threshold = np.clip(method.anchor_threshold, -0.999, 0.999), np.clip(config.threshold, 0.001, 0.999)
+    above_zero = np.maximum([method.dynamic_shift, method.dynamic_scale, config.logit_scale], 0.001)
+    return Tuned(*map(jnp.float32, (np.arctanh(rho), *np.log(above_zero), np.log(threshold / (1 - threshold)))))
 
 
 def configured(tuned: Tuned, config: SegmenterConfig, background: bool) -> SegmenterConfig:
@@ -167,12 +163,16 @@ def _slope(tuned: Tuned, config: SegmenterConfig, *about, classes: int, backgrou
 
 @dataclass(frozen=True)
 class Problem:
-    """What a loss is taken over, besides image and settings; background: class 0 takes tokens below the threshold."""
+    """What a loss is taken over, besides image and settings."""
 
     segmenter: Segmenter
     row: Protocol
-    background: bool
     ignore: int = 255
+
+    @property
+    def background(self) -> bool:
+        """Whether class 0 takes tokens below the threshold, so that there is one to fit."""
+        return has_background(self.row)
 
     def about(self, image: Labelled) -> tuple:
         """The arrays that loss reads of an image, after its config."""
@@ -198,7 +198,8 @@ def fit(
     problem: Problem, images: Sequence[Labelled], start: SegmenterConfig, steps: int = 60, learning_rate: float = 0.05
 ) -> Fit:
     """Adam over the coordinates from the settings of a start, one image a step in turn."""
-    tuned = coordinates(start)
+    first = replace(start, threshold=start.threshold or FIRST_THRESHOLD) if problem.background else start
+    tuned = coordinates(first)
     transform = optax.adam(optax.cosine_decay_schedule(learning_rate, steps), eps=SLOPE_THAT_MATTERS)
     state, losses = transform.init(tuned), []
     for step in track(range(steps), "steps"):
@@ -266,16 +267,18 @@ class Report:
 
     @property
     def worse(self) -> bool:
-        """Whether mIoU fell on the held-out images (all, when none are held out), or stayed while the loss rose."""
+        """Whether mIoU fell on the held-out images (all, when none are held out), or hardly moved and the loss rose."""
         before, after = self.figures.get("held out", self.figures["fitted"])
-        return (after["miou"], -after["loss"]) < (before["miou"], -before["loss"])
+        if abs(after["miou"] - before["miou"]) > MIOU_NOISE:
+            return after["miou"] < before["miou"]
+        return after["loss"] > before["loss"]
 
     def lines(self) -> Iterator[str]:
         """The report for a terminal: figures of both parts, then the numbers that moved."""
         for part, (before, after) in self.figures.items():
             yield (
-                f"{part:8s} ({len(self.images[part])})   loss {before['loss']:.4f} -> {after['loss']:.4f}"
-                f"   mIoU {before['miou']:.2f} -> {after['miou']:.2f}"
+                f"{part:8s} ({len(self.images[part])})   loss {before['loss']:.6f} -> {after['loss']:.6f}"
+                f"   mIoU {before['miou']:.3f} -> {after['miou']:.3f}"
             )
         for name in NUMBERS:
             before, after = number(self.start, name), number(self.end, name)
@@ -288,15 +291,13 @@ def number(config: SegmenterConfig, name: str) -> float:
     return float(getattr(config.method if name in METHOD_NUMBERS else config, name))
 
 
-def tune(
-    segmenter: Segmenter, dataset: Dataset, row: Protocol, *, background: bool, images: int, hold_out: float, steps: int
-) -> Report:
+def tune(segmenter: Segmenter, dataset: Dataset, row: Protocol, *, images: int, hold_out: float, steps: int) -> Report:
     """Fit the segmenter's settings to some images of a data set, and measure both parts with hard masks.
 
     Raises UserError when no image is left to fit on or one has nothing labelled.
     """
     start, parts = segmenter.config, divide(len(dataset.ids), images, hold_out)
-    problem = Problem(segmenter, row, background, dataset.ignore)
+    problem = Problem(segmenter, row, dataset.ignore)
     everything = track(parts.fitted + parts.held_out, "images encoded")
     encoded = [labelled(segmenter, dataset.read(index), dataset.ignore) for index in everything]
     fitted, held_out = encoded[: len(parts.fitted)], encoded[len(parts.fitted) :]
