@@ -7,11 +7,11 @@ Generated images go through decoding, resizing, windows, upsampling, argmax, met
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +60,40 @@ CASES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What a case cost: images a second, and milliseconds of every stage of one image."""
+    """What a case cost: images a second, and milliseconds an image of every stage.
+
+    threads: of the stages that the reading threads do, ahead of the main one.
+    """
 
     case: Case
     classes: int
     queries: int
     images_per_second: float
     milliseconds: dict[str, float]
+    threads: dict[str, float]
+
+
+class Clock:
+    """Seconds that functions take, whichever thread calls them."""
+
+    def __init__(self):
+        self._seconds: dict[str, list[float]] = {}
+
+    def timed(self, stage: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The function, its calls counted as a stage."""
+        calls = self._seconds.setdefault(stage, [])
+
+        def counted(argument: Any) -> Any:
+            start = time.perf_counter()
+            result = function(argument)
+            calls.append(time.perf_counter() - start)
+            return result
+
+        return counted
+
+    def milliseconds(self, last: int) -> dict[str, float]:
+        """The mean of the last calls of every stage."""
+        return {stage: 1000 * float(np.mean(calls[-last:])) for stage, calls in self._seconds.items()}
 
 
 class ZeroTowers:
@@ -75,16 +102,17 @@ class ZeroTowers:
     name = "zeros"
     model_hash = ""
 
-    def __init__(self, config: SegmenterConfig):
+    def __init__(self, config: SegmenterConfig, clock: "Clock"):
         self.config = config
+        self.prepare = clock.timed("resize, cut", self._prepare)
 
     def text_bank(self, classes: Classes) -> Float[Array, "Q E"]:
         """Random unit rows."""
         rows = np.random.default_rng(0).normal(size=(len(classes.queries), JOINT_WIDTH))
         return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
 
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
-        """The image cut into windows."""
+    def _prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
+        """The image brought to its working size and cut into windows."""
         return Prepared(*image_windows(image, self.config.windows))
 
     def batch_features(self, images: Sequence[Prepared]) -> list[Float[Array, "W S E"]]:
@@ -102,30 +130,37 @@ def measure_overhead(case: Case, threads: int = 2) -> Cost:
     row = case.row
     with tempfile.TemporaryDirectory() as folder:
         _write_images(Path(folder), case)
+        clock = Clock()
         dataset = open_dataset(case.benchmark, Path(folder))
-        segmenter = ZeroTowers(row.config("gla"))
+        dataset = replace(dataset, read=clock.timed("decode", dataset.read))
+        segmenter = ZeroTowers(row.config("gla"), clock)
         measure(Run(dataset, row, "gla", segmenter, Path(folder) / "warm-up", limit=3))
         start = time.perf_counter()
         outcome = measure(Run(dataset, row, "gla", segmenter, Path(folder) / "out", threads=threads))
         seconds = time.perf_counter() - start
-    stages = outcome.records[-1].seconds
+    stages = dict.fromkeys(stage for record in outcome.records for stage in record.seconds)
     milliseconds = {
         stage: 1000 * float(np.mean([record.seconds.get(stage, 0.0) for record in outcome.records])) for stage in stages
     }
-    return Cost(case, len(row.classes), len(row.prompts.queries), case.images / seconds, milliseconds)
+    ahead = clock.milliseconds(case.images)
+    return Cost(case, len(row.classes), len(row.prompts.queries), case.images / seconds, milliseconds, ahead)
 
 
 def overhead_table(costs: list[Cost]) -> "Table":
     """The costs as `gla-jax eval overhead` prints them."""
     from rich.table import Table
 
-    table = Table(title="The loop with towers that return zeros", caption="milliseconds an image in the main thread")
+    table = Table(
+        title="The loop with towers that return zeros",
+        caption="milliseconds an image: in the main thread; (ahead): in the reading threads, which go on meanwhile",
+    )
     table.add_column("image")
-    for name in ("classes", "queries", "images a second", *costs[0].milliseconds):
+    ahead = (f"{name} (ahead)" for name in costs[0].threads)
+    for name in ("classes", "queries", "images a second", *costs[0].milliseconds, *ahead):
         table.add_column(name, justify="right")
     for cost in costs:
         height, width = cost.case.size
-        stages = (f"{value:.1f}" for value in cost.milliseconds.values())
+        stages = (f"{value:.1f}" for value in (*cost.milliseconds.values(), *cost.threads.values()))
         table.add_row(
             f"{width} x {height}", str(cost.classes), str(cost.queries), f"{cost.images_per_second:.1f}", *stages
         )
