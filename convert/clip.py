@@ -19,6 +19,7 @@ from gla_jax.convert.architecture import (
     transformers_config,
     vision_sizes,
 )
+from gla_jax.convert.pixels import Pixels, stated_pixels
 from gla_jax.convert.rules import Drop, Routed, Rule, State, Table, dense, fit, fused_attention, norm, route, some
 from gla_jax.errors import ConversionError
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
@@ -177,15 +178,18 @@ def convert_clip(
     activation: str | None = None,
     heads: int | None = None,
     text_heads: int | None = None,
+    pixels: Pixels | None = None,
 ) -> Converted:
     """Both towers of a CLIP model from published tensors and, where there is one, its configuration.
 
-    activation ("quick_gelu" or "gelu"), heads (image tower) and text_heads go before what the configuration says.
-    Raises ConversionError when the tensors do not fit or something remains unsaid.
+    activation ("quick_gelu" or "gelu"), heads (image tower), text_heads and pixels (how they are normalised; OpenAI's
+    way where nothing says) go before what the configuration says. Raises ConversionError when the tensors do not fit
+    or something else remains unsaid.
     """
     said = _overridden(stated(config), activation, heads, text_heads)
+    pixels = pixels or stated_pixels(config)
     routed, records = route(state, RULES)
-    spec = ClipSpec(_image_spec(routed, said), _text_spec(routed, said))
+    spec = ClipSpec(_image_spec(routed, said, pixels), _text_spec(routed, said))
     return Converted(spec, fit(routed, abstract_params(spec)), records)
 
 
@@ -194,7 +198,7 @@ def convert_clip_image(
 ) -> Converted:
     """The image tower alone, from tensors without a text tower; the spec is a ClipImageSpec, the tree its own."""
     routed, records = route(state, IMAGE_RULES)
-    spec = _image_spec(routed, _overridden(stated(config), activation, heads, None))
+    spec = _image_spec(routed, _overridden(stated(config), activation, heads, None), stated_pixels(config))
     return Converted(spec, fit(routed, {"image": _abstract_image(spec)})["image"], records)
 
 
@@ -213,14 +217,16 @@ def _overridden(said: Stated, activation: str | None, heads: int | None, text_he
     return replace(said, **{name: value for name, value in given.items() if value is not None})
 
 
-def _image_spec(routed: Mapping[str, Routed], said: Stated) -> ClipImageSpec:
+def _image_spec(routed: Mapping[str, Routed], said: Stated, pixels: Pixels | None) -> ClipImageSpec:
     sizes = vision_sizes(routed, "image/")
+    normalised = {"pixel_mean": pixels.mean, "pixel_deviation": pixels.deviation} if pixels else {}
     return ClipImageSpec(
         **sizes,
         heads=head_count(sizes["width"], IMAGE_HEADS, said.image_heads, "--heads"),
         joint_width=shape_of(routed, "image/projection/kernel", 2)[1],
         activation=_activation(said.image_activation),
         layer_norm_eps=said.layer_norm_eps[0],
+        **normalised,
     )
 
 

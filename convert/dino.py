@@ -1,5 +1,7 @@
 """DINO under its published names: Hugging Face's ViTModel, torch.hub's files and training checkpoints."""
 
+from collections.abc import Mapping
+
 from gla_jax.checkpoint import abstract_params
 from gla_jax.convert.architecture import (
     Config,
@@ -9,7 +11,8 @@ from gla_jax.convert.architecture import (
     transformers_config,
     vision_sizes,
 )
-from gla_jax.convert.rules import Drop, Rule, State, Table, dense, fit, fused_attention, norm, route
+from gla_jax.convert.pixels import Pixels, refuse_other_pixels
+from gla_jax.convert.rules import Drop, Routed, Rule, State, Table, dense, fit, fused_attention, norm, route
 from gla_jax.errors import ConversionError
 from gla_jax.towers.dino import DinoSpec
 
@@ -74,11 +77,23 @@ RULES: Table = (
 )
 
 
-def convert_dino(state: State, config: Config | None = None, *, heads: int | None = None) -> Converted:
+def position_offset(routed: Mapping[str, Routed]) -> float:
+    """What the code that tensors of these names come from adds to the grid when it resizes positions.
+
+    DINO's and DINOv2's own code, which torch.hub runs, adds 0.1 lest rounding lose a row; transformers adds nothing.
+    """
+    return 0.1 if routed["patch_tokens/positions"].source.endswith("pos_embed") else 0.0
+
+
+def convert_dino(
+    state: State, config: Config | None = None, *, heads: int | None = None, pixels: Pixels | None = None
+) -> Converted:
     """A DINO tower from published tensors and, where there is one, its configuration; heads goes before what it says.
 
-    Raises ConversionError when the tensors do not fit or the number of heads remains unsaid.
+    pixels: how they are normalised, if a file says so. Raises ConversionError when the tensors do not fit, the number
+    of heads remains unsaid or pixels are not ImageNet's.
     """
+    refuse_other_pixels(pixels)
     said = transformers_config(config, {"vit": "ViTConfig"}) if is_transformers(config) else None
     routed, records = route(state, RULES)
     sizes = vision_sizes(routed)
@@ -86,8 +101,11 @@ def convert_dino(state: State, config: Config | None = None, *, heads: int | Non
         raise ConversionError(f"its activation {said.hidden_act!r} is not DINO's (gelu).")
     spec = DinoSpec(
         **sizes,
-        heads=head_count(sizes["width"], HEADS, heads or (said and said.num_attention_heads), "--heads"),
+        heads=head_count(
+            sizes["width"], HEADS, said.num_attention_heads if heads is None and said else heads, "--heads"
+        ),
         qkv_bias="blocks_0/attention/query/bias" in routed,
         layer_norm_eps=said.layer_norm_eps if said else 1e-6,
+        position_offset=position_offset(routed),
     )
     return Converted(spec, fit(routed, abstract_params(spec)), records)

@@ -10,7 +10,8 @@ from gla_jax.convert.architecture import (
     transformers_config,
     vision_sizes,
 )
-from gla_jax.convert.dino import BLOCK, embedding_rules, hub_block, split_attention
+from gla_jax.convert.dino import BLOCK, embedding_rules, hub_block, position_offset, split_attention
+from gla_jax.convert.pixels import Pixels, refuse_other_pixels
 from gla_jax.convert.rules import Drop, Rule, State, Table, dense, fit, norm, route
 from gla_jax.errors import ConversionError
 from gla_jax.towers.dinov2 import DinoV2Spec
@@ -50,12 +51,15 @@ RULES: Table = (
 )
 
 
-def convert_dinov2(state: State, config: Config | None = None, *, heads: int | None = None) -> Converted:
+def convert_dinov2(
+    state: State, config: Config | None = None, *, heads: int | None = None, pixels: Pixels | None = None
+) -> Converted:
     """A DINOv2 tower from published tensors and, where there is one, its configuration; heads goes before what it says.
 
-    Gated MLPs and registers show in the shapes. Raises ConversionError when the tensors do not fit or the number of
-    heads remains unsaid.
+    Gated MLPs and registers show in the shapes; pixels: how they are normalised, if a file says so. Raises
+    ConversionError when the tensors do not fit, the number of heads remains unsaid or pixels are not ImageNet's.
     """
+    refuse_other_pixels(pixels)
     said = transformers_config(config, CONFIGS) if is_transformers(config) else None
     routed, records = route(state, RULES)
     sizes = vision_sizes(routed)
@@ -65,10 +69,14 @@ def convert_dinov2(state: State, config: Config | None = None, *, heads: int | N
     registers = "patch_tokens/registers"
     spec = DinoV2Spec(
         **sizes,
-        heads=head_count(sizes["width"], HEADS, heads or (said and said.num_attention_heads), "--heads"),
+        heads=head_count(
+            sizes["width"], HEADS, said.num_attention_heads if heads is None and said else heads, "--heads"
+        ),
         activation="swiglu" if gated else "gelu",
         registers=shape_of(routed, registers, 2)[0] if registers in routed else 0,
         qkv_bias="blocks_0/attention/query/bias" in routed,
         layer_norm_eps=said.layer_norm_eps if said else 1e-6,
+        # The models with registers were released with another resize, which needs none.
+        position_offset=0.0 if registers in routed else position_offset(routed),
     )
     return Converted(spec, fit(routed, abstract_params(spec)), records)

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gla_jax.checkpoint import ClipSpec, refuse_taken, write_checkpoint
+from gla_jax.checkpoint import ClipSpec, write_checkpoint
 from gla_jax.convert.rules import first_line
 from gla_jax.convert.sources import Source, open_source
 from gla_jax.convert.state import convert_state
 from gla_jax.errors import ConversionError
+from gla_jax.new_folder import check_new_folder
 from gla_jax.text.tokenizer import clip_tokenizer_files, openai_tokenizer_files
 from gla_jax.version import VERSION
 
@@ -29,16 +30,17 @@ def convert(
 
     source: a hub id, a folder or a file; activation, heads and text_heads say what neither shapes nor a configuration
     do. Returns the manifest that out/manifest.json holds: where the weights come from, the SHA-256 of every file, and
-    what became of every tensor. Raises ConversionError, and ModelError when out is taken.
+    what became of every tensor. Raises ConversionError, and ModelError when out is taken or cannot be made.
     """
-    refuse_taken(Path(out))  # before minutes of work, not after them
+    check_new_folder(Path(out))  # before minutes of work, not after them
     opened = open_source(source, offline=offline)
     options = {"activation": activation, "heads": heads, "text_heads": text_heads}
     implied = {}
     if family == "clip" and opened.torchscript and activation is None and opened.config is None:
         implied["activation"] = "quick_gelu"  # only OpenAI published TorchScript archives
     try:
-        converted = convert_state(family, opened.state, opened.config, **{**options, **implied})
+        given = {**options, **implied, "pixels": opened.pixels}
+        converted = convert_state(family, opened.state, opened.config, **given)
         tokenizer = tokenizer_files(opened, converted.spec) if isinstance(converted.spec, ClipSpec) else {}
     except ConversionError as error:
         raise ConversionError(f"{opened.name}: {error}") from error.__cause__

@@ -4,9 +4,11 @@ Sources without a transformers configuration (OpenAI, open_clip, torch.hub) get 
 are renamed by the tables below, which know nothing of the converter's rules: two independent readings must agree.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +117,8 @@ def rename(state: Mapping[str, np.ndarray], names: Names) -> Iterator[tuple[str,
             yield f"{prefix}{targets}{leaf}", tensor.T if stem in names.transposed else tensor
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Raise ConversionError when PyTorch is not installed."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -127,7 +130,7 @@ def _require_torch() -> None:
 
 def load_reference(folder: Path, spec: Spec) -> "PreTrainedModel":
     """The model of a transformers folder in float32, ready to run. Raises ConversionError."""
-    _require_torch()
+    require_torch()
     return _load(_model_class(spec), spec, folder)
 
 
@@ -136,12 +139,35 @@ def build_reference(state: Mapping[str, np.ndarray], spec: Spec) -> "PreTrainedM
 
     Raises ConversionError when the file does not fill the model.
     """
-    _require_torch()
+    require_torch()
     import torch
 
     names = CLIP_NAMES if isinstance(spec, ClipSpec) else DINO_NAMES if isinstance(spec, DinoSpec) else DINOV2_NAMES
     tensors = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in rename(state, names)}
-    return _load(_model_class(spec), spec, None, config=_config(spec), state_dict=tensors)
+    model = _load(_model_class(spec), spec, None, config=_config(spec), state_dict=tensors)
+    if not isinstance(spec, ClipSpec) and not any(name.endswith("register_tokens") for name in state):
+        model.embeddings.interpolate_pos_encoding = partial(_positions_of_torch_hub, model.embeddings)
+    return model
+
+
+def _positions_of_torch_hub(embeddings: Any, tokens: Any, height: int, width: int) -> Any:
+    """The position table [1 1+n C] as DINO's and DINOv2's own code resizes it for an image of height x width pixels.
+
+    With registers that code and transformers' do the same.
+    """
+    import torch
+
+    table = embeddings.position_embeddings
+    side = math.isqrt(table.shape[1] - 1)
+    grid = tuple(length // embeddings.patch_size for length in (height, width))
+    if grid == (side, side):
+        return table
+    image = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    scale = tuple((cells + 0.1) / side for cells in grid)
+    resized = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bicubic")
+    if resized.shape[2:] != grid:
+        raise ValueError(f"PyTorch resized positions to {tuple(resized.shape[2:])}, not to {grid}")
+    return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def _load(kind: type, spec: Spec, folder: Path | None, **given: Any) -> "PreTrainedModel":

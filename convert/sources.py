@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gla_jax.convert.pixels import Pixels, stated_pixels
 from gla_jax.convert.rules import first_line, some
 from gla_jax.convert.torch_file import open_torch_file
 from gla_jax.errors import ConversionError
@@ -26,6 +27,8 @@ WEIGHTS = (
 )
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 CONFIGS = ("config.json", "open_clip_config.json")
+# How pixels are normalised. The training's own file goes first: what was exported from it may be a default.
+PREPROCESSORS = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -53,7 +56,7 @@ class Source:
     """Opened weights: the name the user gave, tensors, configuration if there is one, folder and files used.
 
     tokenizer: which of TOKENIZERS lie beside; torchscript: whether it is a TorchScript archive, as OpenAI's are;
-    revision: the commit of a hub id.
+    revision: the commit of a hub id; pixels: how they are normalised, where a file says so.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Source:
     tokenizer: tuple[str, ...] = ()
     torchscript: bool = False
     revision: str | None = None
+    pixels: Pixels | None = None
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file used."""
@@ -75,11 +79,15 @@ def open_source(source: Path | str, *, offline: bool = False) -> Source:
 
     Raises ConversionError.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _open(str(source), path, _weights_of_folder(path))
-    if path.exists():
-        return _open(str(source), path.parent, path.name)
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _open(str(source), path, _weights_of_folder(path))
+        if path.exists():
+            return _open(str(source), path.parent, path.name)
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~somebody who has no home
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConversionError(f"{source} cannot be read ({str(reason).rstrip('.')}); name another source.") from error
     if not HUB_ID.fullmatch(str(source)) or path.suffix in SUFFIXES:
         raise ConversionError(f"{source} is neither a file nor a folder here, nor a hub id like owner/name.")
     folder = download(str(source), offline=offline)
@@ -100,7 +108,7 @@ def download(hub_id: str, *, offline: bool = False) -> Path:
         if offline:
             return Path(hub.snapshot_download(hub_id, local_files_only=True))
         weights = _choose(hub.HfApi().list_repo_files(hub_id), hub_id)
-        wanted = [weights, *CONFIGS, *TOKENIZERS]
+        wanted = [weights, *dict.fromkeys((*CONFIGS, *PREPROCESSORS, *TOKENIZERS))]
         if weights.endswith(".index.json"):
             stem, suffix, *_ = weights.split(".")
             wanted.append(f"{stem}-*.{suffix}")
@@ -142,15 +150,31 @@ def _open(name: str, folder: Path, weights: str) -> Source:
     configs = [config for config in CONFIGS if config in beside]
     if weights.startswith("open_clip"):
         configs.reverse()
+    pixels, pixels_from = _pixels(folder, beside)
     return Source(
         name=name,
         state=LazyState(tensors),
         config=_read_json(folder / configs[0]) if configs else None,
         folder=folder,
-        files=(weights, *shards, *configs[:1]),
+        files=tuple(dict.fromkeys((weights, *shards, *configs[:1], *pixels_from))),
         tokenizer=tuple(file for file in TOKENIZERS if file in beside),
         torchscript=torchscript,
+        pixels=pixels,
     )
+
+
+def _pixels(folder: Path, beside: Collection[str]) -> tuple[Pixels | None, tuple[str, ...]]:
+    """What the first file says that says anything, and its name."""
+    for name in PREPROCESSORS:
+        if name in beside:
+            said = _read_json(folder / name)
+            try:
+                pixels = stated_pixels(said)
+            except ConversionError as error:
+                raise ConversionError(f"{folder / name}: {error}") from None
+            if pixels is not None:
+                return pixels, (name,)
+    return None, ()
 
 
 def _open_tensors(path: Path) -> tuple[Tensors, bool]:

@@ -18,7 +18,7 @@ from gla_jax.shapes import Float, Int, UInt8
 from gla_jax.towers.clip_image import ClipImage
 from gla_jax.towers.clip_text import ClipText
 from gla_jax.towers.layers import multi_head_attention
-from gla_jax.windows import CLIP_DEVIATION, CLIP_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN
+from gla_jax.windows import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,9 +81,10 @@ def verify(
 
 def two_sizes(image: UInt8[np.ndarray, "h w 3"], spec: Spec) -> list[Float[np.ndarray, "1 3 h w"]]:
     """Normalised pixels of an image at the square size of pretraining and at whole patches near its own size."""
-    clip = isinstance(spec, ClipSpec)
-    mean, deviation = (CLIP_MEAN, CLIP_DEVIATION) if clip else (IMAGENET_MEAN, IMAGENET_DEVIATION)
-    vision = spec.image if clip else spec
+    vision, mean, deviation = spec, IMAGENET_MEAN, IMAGENET_DEVIATION
+    if isinstance(spec, ClipSpec):
+        vision = spec.image
+        mean, deviation = (np.array(x, np.float32) for x in (vision.pixel_mean, vision.pixel_deviation))
     own = tuple(max(min(side, LARGEST_SIDE) // vision.patch_size, 1) * vision.patch_size for side in image.shape[:2])
     resized = (resize_uint8(image, size) for size in ((vision.image_size, vision.image_size), own))
     return [((x / np.float32(255) - mean) / deviation).transpose(2, 0, 1)[None].copy() for x in resized]

@@ -3,11 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.errors import ModelError
+from gla_jax.new_folder import folder_written_beside, to_its_end
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.clip_text import ClipText, ClipTextSpec
 from gla_jax.towers.dino import Dino, DinoSpec
@@ -42,7 +39,7 @@ FAMILIES: dict[str, type] = {"clip": ClipSpec, "dino": DinoSpec, "dinov2": DinoV
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model folder; sha256 is the digest of the parameters, templates its own prompt templates if any."""
+    """A loaded model folder; sha256 is its model_digest, templates its own prompt templates if any."""
 
     family: str
     spec: Spec
@@ -90,30 +87,13 @@ def digest(params: Params) -> str:
     return sha.hexdigest()
 
 
-def refuse_taken(target: Path) -> None:
-    """Raise ModelError when target exists and is not an empty folder."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"{target} exists already; name a folder that does not, or remove it first.")
+def model_digest(spec: Spec, params_sha256: str, tokenizer: bytes, templates: Sequence[str] | None) -> str:
+    """SHA-256 over all that decides what a model computes: two conversions of one file may differ in more than weights.
 
-
-@contextmanager
-def folder_written_beside(target: Path) -> Iterator[Path]:
-    """A new folder beside target that takes its place when the block ends well and vanishes when it does not.
-
-    Raises ModelError when target exists already and is not an empty folder.
+    tokenizer: the content of its tokenizer.json, empty where there is none.
     """
-    target = Path(target).absolute()
-    refuse_taken(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield beside
-        beside.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    parts = [dataclasses.asdict(spec), params_sha256, hashlib.sha256(tokenizer).hexdigest(), templates]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def write_checkpoint(
@@ -142,14 +122,19 @@ def write_checkpoint(
     if templates is not None:
         config["templates"] = list(templates)
     with folder_written_beside(Path(folder)) as beside:
-        import orbax.checkpoint as ocp
-
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(beside / "params", stored)
+        to_its_end(save_params, beside / "params", stored)
         for name, content in (tokenizer_files or {}).items():
             (beside / name).write_bytes(content)
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (beside / "manifest.json").write_text(json.dumps(dict(manifest), indent=1) + "\n")
+
+
+def save_params(folder: Path, params: Params) -> None:
+    """Write a parameter tree with Orbax; returns when it is on disk."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, params)
 
 
 def read_spec(folder: Path | str) -> tuple[str, Spec, dict[str, Any]]:
@@ -195,10 +180,14 @@ def read_checkpoint(folder: Path | str) -> Checkpoint:
         raise ModelError(f"{folder / 'params'} is damaged: its digest is not the one in config.json; convert again.")
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), stored)
     templates = tuple(config["templates"]) if config.get("templates") else None
-    return Checkpoint(family, spec, params, config["params_sha256"], folder, templates)
+    tokenizer = folder / "tokenizer.json"
+    content = tokenizer.read_bytes() if tokenizer.is_file() else b""
+    sha256 = model_digest(spec, config["params_sha256"], content, templates)
+    return Checkpoint(family, spec, params, sha256, folder, templates)
 
 
 def _spec_from_dict(family: str, values: Mapping[str, Any]) -> Spec:
     if family == "clip":
-        return ClipSpec(ClipImageSpec(**values["image"]), ClipTextSpec(**values["text"]))
+        image = {name: tuple(value) if isinstance(value, list) else value for name, value in values["image"].items()}
+        return ClipSpec(ClipImageSpec(**image), ClipTextSpec(**values["text"]))
     return FAMILIES[family](**values)

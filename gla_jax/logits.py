@@ -14,7 +14,7 @@ from gla_jax.config import MethodConfig, SegmenterConfig
 from gla_jax.shapes import Array, Float, typed
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.layers import Heads
-from gla_jax.windows import CLIP_DEVIATION, CLIP_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN, Windows, normalise
+from gla_jax.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, Windows, normalise
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +52,7 @@ def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterC
         raise ValueError(f"the host {config.method.host} compares features of a vision foundation model; none is given")
 
     def encode(pixels: Array) -> WindowTokens:
-        clip_pixels = normalise(pixels[None], CLIP_MEAN, CLIP_DEVIATION)
+        clip_pixels = normalise(pixels[None], params.clip_spec.pixel_mean, params.clip_spec.pixel_deviation)
         tokens = ClipImage(params.clip_spec, dtype).apply({"params": params.clip}, clip_pixels, method="encode")
         features = None
         if needs_vfm:

@@ -8,9 +8,10 @@ import numpy as np
 
 from gla_jax.config import WindowConfig
 from gla_jax.shapes import Array, Bool, Float, Int, UInt8
+from gla_jax.towers.clip_image import OPENAI_DEVIATION, OPENAI_MEAN, Channels
 
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+CLIP_MEAN = np.array(OPENAI_MEAN, np.float32)
+CLIP_DEVIATION = np.array(OPENAI_DEVIATION, np.float32)
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -79,28 +80,33 @@ def bucket(count: int) -> int:
     return -(-count // step) * step
 
 
-def cut_windows(image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, padded: int | None = None) -> Windows:
+def cut_windows(
+    image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, padded: int | None = None, mean: Channels = OPENAI_MEAN
+) -> Windows:
     """The windows of a resized uint8 image, on the host, padded to `padded` windows (default: the bucket of W).
 
-    Pixels outside the image take CLIP's mean colour, which CLIP's normalisation turns into zero padding.
+    Pixels outside the image take the mean colour of the CLIP, which its normalisation turns into zero padding.
     """
     padded = bucket(grid.count) if padded is None else padded
     crop = grid.crop
     planes = np.divide(np.ascontiguousarray(image.transpose(2, 0, 1)), np.float32(255))
+    colour = np.array(mean, np.float32)[:, None, None]
     pixels = np.empty((padded, 3, crop, crop), np.float32)
-    pixels[grid.count :] = CLIP_MEAN[:, None, None]
+    pixels[grid.count :] = colour
     origins = np.zeros((padded, 2), np.int32)
     origins[: grid.count] = grid.origins
     for window, (row, column) in enumerate(grid.origins):
         top, left = max(row, 0), max(column, 0)
         piece = planes[:, top : row + crop, left : column + crop]
         if piece.shape != pixels[window].shape:
-            pixels[window] = CLIP_MEAN[:, None, None]
+            pixels[window] = colour
         pixels[window, :, top - row :, left - column :][:, : piece.shape[1], : piece.shape[2]] = piece
     return Windows(pixels, np.arange(padded) < grid.count, origins)
 
 
-def normalise(pixels: Float[Array, "W 3 c c"], mean: np.ndarray, deviation: np.ndarray) -> Float[Array, "W 3 c c"]:
+def normalise(
+    pixels: Float[Array, "W 3 c c"], mean: Channels | np.ndarray, deviation: Channels | np.ndarray
+) -> Float[Array, "W 3 c c"]:
     """(pixels - mean) / deviation per channel."""
-    mean, deviation = (jnp.asarray(x).reshape(1, 3, 1, 1) for x in (mean, deviation))
+    mean, deviation = (jnp.asarray(x, jnp.float32).reshape(1, 3, 1, 1) for x in (mean, deviation))
     return (pixels - mean) / deviation

@@ -1,21 +1,38 @@
 """Model folders: what is written loads to the same bits; what is damaged or half-written is never loaded."""
 
+import dataclasses
 import json
+import signal
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from gla_jax.checkpoint import digest, folder_written_beside, initial_params, read_checkpoint, write_checkpoint
+from gla_jax.checkpoint import (
+    ClipSpec,
+    digest,
+    initial_params,
+    model_digest,
+    read_checkpoint,
+    read_spec,
+    write_checkpoint,
+)
 from gla_jax.errors import ModelError
+from gla_jax.new_folder import check_new_folder, folder_written_beside
+from gla_jax.text.bank import text_bank
+from gla_jax.text.prompts import parse_classes
+from gla_jax.text.tokenizer import load_tokenizer
+from gla_jax.tiny_world.vocabulary import tokenizer_files
 from gla_jax.towers.dino import DinoSpec
+from tests.small_models import random_params, small_clip
 
 SPEC = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, heads=2, mlp_width=8)
 
 
 @pytest.fixture
 def params():
-    return jax.tree.map(np.asarray, initial_params(SPEC, jax.random.key(0)))
+    return random_params(SPEC, 0)
 
 
 @pytest.fixture
@@ -26,9 +43,57 @@ def folder(tmp_path, params):
 
 def test_a_folder_loads_to_the_same_bits(folder, params):
     loaded = read_checkpoint(folder)
-    assert (loaded.family, loaded.spec, loaded.sha256) == ("dino", SPEC, digest(params))
+    assert (loaded.family, loaded.spec) == ("dino", SPEC)
+    assert json.loads((folder / "config.json").read_text())["params_sha256"] == digest(params)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     assert json.loads((folder / "manifest.json").read_text()) == {"source": "random"}
+
+
+def test_folders_of_an_earlier_version_load(folder, params):
+    config = json.loads((folder / "config.json").read_text())
+    del config["spec"]["position_offset"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_checkpoint(folder).spec.position_offset == 0.0
+
+
+def test_the_hash_of_a_model_is_of_all_that_decides_what_it_computes(tmp_path, monkeypatch):
+    """Else the cached text features of one conversion would be taken for those of another of the same weights."""
+    spec, params = small_clip(), random_params(small_clip(), 0)
+    gelu = ClipSpec(spec.image, dataclasses.replace(spec.text, activation="gelu"))
+    grey = ClipSpec(dataclasses.replace(spec.image, pixel_mean=(0.5, 0.5, 0.5)), spec.text)
+    templates = ("a {}.",)
+    write_checkpoint(tmp_path / "own", spec, params, {"source": "random"}, tokenizer_files(), templates)
+    write_checkpoint(tmp_path / "gelu", gelu, params, {"source": "another"}, tokenizer_files(), templates)
+    own, other = (read_checkpoint(tmp_path / name) for name in ("own", "gelu"))
+    words = tokenizer_files()["tokenizer.json"]
+    assert own.sha256 == model_digest(spec, digest(params), words, templates)
+    changed = [
+        (gelu, digest(params), words, templates),
+        (grey, digest(params), words, templates),
+        (spec, digest(params) + "0", words, templates),
+        (spec, digest(params), words + b" ", templates),
+        (spec, digest(params), words, None),
+    ]
+    assert len({own.sha256, *(model_digest(*given) for given in changed)}) == 1 + len(changed)
+
+    encoded = []
+
+    def encode(params, text, tokenizer, texts):
+        encoded.append(text.activation)
+        return np.ones((len(texts), text.joint_width), np.float32)
+
+    monkeypatch.setattr("gla_jax.text.bank.encode_texts", encode)
+    for model in (own, other, own):
+        text_bank(model, load_tokenizer(model.folder), parse_classes(["water"]), ["{}"], tmp_path / "cache")
+    assert encoded == ["quick_gelu", "gelu"]
+
+
+def test_a_spec_of_other_pixels_loads_as_it_was_written(tmp_path):
+    spec = ClipSpec(dataclasses.replace(small_clip().image, pixel_mean=(0.5, 0.5, 0.5)), small_clip().text)
+    write_checkpoint(tmp_path / "model", spec, random_params(spec, 0), {})
+    loaded = read_spec(tmp_path / "model")[1]
+    assert loaded == spec
+    hash(loaded)  # a static argument of every program
 
 
 def test_half_precision_storage_loads_as_float32(tmp_path, params):
@@ -45,15 +110,59 @@ def test_a_taken_folder_is_left_alone(folder, params):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path):
-    def write_half():
-        with folder_written_beside(tmp_path / "model") as beside:
-            (beside / "config.json").write_text("{}")
-            raise KeyboardInterrupt
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, OSError(28, "No space left on device")])
+def test_an_interrupted_write_leaves_nothing(stop, tmp_path):
+    (tmp_path / "there").mkdir()
 
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert list(tmp_path.iterdir()) == []
+    def write_half(target):
+        with folder_written_beside(target) as beside:
+            (beside / "config.json").write_text("{}")
+            raise stop
+
+    expected = pytest.raises(ModelError, match=r"cannot be made \(No space left") if isinstance(stop, OSError) else None
+    for target in (tmp_path / "model", tmp_path / "there", tmp_path / "made" / "for it" / "model"):
+        with expected or pytest.raises(stop):
+            write_half(target)
+        assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+
+
+def test_signals_are_left_as_they_were(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with folder_written_beside(tmp_path / "model"):
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
+    killed, other, mine = (
+        tmp_path / name for name in (".model-0123abcd.unfinished", ".model2-0123abcd.unfinished", ".model-backup")
+    )
+    for folder in (killed, other, mine):
+        folder.mkdir()
+        (folder / "file").write_text("")
+    with folder_written_beside(tmp_path / "model") as running:
+        with pytest.raises(KeyboardInterrupt), folder_written_beside(tmp_path / "model"):
+            raise KeyboardInterrupt  # of a second run beside the first
+        assert running.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"model", other.name, mine.name}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("file/x/out", "file is a file"), ("n" * 300, "too long"), ("new/" + "n" * 300, "too long")],
+)
+def test_a_folder_that_cannot_be_made_is_one_sentence(name, reason, tmp_path, params):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=rf"cannot be made.*{reason}.*name another folder") as caught:
+        write_checkpoint(tmp_path / name, SPEC, params, {})
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_folder_where_nothing_can_be_made_is_one_sentence():
+    with pytest.raises(ModelError, match="/proc/out cannot be made"):
+        check_new_folder(Path("/proc/out"))
 
 
 def test_parameters_of_another_spec_are_refused(tmp_path, params):

@@ -9,10 +9,15 @@ import jax.numpy as jnp
 from gla_jax.shapes import Array, Float, typed
 from gla_jax.towers.layers import Activation, Block, Heads, LayerNorm, PatchTokens, multi_head_attention
 
+Channels = tuple[float, float, float]
+# Of the images OpenAI trained on, RGB in 0..1; most CLIPs since have taken them over.
+OPENAI_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_DEVIATION: Channels = (0.26862954, 0.26130258, 0.27577711)
+
 
 @dataclass(frozen=True)
 class ClipImageSpec:
-    """Sizes of a CLIP image tower; the pretraining image side fixes the position table."""
+    """Sizes of a CLIP image tower and how its pixels are normalised; the pretraining side fixes the position table."""
 
     image_size: int
     patch_size: int
@@ -23,6 +28,8 @@ class ClipImageSpec:
     joint_width: int
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    pixel_mean: Channels = OPENAI_MEAN
+    pixel_deviation: Channels = OPENAI_DEVIATION
 
     @property
     def grid_side(self) -> int:
@@ -62,7 +69,7 @@ class ClipImage(nn.Module):
 
     @typed
     def encode(self, pixels: Float[Array, "B 3 h w"]) -> ClipImageTokens:
-        """Tokens of every block and q, k, v of the last one; pixels normalised with CLIP's mean and deviation.
+        """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and deviation.
 
         Raises ValueError when the patch size does not divide h and w.
         """

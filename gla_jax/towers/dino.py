@@ -12,7 +12,7 @@ from gla_jax.towers.layers import Block, LayerNorm, PatchTokens
 
 @dataclass(frozen=True)
 class DinoSpec:
-    """Sizes of a DINO tower."""
+    """Sizes of a DINO tower; position_offset is 0.1 for weights of torch.hub (see resize_positions)."""
 
     image_size: int
     patch_size: int
@@ -22,6 +22,7 @@ class DinoSpec:
     mlp_width: int
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
+    position_offset: float = 0.0
 
 
 class VisionTokens(NamedTuple):
@@ -46,7 +47,14 @@ class Dino(nn.Module):
     def setup(self):
         spec = self.spec
         grid_side = spec.image_size // spec.patch_size
-        self.patch_tokens = PatchTokens(spec.width, spec.patch_size, grid_side, use_bias=True, dtype=self.dtype)
+        self.patch_tokens = PatchTokens(
+            spec.width,
+            spec.patch_size,
+            grid_side,
+            use_bias=True,
+            position_offset=spec.position_offset,
+            dtype=self.dtype,
+        )
         self.blocks = [
             Block(spec.width, spec.heads, spec.mlp_width, "gelu", spec.layer_norm_eps, spec.qkv_bias, dtype=self.dtype)
             for _ in range(spec.depth)

@@ -13,7 +13,10 @@ from gla_jax.towers.layers import Block, LayerNorm, PatchTokens
 
 @dataclass(frozen=True)
 class DinoV2Spec:
-    """Sizes of a DINOv2 tower; the giant one has activation "swiglu" and mlp_width counts its gated half."""
+    """Sizes of a DINOv2 tower; the giant one has activation "swiglu" and mlp_width counts its gated half.
+
+    position_offset is 0.1 for weights of torch.hub without registers (see resize_positions).
+    """
 
     image_size: int
     patch_size: int
@@ -25,6 +28,7 @@ class DinoV2Spec:
     registers: int = 0
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
+    position_offset: float = 0.0
 
 
 class DinoV2(nn.Module):
@@ -43,6 +47,7 @@ class DinoV2(nn.Module):
             registers=spec.registers,
             # The models with registers were released with the antialiased kernel.
             position_resize="bicubic_antialias" if spec.registers else "bicubic",
+            position_offset=spec.position_offset,
             dtype=self.dtype,
         )
         self.blocks = [

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gla_jax.interpolation import bicubic_matrix
 from gla_jax.shapes import Array, Bool, Float, typed
 
 Activation = Literal["gelu", "quick_gelu", "swiglu"]
@@ -93,21 +94,29 @@ def multi_head_attention(attended: Heads, heads: int, mask: Bool[Array, "t t"] |
 
 @typed
 def resize_positions(
-    positions: Float[Array, "n C"], grid: tuple[int, int], method: PositionResize = "bicubic"
+    positions: Float[Array, "n C"], grid: tuple[int, int], method: PositionResize = "bicubic", offset: float = 0.0
 ) -> Float[Array, "m C"]:
-    """Resize a square table of patch positions to another grid as PyTorch's interpolate(size=...) does.
+    """Resize a square table of patch positions to another grid as PyTorch's interpolate does.
 
     "bicubic" is align_corners=False with a = -0.75; "bicubic_antialias" is PyTorch's antialias=True, whose kernel has
-    a = -0.5 (used by DINOv2 with registers). The own grid returns the table untouched.
+    a = -0.5 (used by DINOv2 with registers). Without offset it is interpolate(size=grid); with one,
+    interpolate(scale_factor=(grid + offset) / side), as DINO's and DINOv2's own code asks, which samples a little to
+    the left of it. The own grid returns the table untouched.
     """
     side = round(positions.shape[0] ** 0.5)
     if side * side != positions.shape[0]:
         raise ValueError(f"{positions.shape[0]} position embeddings do not form a square grid")
+    if offset and method != "bicubic":
+        raise ValueError(f"the position resize {method} has no offset, but {offset} is given")
     if grid == (side, side):
         return positions
     table = positions.astype(jnp.float32).reshape(side, side, -1)
-    kernel, antialias = {"bicubic": ("bicubic-pytorch", False), "bicubic_antialias": ("cubic", True)}[method]
-    resized = jax.image.resize(table, (*grid, table.shape[-1]), method=kernel, antialias=antialias)
+    if offset:
+        rows, columns = (bicubic_matrix(side, cells, (cells + offset) / side) for cells in grid)
+        resized = jnp.einsum("yr,xc,rcd->yxd", rows, columns, table, precision="highest")
+    else:
+        kernel, antialias = {"bicubic": ("bicubic-pytorch", False), "bicubic_antialias": ("cubic", True)}[method]
+        resized = jax.image.resize(table, (*grid, table.shape[-1]), method=kernel, antialias=antialias)
     return resized.reshape(grid[0] * grid[1], -1).astype(positions.dtype)
 
 
@@ -142,6 +151,7 @@ class PatchTokens(nn.Module):
     use_bias: bool
     registers: int = 0
     position_resize: PositionResize = "bicubic"
+    position_offset: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -161,7 +171,8 @@ class PatchTokens(nn.Module):
         class_position = self.param("class_position", normal, (self.width,))
         positions = self.param("positions", normal, (self.grid_side**2, self.width))
         # A loaded checkpoint holds NumPy arrays, which only jit turns into the arrays of jax that are checked for.
-        positions = resize_positions(jnp.asarray(positions), (rows, columns), self.position_resize)
+        grid = rows, columns
+        positions = resize_positions(jnp.asarray(positions), grid, self.position_resize, self.position_offset)
         tokens = tokens + positions.astype(self.dtype)[None]
         first = [(class_token + class_position)[None]]
         if self.registers:

@@ -1,6 +1,7 @@
 """One model under every name it is published under gives the same parameters."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ import transformers
 from gla_jax.checkpoint import flatten_params
 from gla_jax.convert import convert_clip_image, convert_state
 from gla_jax.convert.architecture import Converted
+from gla_jax.convert.pixels import Pixels, stated_pixels
 from gla_jax.errors import ConversionError
+from gla_jax.towers.clip_image import OPENAI_DEVIATION, OPENAI_MEAN
 from tests.convert import published
 from tests.convert.published import TEXT, as_numpy, hub_names, openai_names, saved
 
@@ -59,7 +62,8 @@ def of_custom_text(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_clip_sizes_come_from_shapes_and_configuration(clip_saved):
     spec = convert_state("clip", *clip_saved).spec
-    assert vars(spec.image) == {**SIZES, "joint_width": 16, "activation": "quick_gelu", "layer_norm_eps": 1e-5}
+    image = {**SIZES, "joint_width": 16, "activation": "quick_gelu", "layer_norm_eps": 1e-5}
+    assert vars(spec.image) == {**image, "pixel_mean": OPENAI_MEAN, "pixel_deviation": OPENAI_DEVIATION}
     assert (spec.text.width, spec.text.depth, spec.text.heads, spec.text.mlp_width) == (40, 3, 5, 56)
     assert (spec.text.vocabulary, spec.text.context, spec.text.end_token, spec.text.joint_width) == (7, 9, 6, 16)
 
@@ -118,6 +122,56 @@ def test_open_clip_configurations(config, activation, clip_saved):
     assert convert_state("clip", state, config, activation="gelu", heads=2).spec.image.heads == 2
 
 
+HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
+IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**open_clip_config(), "preprocess_cfg": {"mean": list(HALF.mean), "std": list(HALF.deviation)}},
+        {"image_mean": list(HALF.mean), "image_std": list(HALF.deviation), "do_normalize": True},
+        {"image_processor": {"image_mean": list(HALF.mean), "image_std": list(HALF.deviation)}},
+    ],
+    ids=["open_clip", "preprocessor", "processor"],
+)
+def test_pixels_are_normalised_as_the_files_say(config, clip_saved):
+    assert stated_pixels(config) == HALF
+    state = as_numpy(openai_names(clip_saved[0]))
+    said = {} if "model_cfg" in config else {"pixels": stated_pixels(config)}
+    spec = convert_state("clip", state, open_clip_config() | config, **said).spec
+    assert (spec.image.pixel_mean, spec.image.pixel_deviation) == HALF
+
+
+def test_pixels_of_files_that_say_nothing_or_that_they_are_not_normalised():
+    assert stated_pixels(None) is stated_pixels({"image_processor": 3}) is stated_pixels(open_clip_config()) is None
+    assert stated_pixels({"do_normalize": False, "image_mean": [1]}) == Pixels((0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"image_mean": [0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+        {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0, 0.5]},
+        {"image_mean": [0.5, 0.5, "x"], "image_std": [0.5, 0.5, 0.5]},
+        {"image_mean": [0.5, 0.5, 0.5]},
+        {"preprocess_cfg": {"mean": [float("nan")] * 3, "std": [1, 1, 1]}},
+    ],
+    ids=["two", "zero", "text", "no deviation", "nan"],
+)
+def test_pixels_that_are_no_numbers_are_said(config):
+    with pytest.raises(ConversionError, match="not three numbers each"):
+        stated_pixels(config)
+
+
+@pytest.mark.parametrize("family", ["dino", "dinov2"])
+def test_pixels_that_are_not_imagenets_are_refused_where_the_tower_has_no_others(family, tmp_path):
+    state, config = saved(published.dino_model() if family == "dino" else published.dinov2_model(), tmp_path)
+    convert_state(family, state, config, pixels=IMAGENET)
+    with pytest.raises(ConversionError, match=r"mean \[0.5, 0.5, 0.5\].*ImageNet's alone"):
+        convert_state(family, state, config, pixels=HALF)
+
+
 @pytest.mark.parametrize(
     ("vision", "reason"),
     [
@@ -150,10 +204,12 @@ def test_an_end_token_outside_the_vocabulary(clip_saved):
 def test_dino_names_agree(dino_saved):
     state, config = dino_saved
     expected = convert_state("dino", state, config)
-    assert vars(expected.spec) == {**SIZES, "qkv_bias": True, "layer_norm_eps": config["layer_norm_eps"]}
+    own = {"qkv_bias": True, "layer_norm_eps": config["layer_norm_eps"], "position_offset": 0.0}
+    assert vars(expected.spec) == {**SIZES, **own}
     hub = as_numpy(hub_names(state))
     converted = convert_state("dino", hub, heads=4)
     assert converted.spec.layer_norm_eps == 1e-6
+    assert converted.spec.position_offset == 0.1
     assert_equal_params(converted.params, expected.params)
     training = prefixed(hub, "module.backbone.") | {"module.head.mlp.0.weight": np.ones(3)}
     assert_same(convert_state("dino", training, heads=4), converted)
@@ -175,6 +231,10 @@ def test_dinov2_names_agree(dinov2_saved):
     assert expected.spec.registers == config.get("num_register_tokens", 0)
     assert expected.spec.activation == ("swiglu" if config["use_swiglu_ffn"] else "gelu")
     hub = as_numpy(hub_names(state))
+    assert expected.spec.position_offset == 0.0
+    # Only the code of the models without registers adds to the grid.
+    own = replace(expected.spec, position_offset=0.0 if expected.spec.registers else 0.1)
+    expected = expected._replace(spec=own)
     assert_same(convert_state("dinov2", hub, heads=4), expected)
     chunked = {name.replace("blocks.1.", "blocks.0.1."): tensor for name, tensor in hub.items()}
     assert_same(convert_state("dinov2", chunked, heads=4), expected)
@@ -275,6 +335,7 @@ def changed(state: Mapping[str, np.ndarray], **shapes: tuple[int, ...]) -> dict[
         ("clip", {"visual__conv1__weight": (32, 1, 8, 8)}, OPENAI, "not a square of RGB pixels"),
         ("clip", {"visual__proj": (32,)}, OPENAI, "visual.proj gives image/projection/kernel the wrong number of axes"),
         ("clip", {"visual__attnpool__k_proj": (3, 3)}, OPENAI, "no rule covers visual.attnpool.k_proj"),
+        ("clip", {}, {**OPENAI, "heads": 0}, "0 attention heads do not divide the width 32"),
         ("dino", {}, {}, "no rule covers"),
         ("dino", {}, {"activation": "gelu"}, "activation cannot be chosen for dino"),
         ("vit", {}, {}, "'vit' is not a family"),
@@ -311,3 +372,12 @@ def test_missing_parts_are_named(clip_saved):
 def test_configurations_that_do_not_fit_are_said(family, config, reason, dino_saved):
     with pytest.raises(ConversionError, match=reason):
         convert_state(family, dino_saved[0], config)
+
+
+@pytest.mark.parametrize("family", ["dino", "dinov2"])
+def test_no_heads_are_refused_and_not_taken_for_unsaid(family, tmp_path):
+    model = published.dino_model() if family == "dino" else published.dinov2_model()
+    state, config = saved(model, tmp_path)
+    assert convert_state(family, state, config, heads=2).spec.heads == 2
+    with pytest.raises(ConversionError, match="0 attention heads do not divide the width 32: give another --heads"):
+        convert_state(family, state, config, heads=0)

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,23 @@ def open_clip_checkpoint(model, state, folder):
     return folder / "epoch_3.pt", {**HEADS, "activation": "quick_gelu"}
 
 
+def sharded_bin_folder(model, state, folder):
+    model.config.save_pretrained(folder)
+    names = sorted(model.state_dict())
+    shards = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(names)}
+    for shard in set(shards.values()):
+        torch.save({name: x for name, x in model.state_dict().items() if shards[name] == shard}, folder / shard)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    return folder, {}
+
+
+def open_clip_bin_folder(model, state, folder):
+    source, options = open_clip_folder(model, state, folder)
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save(openai_names(state), folder / "open_clip_pytorch_model.bin")
+    return source, options
+
+
 def open_clip_folder(model, state, folder):
     save_file({name: x.contiguous() for name, x in openai_names(state).items()}, folder / "open_clip_model.safetensors")
     sizes = {"vision_cfg": {"width": 32, "head_width": 8}, "text_cfg": {"heads": 5}, "quick_gelu": True}
@@ -79,9 +98,11 @@ CLIP_FORMATS = (
     safetensors_folder,
     sharded_folder,
     bin_folder,
+    sharded_bin_folder,
     openai_archive,
     open_clip_checkpoint,
     open_clip_folder,
+    open_clip_bin_folder,
 )
 
 
@@ -99,6 +120,48 @@ def test_every_format_of_clip_gives_one_model(write, clip, tmp_path):
         np.testing.assert_array_equal(flatten_params(loaded.params)[path], leaf, err_msg=path)
     check_manifest(manifest, source, tmp_path / "out", flatten_params(params))
     assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).get_vocab_size() == OPENAI_VOCABULARY
+
+
+IMAGE_PROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.5]}
+PREPROCESS = {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}
+
+
+@pytest.mark.parametrize(
+    ("write", "files", "pixels"),
+    [
+        (safetensors_folder, {"preprocessor_config.json": IMAGE_PROCESSOR}, ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))),
+        (
+            safetensors_folder,
+            {
+                "preprocessor_config.json": IMAGE_PROCESSOR,
+                "open_clip_config.json": {"model_cfg": {}, "preprocess_cfg": PREPROCESS},
+            },
+            ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2)),
+        ),
+        (open_clip_folder, {"preprocessor_config.json": IMAGE_PROCESSOR}, ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))),
+    ],
+    ids=["transformers", "the training's own file first", "open_clip without its own"],
+)
+def test_pixels_are_normalised_as_the_model_was_trained(write, files, pixels, clip, tmp_path):
+    """LAION's L/14 was trained with mean and deviation 0.5: OpenAI's would show it every image in wrong colours."""
+    (tmp_path / "source").mkdir()
+    source, options = write(*clip[:2], tmp_path / "source")
+    for name, content in files.items():
+        (source / name).write_text(json.dumps(content))
+    manifest = convert("clip", source, tmp_path / "out", **options)
+    spec = read_checkpoint(tmp_path / "out").spec.image
+    assert (spec.pixel_mean, spec.pixel_deviation) == pixels
+    assert list(files)[-1] in manifest["files"]
+
+
+def test_a_preprocessor_that_means_nothing_is_named(dino_folder, tmp_path):
+    shutil.copytree(dino_folder, tmp_path / "source")
+    path = tmp_path / "source" / "preprocessor_config.json"
+    for content, reason in (({"image_mean": 3}, "not three numbers each"), (IMAGE_PROCESSOR, "know ImageNet's alone")):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ConversionError, match=reason) as caught:
+            convert("dino", tmp_path / "source", tmp_path / "out")
+        assert str(tmp_path / "source") in str(caught.value)
 
 
 def check_manifest(manifest: dict, source: Path, out: Path, params: dict) -> None:
@@ -198,39 +261,47 @@ def test_a_taken_folder_is_left_alone(dino_folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-STOPS_BEFORE_THE_END = """
-import signal, sys, time, types
+WRITES_FOR_A_WHILE = """
+import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would this one
 sys.modules["torch"] = None  # importing it fails
-import gla_jax.checkpoint
+from gla_jax import checkpoint
 from gla_jax.convert import convert
 
-def stop(beside, target):
-    print("written", flush=True)
-    time.sleep(600)
+def save(folder, params, write=checkpoint.save_params):
+    print("writing", flush=True)
+    time.sleep(1)  # Orbax writes on in its own threads, whatever happens to the main one
+    write(folder, params)
+    (time.sleep(600) if sys.argv[3:] else None)
 
-gla_jax.checkpoint.os = types.SimpleNamespace(replace=stop)
+checkpoint.save_params = save
 convert("dino", sys.argv[1], sys.argv[2], heads=4)
 """
 
 
-@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
-def test_an_interrupted_run_without_torch_leaves_no_model(interruption, dino_folder, tmp_path):
-    source, out = tmp_path / "pretrain.pth", tmp_path / "made" / "out"
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["Ctrl-C", "ended", "killed"])
+def test_a_run_that_is_stopped_while_it_writes_leaves_no_model(stop, dino_folder, tmp_path):
+    source, out = tmp_path / "pretrain.pth", tmp_path / "made" / "for it" / "out"
     torch.save(load_file(dino_folder / "model.safetensors"), source)
-    command = [sys.executable, "-c", STOPS_BEFORE_THE_END, str(source), str(out)]
+    wait = ["wait"] if stop == signal.SIGKILL else []
+    command = [sys.executable, "-c", WRITES_FOR_A_WHILE, str(source), str(out), *wait]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
     ) as process:
         try:
-            assert process.stdout.readline() == "written\n"
-            process.send_signal(interruption)
+            assert process.stdout.readline() == "writing\n"
+            process.send_signal(stop)
+            if stop != signal.SIGKILL:
+                time.sleep(0.1)
+                process.send_signal(stop)  # nor does impatience
             process.wait(timeout=60)
         finally:
             process.kill()
+    assert process.returncode == {signal.SIGINT: -2, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop]
     assert not out.exists()
-    if interruption == signal.SIGINT:
-        assert list(out.parent.iterdir()) == []
+    if stop != signal.SIGKILL:
+        assert [path.name for path in tmp_path.iterdir()] == ["pretrain.pth"]
     convert("dino", source, out, heads=4)
     assert read_checkpoint(out).spec.width == 32
+    assert [path.name for path in out.parent.iterdir()] == ["out"]  # of the killed run, nothing either

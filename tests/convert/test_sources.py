@@ -122,6 +122,12 @@ def test_what_is_no_source_is_said(name, tmp_path, monkeypatch):
         assert "holds no weights" in refused(name)
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "n" * 300, "owner/" + "n" * 300])
+def test_names_no_file_can_have_are_one_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"{name} cannot be " in refused(name) or f"{name} is neither" in refused(name)
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_a_network_the_manual_way_is_named(offline):
     message = refused("owner/not-downloaded", offline=offline)  # the suite runs with HF_HUB_OFFLINE=1
@@ -156,7 +162,10 @@ def test_a_download_takes_one_kind_of_weights(hub):
     (folder / "pytorch_model.bin").write_bytes(b"another gigabyte")
     source = open_source("owner/name")
     assert source.revision == "0123abc"
-    assert asked == [("owner/name", ["model.safetensors", *sources.CONFIGS, *sources.TOKENIZERS])]
+    beside = {*sources.CONFIGS, *sources.PREPROCESSORS, *sources.TOKENIZERS}
+    assert asked == [("owner/name", ["model.safetensors", *asked[0][1][1:]])]
+    assert sorted(asked[0][1][1:]) == sorted(beside)
+    assert {"preprocessor_config.json", "open_clip_config.json"} <= beside
     np.testing.assert_array_equal(source.state["x"], X)
 
 

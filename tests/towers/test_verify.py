@@ -1,4 +1,7 @@
-"""verify() on real files: transformers folders, and other published names renamed without the converter's rules."""
+"""verify() on real files: transformers folders, and other published names renamed without the converter's rules.
+
+Each source behaves as the code it comes from: torch.hub's resizes positions in another way than transformers.
+"""
 
 import io
 import sys
@@ -26,27 +29,41 @@ MODELS = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def models(request, tmp_path_factory):
-    """(folder saved by transformers, the same under the names of the project it came from, its conversion)."""
+    """(folder saved by transformers, the same under the names of the project it came from, their conversions)."""
     make, options, rename = MODELS[request.param]
     root = tmp_path_factory.mktemp("verify")
     state, _ = published.saved(randomise(make(**options), 0), root / "saved")
     published.write_tokenizer(root / "saved")
     torch.save(rename(state), root / "published.pth")
-    convert(request.param.split()[0], root / "saved", root / "model")
-    return root / "saved", root / "published.pth", root / "model"
+    family = request.param.split()[0]
+    convert(family, root / "saved", root / "model")
+    if family == "clip":
+        return root / "saved", root / "published.pth", root / "model", root / "model"
+    convert(family, root / "published.pth", root / "model of published", heads=4)
+    return root / "saved", root / "published.pth", root / "model", root / "model of published"
 
 
 def test_a_converted_model_passes_whatever_its_tensors_were_called(models):
-    saved, other, model = models
+    saved, other, of_saved, of_other = models
     image = np.random.default_rng(1).integers(0, 256, (50, 37, 3), np.uint8)
-    for source in (saved, other):
+    for source, model in ((saved, of_saved), (other, of_other)):
         result = verify(model, source, [image])
         assert result.passed, result.errors
         assert any(error > 0 for error in result.errors.values())
 
 
+def test_positions_resized_in_the_way_of_another_source_do_not_pass(models):
+    saved, other, of_saved, of_other = models
+    offsets = [getattr(read_spec(model)[1], "position_offset", 0.0) for model in (of_saved, of_other)]
+    assert offsets[0] == 0.0
+    for source, model in ((saved, of_other), (other, of_saved)):
+        errors = verify(model, source, [drawn_image()]).errors
+        worst = max(errors[stage] for stage in errors if stage.endswith("embedded"))
+        assert (worst > 100 * TOLERANCE) == (offsets[1] == 0.1), errors
+
+
 def test_other_weights_do_not_pass(models, tmp_path):
-    saved, _, model = models
+    saved, _, model, _ = models
     state = load_file(saved / "model.safetensors")
     name = next(name for name in sorted(state) if name.endswith(("fc2.bias", "weights_out.bias", "output.dense.bias")))
     state[name] = state[name] + np.linspace(-0.1, 0.1, len(state[name]), dtype=np.float32)
@@ -58,7 +75,7 @@ def test_other_weights_do_not_pass(models, tmp_path):
 
 
 def test_a_source_that_leaves_tensors_to_chance_is_refused(models, tmp_path):
-    _, other, model = models
+    _, other, _, model = models
     state = torch.load(other)
     del state["visual.ln_post.bias" if "visual.proj" in state else "norm.bias"]
     torch.save(state, tmp_path / "published.pth")
@@ -67,7 +84,7 @@ def test_a_source_that_leaves_tensors_to_chance_is_refused(models, tmp_path):
 
 
 def test_without_pytorch_one_sentence(models, monkeypatch):
-    saved, other, model = models
+    saved, other, model, _ = models
     monkeypatch.setitem(sys.modules, "torch", None)
     for source in (saved, other):
         with pytest.raises(ConversionError, match="install torch, or convert without --verify"):
