@@ -62,9 +62,11 @@ class Comparison:
                 notes.append(f"The {what} differ: {first} and {second}.")
         if not self.same_edges:
             sizes = self.results[0]["common_edges"]["windows"]
+            own = " and ".join(figure(r["figures"]["ber_1"]) for r in self.results)
+            at = f"{sizes['crop']} pixels every {sizes['stride']}, short side {sizes['short_side']}"
             notes.append(
                 "The windows of the two runs have different edges: both boundary figures are counted at those of GLA's "
-                f"windows ({sizes['crop']} pixels every {sizes['stride']}, short side {sizes['short_side']})."
+                f"windows ({at}). Window artefacts lie at a run's own edges: there BER, width 1, is {own}."
             )
         return notes
 

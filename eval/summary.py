@@ -45,7 +45,7 @@ def summary(contents: list[dict[str, Any]]) -> dict[str, Any]:
 
 def summary_rows(content: dict[str, Any]) -> list[tuple[str, ...]]:
     """Head and lines of the table: benchmark, figures, the paper's mIoU, images."""
-    head = ("benchmark", *(NAMES[key] for key in SHOWN), "mIoU in the paper", "images")
+    head = ("benchmark", *(NAMES[key] for key in SHOWN), "paper's mIoU", "images")
     lines = [
         (
             row["benchmark"],
@@ -68,7 +68,8 @@ def summary_table(content: dict[str, Any]) -> "Table":
     title = f"{content['method']}, {content['setting']}"
     table = Table(title=title, caption=NOTE, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     for name in head:
-        table.add_column(name, justify="left" if name == head[0] else "right")
+        first = name == head[0]
+        table.add_column(name, justify="left" if first else "right", no_wrap=first)
     for line in lines:
         table.add_row(*line)
     table.add_section()

@@ -139,6 +139,7 @@ def test_boundary_rates_of_other_windows_are_compared_at_common_edges(outcome, o
     assert figures["ber_1"] == expected != tuple(results(one)["figures"]["ber_1"] for one in (outcome, other))
     html = comparison_html(comparison)
     assert "counted at those of GLA&#x27;s windows (224 pixels every 112, short side 336)" in html
+    assert f"there BER, width 1, is {results(outcome)['figures']['ber_1']:.2f} and" in html
     assert "The models differ: colours (000000000000) and another (000000000000)." in html
     assert "The protocols differ" in html
 
