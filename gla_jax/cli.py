@@ -454,7 +454,15 @@ def convert(
 ) -> None:
     """Convert PyTorch weights into a model folder, without PyTorch."""
     from gla_jax import convert as conversion
+    from gla_jax.convert.reference import require_torch
+    from gla_jax.images import find_images, read_image
 
+    if images and not verify:
+        raise UserError(f"--image {images[0]} is only looked at by --verify; add that or leave the image out.")
+    pixels = []
+    if verify:  # what is missing is said before minutes of work
+        require_torch()
+        pixels = [read_image(path) for path in find_images(images)] if images else []
     manifest = conversion.convert(
         family.value, source, out, activation=activation, heads=heads, text_heads=text_heads, offline=offline
     )
@@ -464,9 +472,7 @@ def convert(
         from rich.console import Console
 
         from gla_jax.convert.verify import verify as compare
-        from gla_jax.images import find_images, read_image
 
-        pixels = [read_image(path) for path in find_images(images)] if images else []
         result = compare(out, source, pixels, offline=offline)
         Console().print(result.table())
         if not result.passed:

@@ -12,7 +12,6 @@ import pytest
 from gla_jax.checkpoint import (
     ClipSpec,
     digest,
-    initial_params,
     model_digest,
     read_checkpoint,
     read_spec,

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizerFast
 
 from gla_jax.checkpoint import flatten_params, read_checkpoint
+from gla_jax.cli import main
 from gla_jax.convert import convert, convert_state
 from gla_jax.errors import ConversionError, ModelError
 from tests.convert import published
@@ -305,3 +306,31 @@ def test_a_run_that_is_stopped_while_it_writes_leaves_no_model(stop, dino_folder
     convert("dino", source, out, heads=4)
     assert read_checkpoint(out).spec.width == 32
     assert [path.name for path in out.parent.iterdir()] == ["out"]  # of the killed run, nothing either
+
+
+@pytest.mark.parametrize(
+    ("options", "torch_there", "reason"),
+    [
+        (["--verify", "--image", "missing.png"], True, "missing.png"),
+        (["--verify"], False, "install torch, or convert without --verify"),
+        (["--image", "photo.png"], True, "photo.png is only looked at by --verify"),
+        (["--heads", "0"], True, "0 attention heads do not divide the width 32"),
+    ],
+    ids=["missing image", "no torch", "lone image", "no heads"],
+)
+def test_the_command_says_what_is_missing_before_it_converts(
+    options, torch_there, reason, dino_folder, tmp_path, monkeypatch, capsys
+):
+    """After it, the folder would be there, and the command with its mistake mended would refuse to touch it."""
+    monkeypatch.chdir(tmp_path)
+    if not torch_there:
+        monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["convert", "dino", str(dino_folder), "out", *options]) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert reason in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_converts_and_verifies(dino_folder, tmp_path, capsys):
+    assert main(["convert", "dino", str(dino_folder), str(tmp_path / "out"), "--verify"]) == 0
+    assert "every stage agrees" in capsys.readouterr().out
