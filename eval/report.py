@@ -184,8 +184,8 @@ def _notes(content: dict[str, Any]) -> list[str]:
     if not content["images"]["labelled"]:
         notes.append("The images have no labels: predictions are saved, nothing is measured.")
     elif content["protocol"]["windows"] != common["windows"]:
-        rates = ", ".join(f"{NAMES[key]} {figure(common[key])}" for key in BOUNDARY)
-        notes.append(f"At the edges of GLA's own windows, which all runs of a benchmark have in common: {rates}.")
+        rates = "; ".join(f"{NAMES[key]}: {figure(common[key])}" for key in BOUNDARY)
+        notes.append(f"At the edges of GLA's own windows, where all runs of a benchmark are counted too: {rates}.")
     if reasons := content["not_comparable_with_paper"]:
         notes.append(f"Not comparable with the paper's figure: {', '.join(reasons)}.")
     if twice := content["protocol"]["duplicates"]:
