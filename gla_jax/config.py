@@ -39,10 +39,10 @@ class MethodConfig:
     host: whose last CLIP block runs; global_buffer: windows see each other's keys and values; proxy_anchors: queries
     are anchors (3.1); anchor_threshold is rho, anchor_iterations is T; row_mean: the mean of one similarity row,
     clipped at 0, instead of the mean of the whole matrix; dynamic_shift is alpha_beta, dynamic_scale is alpha_gamma,
-    None falls back to the fixed shift (beta) and scale (gamma); the softmax divides by temperature; mask_temperature:
-    None for the published masks, a number t for sigmoids of width t in their place, which differentiate in every
-    setting and become the masks as t goes to 0; block_size: queries and keys of a block at most, None for the
-    platform's.
+    None falls back to the fixed shift (beta) and scale (gamma); masking: attention drops entries below the shift, as
+    ProxyCLIP does; the softmax divides by temperature; mask_temperature: None for the published masks, a number t for
+    sigmoids of width t in their place, which differentiate in every setting and become the masks as t goes to 0;
+    block_size: queries and keys of a block at most, None for the platform's.
     """
 
     host: Host = static("proxyclip")
@@ -55,6 +55,7 @@ class MethodConfig:
     dynamic_scale: Number | None = 30.0
     shift: Number = 1.2
     scale: Number = 3.0
+    masking: bool = static(True)
     temperature: Number = 1.0
     mask_temperature: Number | None = None
     attention: Literal["streaming", "dense", "sharded"] = static("streaming")
@@ -69,6 +70,11 @@ class MethodConfig:
             raise ValueError(f"block_size is {self.block_size}; it counts keys, so it is 1 or more")
         if self._uses_gla and HOSTS[self.host].gla is None:
             raise ValueError(f"GLA is not defined on the host {self.host}: it has no features to compare")
+
+    @property
+    def drops_entries(self) -> bool:
+        """Whether attention leaves entries out; otherwise its softmax is an ordinary one over all keys."""
+        return self.masking and self.mask_temperature is None
 
     @property
     def most_of_a_block(self) -> int:

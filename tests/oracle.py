@@ -77,6 +77,8 @@ def attend(keys, values, windows, method, first=None):
     beta = method.shift if method.dynamic_shift is None else 1 + method.dynamic_shift * np.log(1 + windows)
     gamma = method.scale if method.dynamic_scale is None else 1 + method.dynamic_scale / count[:, None]
     logits = gamma * (similarity - beta * mean)
+    if not method.masking:
+        return softmax(logits / method.temperature) @ values
     if method.mask_temperature is not None:
         kept = np.logaddexp(0, -logits / method.mask_temperature)  # -log sigmoid
         return softmax(logits / method.temperature - kept) @ values

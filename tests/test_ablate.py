@@ -205,6 +205,7 @@ def test_the_command_leaves_a_table_and_three_files(folder, data, tmp_path, caps
         (("--stages", "--host", "sclip"), "GLA on sclip, stage by stage", 4),
         (("--hosts",), "Hosts without and with GLA", 12),
         (("--grid", "shift=1,2", "--grid", "row_mean=true,false"), "GLA on proxyclip over shift and row_mean", 4),
+        (("--grid", "masking=true,false"), "GLA on proxyclip over masking", 2),
     ],
 )
 def test_the_command_measures_what_was_asked_for(asked, title, count, folder, tmp_path, monkeypatch):

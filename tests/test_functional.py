@@ -28,6 +28,7 @@ GATHERS = {
     "soft": SOFT,
     "soft, rows sum to less than one": replace(SOFT, anchor_threshold=1.2),
     "soft without iterations": replace(SOFT, anchor_iterations=0),
+    "soft anchors, no masking": replace(SOFT, masking=False),
     "one mean": replace(without_gla("proxyclip"), global_buffer=True),
     "each window alone": without_gla("proxyclip"),
 }

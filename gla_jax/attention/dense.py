@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, positive_sums
 from gla_jax.attention.buffer import Buffer
-from gla_jax.attention.normalize import Normalization, attention_logits, softly_kept
+from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
 from gla_jax.attention.streaming import every_part, total
 from gla_jax.config import MethodConfig
 from gla_jax.shapes import Array, Float, typed
@@ -23,10 +23,10 @@ def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, config: MethodCo
 def attention_weights(
     queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
 ) -> Float[Array, "q N"]:
-    """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0)."""
+    """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0), all without masking."""
     logits = attention_logits(queries, norm, buffer.keys)
-    if config.mask_temperature is not None:
-        return jax.nn.softmax(jnp.where(buffer.valid[None], softly_kept(logits, config), -jnp.inf), axis=1)
+    if not config.drops_entries:
+        return jax.nn.softmax(jnp.where(buffer.valid[None], ordinary_logits(logits, config), -jnp.inf), axis=1)
     logits = jnp.where(buffer.valid[None], logits, -jnp.inf)
     keep = logits >= jnp.minimum(logits.max(1, keepdims=True), 0.0)
     return jax.nn.softmax(jnp.where(keep, logits / config.temperature, -jnp.inf), axis=1)

@@ -80,9 +80,11 @@ def attention_logits(
 
 
 @typed
-def softly_kept(logits: Float[Array, "q b"], config: MethodConfig) -> Float[Array, "q b"]:
-    """Logits of an ordinary softmax that is the method's in the limit: a_ij is kept by a sigmoid instead of a_ij >= 0.
+def ordinary_logits(logits: Float[Array, "q b"], config: MethodConfig) -> Float[Array, "q b"]:
+    """Logits of the ordinary softmax over all keys, where no entry is dropped: a_ij itself without masking.
 
-    In a row of negative logits the largest one takes all as t goes to 0, which is the method's rule too.
+    With soft masks it is the method's in the limit: a_ij is kept by a sigmoid instead of a_ij >= 0, and in a row of
+    negative logits the largest one takes all as t goes to 0, which is the method's rule too.
     """
-    return logits / config.temperature + jax.nn.log_sigmoid(logits / config.mask_temperature)
+    scaled = logits / config.temperature
+    return scaled + jax.nn.log_sigmoid(logits / config.mask_temperature) if config.masking else scaled

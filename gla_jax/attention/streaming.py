@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, no_positives, positive_sums
 from gla_jax.attention.buffer import Buffer
-from gla_jax.attention.normalize import Normalization, attention_logits, softly_kept
+from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
 from gla_jax.config import MethodConfig, skips_blocks
 from gla_jax.shapes import Array, Float, typed
 
@@ -32,16 +32,16 @@ class SoftmaxPartial(NamedTuple):
     def merge(self, other: "SoftmaxPartial", config: MethodConfig) -> "SoftmaxPartial":
         """The softmax over both sets of keys.
 
-        Under hard masks a side whose maximum is negative kept only its best logits; they fall out when the other side
-        has a larger one.
+        Where entries are dropped, a side whose maximum is negative kept only its best logits; they fall out when the
+        other side has a larger one.
         """
-        soft = config.mask_temperature is not None
+        drops = config.drops_entries
         maximum = jnp.maximum(self.maximum, other.maximum)
         weights = []
         for side in (self, other):
-            weight = jnp.exp((side.maximum - maximum) / (1.0 if soft else config.temperature))
+            weight = jnp.exp((side.maximum - maximum) / (config.temperature if drops else 1.0))
             survives = (side.maximum >= 0) | (side.maximum == maximum)
-            weights.append(weight if soft else jnp.where(survives, weight, 0.0))
+            weights.append(jnp.where(survives, weight, 0.0) if drops else weight)
         return SoftmaxPartial(
             maximum,
             weights[0] * self.total + weights[1] * other.total,
@@ -65,18 +65,18 @@ def block_logits(
 ) -> Float[Array, "q b"]:
     """What the softmax of some queries over one block of keys is taken of; NOTHING where a key is not valid."""
     logits = attention_logits(queries, norm, keys.keys)
-    if config.mask_temperature is not None:
-        logits = softly_kept(logits, config)
+    if not config.drops_entries:
+        logits = ordinary_logits(logits, config)
     return jnp.where(keys.valid[None], logits, NOTHING)
 
 
 def softmax_partial(logits: Float[Array, "q b"], keys: Buffer, config: MethodConfig) -> SoftmaxPartial:
     """The softmax over one block of keys."""
-    soft, valid = config.mask_temperature is not None, keys.valid[None]
+    drops, valid = config.drops_entries, keys.valid[None]
     maximum = logits.max(1)
     exponents = logits - maximum[:, None]
-    keep = valid if soft else (logits >= jnp.minimum(maximum, 0.0)[:, None]) & valid
-    weights = jnp.where(keep, jnp.exp(exponents if soft else exponents / config.temperature), 0.0)
+    keep = (logits >= jnp.minimum(maximum, 0.0)[:, None]) & valid if drops else valid
+    weights = jnp.where(keep, jnp.exp(exponents / config.temperature if drops else exponents), 0.0)
     return SoftmaxPartial(maximum, weights.sum(1), jnp.einsum("qk,kc->qc", weights, keys.values, precision="highest"))
 
 
@@ -101,7 +101,7 @@ def gather_further(
     def merged() -> SoftmaxPartial:
         return state.merge(softmax_partial(logits, keys, config), config)
 
-    if config.mask_temperature is not None or not skips_blocks():
+    if not (config.drops_entries and skips_blocks()):
         return merged()
     best = logits.max(1)
     survives = (best >= 0) | (best >= state.maximum)

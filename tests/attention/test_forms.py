@@ -34,6 +34,8 @@ METHODS = {
     # A low rho: the mean of two tokens alone is as near to either, and rounding would choose the one that is kept.
     "everything below the shift": replace(GLA, anchor_threshold=0.1, dynamic_shift=30.0, dynamic_scale=None),
     "temperature 0.5": replace(GLA, temperature=0.5),
+    "no masking": replace(GLA, masking=False, temperature=0.5),
+    "no masking below the shift": replace(GLA, masking=False, dynamic_shift=30.0, dynamic_scale=None),
 }
 
 
@@ -259,3 +261,6 @@ def test_a_block_in_which_no_entry_survives_is_left_alone(monkeypatch):
     np.testing.assert_array_equal(skipped.average(), read.average())
     monkeypatch.setattr(streaming, "skips_blocks", lambda: False)
     assert np.isnan(gather_further(state, queries, norm, unread, GLA).average()).all()
+    monkeypatch.undo()
+    everything = replace(GLA, masking=False)
+    assert np.isnan(gather_further(state, queries, norm, unread, everything).average()).all()
