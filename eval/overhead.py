@@ -148,22 +148,28 @@ def measure_overhead(case: Case, threads: int = 2) -> Cost:
 
 def overhead_table(costs: list[Cost]) -> "Table":
     """The costs as `gla-jax eval overhead` prints them."""
+    from rich import box
     from rich.table import Table
 
     table = Table(
         title="The loop with towers that return zeros",
-        caption="milliseconds an image: in the main thread; (ahead): in the reading threads, which go on meanwhile",
+        caption="Milliseconds an image; those ahead are of the reading threads, which go on meanwhile.",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
     )
     table.add_column("image")
-    ahead = (f"{name} (ahead)" for name in costs[0].threads)
-    for name in ("classes", "queries", "images a second", *costs[0].milliseconds, *ahead):
-        table.add_column(name, justify="right")
     for cost in costs:
         height, width = cost.case.size
-        stages = (f"{value:.1f}" for value in (*cost.milliseconds.values(), *cost.threads.values()))
-        table.add_row(
-            f"{width} x {height}", str(cost.classes), str(cost.queries), f"{cost.images_per_second:.1f}", *stages
-        )
+        table.add_column(f"{width} x {height}", justify="right", no_wrap=True)
+    table.add_row("classes, queries", *(f"{cost.classes}, {cost.queries}" for cost in costs))
+    table.add_row("images a second", *(f"{cost.images_per_second:.1f}" for cost in costs))
+    table.add_section()
+    for stage in costs[0].milliseconds:
+        table.add_row(stage, *(f"{cost.milliseconds.get(stage, 0.0):.1f}" for cost in costs))
+    table.add_section()
+    for stage in costs[0].threads:
+        table.add_row(f"{stage} (ahead)", *(f"{cost.threads[stage]:.1f}" for cost in costs))
     return table
 
 

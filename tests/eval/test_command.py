@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from gla_jax.errors import UserError
 from gla_jax.eval.command import app
 from tests.eval import trees
+from tests.eval.test_protocols import preset_file
 from tests.small_models import random_pair
 
 pytestmark = [
@@ -92,6 +93,18 @@ def test_a_folder_with_its_own_classes(tmp_path, model):
     assert content["protocol"]["queries"] == 6
 
 
+def test_a_preset_of_tune_is_measured_under_its_own_protocol(tmp_path, model):
+    preset, data = preset_file(tmp_path / "mine.json"), trees.camvid(tmp_path / "camvid", [0, 3, 11])
+    arguments = ("camvid", "--data", data, "--model", model, "--offline", "--limit", 1, "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="tuned for the method gla, not for maskclip"):
+        call(*arguments, "--preset", preset, "--method", "maskclip")
+    call(*arguments, "--preset", preset)
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    assert content["protocol"]["setting"] == "tuned"
+    assert content["settings"]["method"]["dynamic_scale"] == 20.0
+    assert "| setting | tuned for gla |" in (tmp_path / "out/report.md").read_text()
+
+
 def test_prepare_makes_a_copy_that_data_takes(tmp_path, model):
     data = trees.camvid(tmp_path / "camvid", [0, 3, 11])
     assert "gla_benchmark/camvid" in call("prepare", "camvid", "--data", data, "--out", tmp_path / "copies").stdout
@@ -110,6 +123,7 @@ def test_prepare_makes_a_copy_that_data_takes(tmp_path, model):
         (("tiny-world", "--method", "nothing"), "'nothing' is not a method"),
         (("tiny-world", "--preset", "nothing"), "'nothing' is not a preset"),
         (("tiny-world", "--dtype", "half"), "'half' is not a dtype"),
+        (("tiny-world", "--preset", "nothing.json"), r"nothing\.json cannot be read"),
         (("voc21",), "name it with --data"),
     ],
 )

@@ -141,7 +141,7 @@ def preset_file(path, **changes):
     content = {
         "format": "gla-jax preset 1",
         "method": "gla",
-        "windows": {"short_side": 300, "crop": 112, "stride": 56, "long_side": 2048},
+        "windows": {"short_side": 112, "crop": 112, "stride": 56, "long_side": 2048},
         "numbers": numbers | {"threshold": 0.05} | changes,
     }
     path.write_text(json.dumps(content))
