@@ -12,6 +12,7 @@ from PIL import Image
 from gla_jax.errors import UserError
 from gla_jax.eval.compare import compare, comparison_html, comparison_tables
 from gla_jax.eval.pictures import chosen, report_pictures
+from gla_jax.eval.protocols import Tuned
 from gla_jax.eval.report import report_html, report_markdown, write_report
 from gla_jax.eval.results import image_miou, results, write_results
 from gla_jax.eval.runner import measure
@@ -92,6 +93,13 @@ def test_names_cannot_break_the_page(outcome):
     content["per_class"][1]["class"] = "cat | dog"
     cells = [line for line in report_markdown(content).splitlines() if "cat" in line]
     assert cells[0].replace("\\|", "").count("|") == 5
+
+
+def test_a_tuned_protocol_is_not_called_a_setting_of_the_paper(outcome):
+    row = replace(outcome.run.row, setting="tuned", tuned=Tuned("gla", (("anchor_threshold", 0.5),)))
+    content = results(replace(outcome, run=replace(outcome.run, row=row)))
+    assert "| setting | tuned for gla |" in report_markdown(content)
+    assert (content["paper"], content["not_comparable_with_paper"]) == (None, None)
 
 
 def test_long_names_have_room_beside_their_bars(outcome):
