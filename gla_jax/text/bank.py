@@ -92,6 +92,10 @@ def _read(path: Path, shape: tuple[int, int]) -> Float[np.ndarray, "Q E"] | None
 def _write(path: Path, bank: Float[np.ndarray, "Q E"]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=".", suffix=".npy", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        np.save(file, bank)
-    os.replace(beside, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, bank)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise

@@ -71,3 +71,14 @@ def test_a_damaged_cache_file_is_made_again(clip, tokenizer, tmp_path, damage):
     else:
         path.write_bytes(damage)
     np.testing.assert_array_equal(text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path), first)
+
+
+def test_a_full_disk_leaves_no_part_of_a_bank(clip, tokenizer, tmp_path, monkeypatch):
+    def fail(file, bank):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module.np, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+    assert list((tmp_path / "text").iterdir()) == []
