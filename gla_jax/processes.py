@@ -123,22 +123,26 @@ def joined(distributed: bool, advice: str) -> Iterator[Processes]:
         yield processes
         processes.wait("end")
     except OthersEnded:
-        os._exit(1)  # the watcher says it
+        sys.stdout.flush()
+        os._exit(1)  # the watcher says why
     except BaseException as error:
+        if processes.count > 1:
+            leave(error, watcher)
         watcher.done()
-        if processes.count == 1:
-            raise
-        leave(error)
+        raise
     finally:
         signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
     watcher.done()
 
 
-def leave(error: BaseException) -> NoReturn:
+def leave(error: BaseException, watcher: Watcher) -> NoReturn:
     """Say why this process of several ends, as the command line would, and end it without a word to the others.
 
     JAX's own way out waits minutes for processes that are still at work or wait for this one's share.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not lead into that way out
+    watcher.done()
     code = exit_code(error)
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
