@@ -67,10 +67,14 @@ def test_demo_and_segment_run(command, tmp_path):
 
 
 def test_convert_runs(command, tmp_path):
-    from transformers import ViTConfig, ViTModel
+    """A CLIP without a tokenizer takes OpenAI's, so its vocabulary has to be in the wheel."""
+    from transformers import CLIPConfig, CLIPModel
 
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**sizes, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0}
     torch.manual_seed(0)
-    ViTModel(config).save_pretrained(tmp_path / "source")
-    command("convert", "dino", "source", "converted")
-    assert json.loads((tmp_path / "converted" / "config.json").read_text())["family"] == "dino"
+    config = CLIPConfig(projection_dim=16, vision_config={**sizes, "image_size": 32}, text_config=text)
+    CLIPModel(config).save_pretrained(tmp_path / "source")
+    command("convert", "clip", "source", "converted")
+    assert json.loads((tmp_path / "converted" / "config.json").read_text())["family"] == "clip"
+    assert (tmp_path / "converted" / "tokenizer.json").exists()
