@@ -44,7 +44,7 @@ from gla_jax.logits import SegmenterParams, WindowTokens, encode_windows, patch_
 from gla_jax.memory import GIB, ProgramBytes, device_peak, forget_host_peak, host_peak, machine_memory, program_bytes
 from gla_jax.mesh import make_mesh, padded_windows, place_params
 from gla_jax.progress import track
-from gla_jax.segmenter import Segmenter, image_grid, on_device
+from gla_jax.segmenter import Segmenter, image_grid
 from gla_jax.settings import one_of, settings_from_options
 from gla_jax.shapes import Array
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
@@ -241,12 +241,13 @@ def random_params(clip: ClipImageSpec, vfm: VfmSpec, dtype: str, seed: int = 0) 
     """Towers of some sizes with random weights, drawn by NumPy, which compiles nothing."""
     rng = np.random.default_rng(seed)
 
-    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> Array:
         noise = rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02)
-        return noise + 1 if path[-1].key == "scale" else noise  # of a LayerNorm
+        of_norm = path[-1].key == "scale"
+        return jnp.asarray(noise + np.float32(1) if of_norm else noise, dtype)
 
     def weights(shapes: Params) -> Params:
-        return on_device(jax.tree_util.tree_map_with_path(draw, dict(shapes)), jnp.dtype(dtype))
+        return jax.tree_util.tree_map_with_path(draw, dict(shapes))
 
     pixels = jax.ShapeDtypeStruct((1, 3, clip.patch_size, clip.patch_size), jnp.float32)
     image = jax.eval_shape(ClipImage(clip).init, jax.random.key(0), pixels)["params"]

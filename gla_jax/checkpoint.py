@@ -21,6 +21,7 @@ from gla_jax.towers.dino import Dino, DinoSpec
 from gla_jax.towers.dinov2 import DinoV2, DinoV2Spec
 
 FORMAT = "gla-jax model 1"
+ALIGNMENT = 64  # bytes, of arrays that XLA takes as they are
 Params = Mapping[str, Any]
 
 
@@ -178,12 +179,26 @@ def read_checkpoint(folder: Path | str) -> Checkpoint:
         raise ModelError(f"{folder / 'params'} cannot be read ({reason[:200]}); convert the weights again.") from error
     if digest(stored) != config.get("params_sha256"):
         raise ModelError(f"{folder / 'params'} is damaged: its digest is not the one in config.json; convert again.")
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), stored)
+    leaves, tree = jax.tree.flatten(stored)
+    del stored  # each leaf is let go of when it is copied, so that a model is never there twice
+    for index in range(len(leaves)):
+        leaves[index] = aligned(leaves[index])
+    params = jax.tree.unflatten(tree, leaves)
     templates = tuple(config["templates"]) if config.get("templates") else None
     tokenizer = folder / "tokenizer.json"
     content = tokenizer.read_bytes() if tokenizer.is_file() else b""
     sha256 = model_digest(spec, config["params_sha256"], content, templates)
     return Checkpoint(family, spec, params, sha256, folder, templates)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A float32 copy that begins where JAX needs it to share its memory with a processor's device."""
+    size = array.size * np.dtype(np.float32).itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % ALIGNMENT
+    copy = room[begin : begin + size].view(np.float32).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _spec_from_dict(family: str, values: Mapping[str, Any]) -> Spec:

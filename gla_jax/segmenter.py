@@ -281,7 +281,7 @@ def image_windows(
 
 
 def on_device(params: Params, dtype: jnp.dtype) -> Mapping[str, Any]:
-    """Parameters as device arrays of a dtype."""
+    """Parameters as device arrays of a dtype; a processor's share the memory of aligned ones."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), dict(params))
 
 

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,6 +47,12 @@ def test_a_folder_loads_to_the_same_bits(folder, params):
     assert json.loads((folder / "config.json").read_text())["params_sha256"] == digest(params)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     assert json.loads((folder / "manifest.json").read_text()) == {"source": "random"}
+
+
+def test_device_arrays_share_the_memory_of_what_was_loaded(folder):
+    """On a processor the weights of a model would be there twice."""
+    for leaf in jax.tree.leaves(read_checkpoint(folder).params):
+        assert jnp.asarray(leaf).unsafe_buffer_pointer() == leaf.ctypes.data
 
 
 def test_folders_of_an_earlier_version_load(folder, params):
