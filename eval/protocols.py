@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gla_jax.config import METHODS, PRESETS, SegmenterConfig, WindowConfig
 from gla_jax.errors import UserError
@@ -35,12 +35,12 @@ CITYSCAPES = {"sclip": {"short_side": 560}, "proxyclip": {"crop": 224}, "clearcl
 # SCLIP's own release deviates from GLA's rows, and its published figures were measured so; that SCLIP with GLA was
 # measured likewise is this project's reading.
 METHODS_OF_SCLIP = ("sclip", "gla-sclip")
-SCLIP_OWN: dict[str, dict[str, Any]] = {
+SCLIP_NUMBERS = {
     "voc21": {"logit_scale": 65.0, "area_threshold": 0.1},
     "context60": {"logit_scale": 50.0},
     "coco_object": {"logit_scale": 50.0},
-    "coco_stuff164k": {"short_side": 448},
 }
+SCLIP_SHORT_SIDES = {"coco_stuff164k": 448}
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,8 @@ def protocol(
     threshold = THRESHOLDS[setting].get(benchmark, 0.0)
     row = Protocol(benchmark, setting, names, queries, windows, threshold, PRESETS[setting].logit_scale)
     if setting == "sclip" and method in METHODS_OF_SCLIP:
-        own = dict(SCLIP_OWN.get(benchmark, {}))
-        sizes = {name: own.pop(name) for name in ("short_side",) if name in own}
-        row = replace(row, windows=replace(windows, **sizes), **own)
+        windows = replace(windows, short_side=SCLIP_SHORT_SIDES.get(benchmark, windows.short_side))
+        row = replace(row, windows=windows, **SCLIP_NUMBERS.get(benchmark, {}))
     return row
 
 
