@@ -282,7 +282,7 @@ def image_windows(
 
 def on_device(params: Params, dtype: jnp.dtype) -> Mapping[str, Any]:
     """Parameters as device arrays of a dtype; a processor's share the memory of aligned ones."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), dict(params))
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype), may_alias=True), dict(params))
 
 
 def check_settings(config: SegmenterConfig, clip: Checkpoint, vfm: Checkpoint | None) -> None:

@@ -20,6 +20,7 @@ from gla_jax.checkpoint import (
 )
 from gla_jax.errors import ModelError
 from gla_jax.new_folder import check_new_folder, folder_written_beside
+from gla_jax.segmenter import on_device
 from gla_jax.text.bank import text_bank
 from gla_jax.text.prompts import parse_classes
 from gla_jax.text.tokenizer import load_tokenizer
@@ -51,8 +52,9 @@ def test_a_folder_loads_to_the_same_bits(folder, params):
 
 def test_device_arrays_share_the_memory_of_what_was_loaded(folder):
     """On a processor the weights of a model would be there twice."""
-    for leaf in jax.tree.leaves(read_checkpoint(folder).params):
-        assert jnp.asarray(leaf).unsafe_buffer_pointer() == leaf.ctypes.data
+    params = read_checkpoint(folder).params
+    for host, device in zip(*map(jax.tree.leaves, (params, on_device(params, jnp.float32))), strict=True):
+        assert device.unsafe_buffer_pointer() == host.ctypes.data
 
 
 def test_folders_of_an_earlier_version_load(folder, params):

@@ -63,7 +63,7 @@ def encode_texts(
         ids = tokenizer(texts, spec.context)
     lengths = (ids == spec.end_token).argmax(1) + 1
     order = np.argsort(lengths, kind="stable")
-    params = jax.tree.map(jnp.asarray, dict(params))
+    params = jax.tree.map(partial(jax.device_put, may_alias=True), dict(params))
     features = np.empty((len(texts), spec.joint_width), np.float32)
     for start in range(0, len(texts), TEXTS_OF_A_BATCH):
         rows = order[start : start + TEXTS_OF_A_BATCH]
