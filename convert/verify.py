@@ -134,7 +134,7 @@ def _clip_image_stages(spec: ClipSpec, params: Params, pixels: jax.Array) -> dic
         "image values": tokens.heads.values,
         "image values, joint": tower.project(tokens.heads.values),
         "image tokens, joint": tower.project(attended, tokens.residual),
-        "image feature": tower(pixels),
+        "image feature": tower.image_feature(tokens),
     }
 
 
@@ -142,10 +142,11 @@ def _clip_image_stages(spec: ClipSpec, params: Params, pixels: jax.Array) -> dic
 def _clip_text_stages(spec: ClipSpec, params: Params, token_ids: jax.Array) -> dict[str, jax.Array]:
     tower = ClipText(spec.text).bind({"params": params})
     embedded, *blocks = tower.encode(token_ids)
+    tokens = tower.norm_final(blocks[-1])
     return {
         **_named("text embedded", "text block", embedded, blocks[:-1]),
-        "text tokens": tower.norm_final(blocks[-1]),
-        "text feature": tower(token_ids),
+        "text tokens": tokens,
+        "text feature": tower.text_feature(tokens, token_ids),
     }
 
 

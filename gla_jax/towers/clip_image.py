@@ -96,6 +96,9 @@ class ClipImage(nn.Module):
     @typed
     def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B E"]:
         """CLIP's own image feature: the CLS token after the whole last block, projected, not normalised."""
-        tokens = self.encode(pixels)
+        return self.image_feature(self.encode(pixels))
+
+    def image_feature(self, tokens: ClipImageTokens) -> Float[Array, "B E"]:
+        """The image feature of encoded tokens."""
         attended = multi_head_attention(tokens.heads, self.spec.heads)
         return self.project(attended[:, :1], tokens.residual[:, :1])[:, 0]

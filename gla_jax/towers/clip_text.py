@@ -58,6 +58,9 @@ class ClipText(nn.Module):
     @typed
     def __call__(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
         """CLIP's text feature: the first end token after the last LayerNorm, projected, not normalised."""
-        tokens = self.norm_final(self.encode(token_ids)[-1])
+        return self.text_feature(self.norm_final(self.encode(token_ids)[-1]), token_ids)
+
+    def text_feature(self, tokens: Float[Array, "Q t C"], token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
+        """The text feature of tokens after the last LayerNorm."""
         end = jnp.argmax(token_ids == self.spec.end_token, axis=1)
         return self.projection(jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0])

@@ -1,4 +1,4 @@
-"""Transformers' models with random weights of realistic size, saved and converted as a user's would be."""
+"""Transformers' models with random weights of realistic size, and what the converter makes of them."""
 
 import json
 import tempfile
@@ -14,7 +14,7 @@ from gla_jax.convert.state import convert_state
 
 
 class Pair(NamedTuple):
-    """One model twice: transformers' module and what the converter made of its files."""
+    """One model twice: transformers' module and what the converter made of its tensors."""
 
     reference: transformers.PreTrainedModel
     spec: Spec
@@ -92,11 +92,14 @@ def _statistics(name: str, parameter: torch.Tensor) -> tuple[float, float]:
 
 
 def random_pair(config: transformers.PreTrainedConfig, seed: int = 0) -> Pair:
-    """A random model, saved as transformers saves it, and its conversion."""
+    """A random model and its conversion, by the names it is saved under and, above 50 MB, those it has when loaded."""
     family, kind = _KINDS[config.model_type]
     with torch.device("meta"):  # spares transformers' own initialisation
         empty = kind(config)
     reference = randomise(empty.to_empty(device="cpu"), seed)
+    if sum(parameter.numel() for parameter in reference.parameters()) > 50e6 / 4:
+        state = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+        return Pair(reference, *convert_state(family, state, config.to_dict())[:2])
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
         state = load_file(Path(folder) / "model.safetensors")

@@ -1,7 +1,7 @@
 """Our towers against transformers' with the same random weights: every stage, three input sizes, float32.
 
 The published sizes run whole for the models of the paper's tables; the others run small, with what sets them apart
-(patch side, head width, activation, gating, registers).
+(patch side, head width, activation, gating, registers). Position tables are those of the published models.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ FULL = {
     ),
     "DINO B/8": dino_config(768, 12, 12, patch=8),
     "DINOv2 S/14": dinov2_config(384, 12, 6),
-    "DINOv2 B/14": dinov2_config(768, 12, 12, side=224),
+    "DINOv2 B/14": dinov2_config(768, 12, 12),
 }
 SMALL = {
     "CLIP B/32": clip_config(sizes(128, 2, 2, image_size=224, patch_size=32), TEXT, 48, "quick_gelu"),
@@ -38,9 +38,12 @@ SMALL = {
     "CLIP bigG/14": clip_config(sizes(208, 2, 2, 1024, image_size=224, patch_size=14), TEXT, 80, "gelu"),
     "DINO S/16": dino_config(128, 2, 2, patch=16),
     "DINO S/8": dino_config(128, 2, 2, patch=8),
+    "DINO B/16": dino_config(192, 2, 3, patch=16),
     "DINOv2 L/14": dinov2_config(128, 5, 2),
     "DINOv2 g/14": dinov2_config(128, 2, 2, swiglu=True),
+    "DINOv2 S/14 registers": dinov2_config(64, 2, 1, registers=4),
     "DINOv2 B/14 registers": dinov2_config(128, 2, 2, registers=4),
+    "DINOv2 L/14 registers": dinov2_config(192, 3, 3, registers=4),
     "DINOv2 g/14 registers": dinov2_config(128, 2, 2, registers=4, swiglu=True),
 }
 
@@ -52,12 +55,17 @@ def noise(*grid_and_patch):
 
 
 def three_sizes(spec):
-    """The pretraining size, another square (224 pixels where the first is not), and one that is not square."""
+    """A square of 224 pixels or more, another square, and a size that is not square.
+
+    A small model sees the side it was trained at and 224 pixels, or 336 where these are one; a large model sees 224
+    and a small square, which are fast.
+    """
     vision = getattr(spec, "image", spec)
     patch = vision.patch_size
-    side = vision.image_size // patch
-    other = 224 // patch if vision.image_size != 224 else 9 if side > 9 else 11
-    return [noise(*grid, patch) for grid in ((side, side), (other, other), (6, 8))]
+    side, square = vision.image_size // patch, 224 // patch
+    small = (side, 336 // patch if side == square else square)
+    squares = small if vision.width <= 384 else (square, 9)
+    return [noise(*grid, patch) for grid in (*((n, n) for n in squares), (6, 8))]
 
 
 @pytest.mark.parametrize("name", [*FULL, *SMALL])
