@@ -1,13 +1,20 @@
 """Window geometry: a pixel that no window covers, or a window out of place, is a hole in somebody's mask."""
 
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gla_jax.config import WindowConfig
+from gla_jax.config import SegmenterConfig, WindowConfig, without_gla
+from gla_jax.logits import SegmenterParams, encode_windows
+from gla_jax.towers.clip_image import ClipImage
 from gla_jax.windows import CLIP_MEAN, axis_starts, bucket, cut_windows, window_grid
 from tests import oracle
+from tests.small_models import IMAGE, random_params, small_clip
 
 
 @given(length=st.integers(1, 3000), crop=st.integers(1, 512), stride=st.integers(1, 512))
@@ -67,3 +74,18 @@ def test_windows_hold_the_pixels_at_their_origins():
 def test_impossible_windows_are_refused(wrong):
     with pytest.raises(ValueError, match=r"stride|crop|short_side"):
         WindowConfig(**wrong)
+
+
+def test_a_clip_sees_pixels_by_its_own_mean_and_outside_the_image_nothing():
+    """LAION's L/14 was trained with mean and deviation 0.5; by OpenAI's numbers it sees every colour shifted."""
+    mean, deviation = (0.5, 0.25, 0.5), (0.5, 0.5, 0.25)
+    spec = replace(IMAGE, pixel_mean=mean, pixel_deviation=deviation)
+    weights = jax.tree.map(jnp.asarray, random_params(small_clip(), 0)["image"])
+    image = np.random.default_rng(0).integers(0, 256, (20, 32, 3), np.uint8)
+    windows = cut_windows(image, window_grid(20, 32, WindowConfig(None, crop=32, stride=16)), mean=mean)
+    seen = np.zeros((1, 3, 32, 32), np.float32)
+    seen[0, :, 6:26] = ((image / 255 - mean) / deviation).transpose(2, 0, 1)
+    config = SegmenterConfig(method=without_gla("maskclip"))
+    found = jax.jit(encode_windows)(SegmenterParams(clip=weights, clip_spec=spec), windows, config).residual
+    expected = jax.jit(lambda w, x: ClipImage(spec).apply({"params": w}, x, method="encode").residual)(weights, seen)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=1e-5)
