@@ -54,6 +54,39 @@ def test_weights_and_configuration_belong_together(tmp_path):
     assert open_source(tmp_path / "open_clip_model.safetensors").config == {"vision_cfg": {}}
 
 
+PREPROCESSOR = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.5]}
+PREPROCESS = {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "open_clip_model.safetensors"])
+@pytest.mark.parametrize(
+    ("files", "pixels"),
+    [
+        ({}, None),
+        ({"preprocessor_config.json": PREPROCESSOR}, ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))),
+        ({"processor_config.json": {"image_processor": PREPROCESSOR}}, ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))),
+        (
+            {"preprocessor_config.json": PREPROCESSOR, "open_clip_config.json": {"preprocess_cfg": PREPROCESS}},
+            ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2)),
+        ),
+        (
+            {"preprocessor_config.json": PREPROCESSOR, "open_clip_config.json": {"model_cfg": {}}},
+            ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5)),
+        ),
+    ],
+    ids=["nothing", "preprocessor", "processor", "the training's own file first", "where it says something"],
+)
+def test_pixels_are_normalised_as_the_files_beside_say(weights, files, pixels, tmp_path):
+    """LAION's L/14 was trained with mean and deviation 0.5: OpenAI's would show it every image in wrong colours."""
+    save_file({"x": X}, tmp_path / weights)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    source = open_source(tmp_path)
+    assert source.pixels == pixels
+    if pixels is not None:
+        assert {"preprocessor_config.json", "processor_config.json", "open_clip_config.json"} & {*source.files}
+
+
 def test_a_file_of_its_own_name_stands_alone(tmp_path):
     save_file({"x": X}, tmp_path / "mine.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
