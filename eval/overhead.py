@@ -62,7 +62,8 @@ CASES = (
 class Cost:
     """What a case cost: images a second, and milliseconds an image of every stage.
 
-    threads: of the stages that the reading threads do, ahead of the main one.
+    threads: of the stages that the reading threads do, ahead of the main one; processor: milliseconds of all threads
+    on any core, which other work on the machine hardly changes.
     """
 
     case: Case
@@ -71,6 +72,7 @@ class Cost:
     images_per_second: float
     milliseconds: dict[str, float]
     threads: dict[str, float]
+    processor: float
 
 
 class Clock:
@@ -135,15 +137,22 @@ def measure_overhead(case: Case, threads: int = 2) -> Cost:
         dataset = replace(dataset, read=clock.timed("decode", dataset.read))
         segmenter = ZeroTowers(row.config("gla"), clock)
         measure(Run(dataset, row, "gla", segmenter, Path(folder) / "warm-up", limit=3))
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         outcome = measure(Run(dataset, row, "gla", segmenter, Path(folder) / "out", threads=threads))
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
     stages = dict.fromkeys(stage for record in outcome.records for stage in record.seconds)
     milliseconds = {
         stage: 1000 * float(np.mean([record.seconds.get(stage, 0.0) for record in outcome.records])) for stage in stages
     }
-    ahead = clock.milliseconds(case.images)
-    return Cost(case, len(row.classes), len(row.prompts.queries), case.images / seconds, milliseconds, ahead)
+    return Cost(
+        case,
+        len(row.classes),
+        len(row.prompts.queries),
+        case.images / seconds,
+        milliseconds,
+        clock.milliseconds(case.images),
+        1000 * busy / case.images,
+    )
 
 
 def overhead_table(costs: list[Cost]) -> "Table":
@@ -170,6 +179,8 @@ def overhead_table(costs: list[Cost]) -> "Table":
     table.add_section()
     for stage in costs[0].threads:
         table.add_row(f"{stage} (ahead)", *(f"{cost.threads[stage]:.1f}" for cost in costs))
+    table.add_section()
+    table.add_row("processor, all threads", *(f"{cost.processor:.1f}" for cost in costs))
     return table
 
 
