@@ -30,6 +30,7 @@ CONFIGS = ("config.json", "open_clip_config.json")
 # How pixels are normalised. The training's own file goes first: what was exported from it may be a default.
 PREPROCESSORS = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+SECONDS_TO_REACH_THE_HUB = 5.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 Tensors = Mapping[str, Callable[[], np.ndarray]]
@@ -95,17 +96,29 @@ def open_source(source: Path | str, *, offline: bool = False) -> Source:
     return replace(opened, revision=folder.name)
 
 
+def unreachable() -> str | None:
+    """Why the hub cannot be reached, None when it can: asked once, where a download would try for half a minute."""
+    from huggingface_hub import constants, utils
+
+    if constants.HF_HUB_OFFLINE:
+        return "this run is offline"
+    try:
+        utils.get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_REACH_THE_HUB)
+    except Exception as error:  # of the HTTP client, which differs between releases
+        return first_line(error)
+    return None
+
+
 def download(hub_id: str, *, offline: bool = False) -> Path:
     """The folder of a model on the hub: weights, configuration and tokenizer, downloaded once by huggingface_hub.
 
     Offline (or with HF_HUB_OFFLINE=1) it has to be downloaded already. Raises ConversionError naming the manual way.
     """
     import huggingface_hub as hub
-    from huggingface_hub import constants
 
-    offline = offline or constants.HF_HUB_OFFLINE
+    reason = "this run is offline" if offline else unreachable()
     try:
-        if offline:
+        if reason:
             return Path(hub.snapshot_download(hub_id, local_files_only=True))
         weights = _choose(hub.HfApi().list_repo_files(hub_id), hub_id)
         wanted = [weights, *dict.fromkeys((*CONFIGS, *PREPROCESSORS, *TOKENIZERS))]
@@ -116,7 +129,7 @@ def download(hub_id: str, *, offline: bool = False) -> Path:
     except ConversionError:
         raise
     except Exception as error:  # the hub's own, the HTTP client's, the operating system's
-        reason = "this run is offline" if offline else first_line(error)
+        reason = reason or first_line(error)
         raise ConversionError(
             f"{hub_id} cannot be downloaded ({reason}); run `hf download {hub_id} --local-dir FOLDER` on a machine "
             "with a network and give that folder here."

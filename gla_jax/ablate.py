@@ -30,6 +30,7 @@ from gla_jax.eval.boundary import BoundaryCounts, boundary_counts
 from gla_jax.eval.datasets import Dataset, examples
 from gla_jax.eval.metrics import Areas, image_areas
 from gla_jax.eval.protocols import Protocol
+from gla_jax.eval.report import counted
 from gla_jax.logits import (
     SegmenterParams,
     WindowTokens,
@@ -237,7 +238,7 @@ def _logits(
 def encode(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], configs: Sequence[SegmenterConfig]) -> Encoded:
     """Run the towers over the windows of an image, both of them when one of the configs reads both."""
     reads_both = (config for config in configs if "vfm" in HOSTS[config.method.host].features)
-    windows, grid = image_windows(image, segmenter.config.windows)
+    windows, grid = image_windows(image, segmenter.config.windows, mean=segmenter.params.clip_spec.pixel_mean)
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, next(reads_both, configs[0]))
     return Encoded(jax.block_until_ready(tokens), windows, grid, image.shape[:2])
@@ -463,7 +464,7 @@ def run_ablation(
         check_settings(setting.config, segmenter.clip, segmenter.vfm)
     warn_of_what_labels_ignore(ablation, row)
     measured = measure(segmenter, ablation, dataset, row, limit)
-    note = f"{row.benchmark}, {measured.images} images, model {segmenter.name}"
+    note = f"{row.benchmark}, {counted(measured.images)}, model {segmenter.name}"
     content = document(segmenter, ablation, dataset, row, measured)
     write_text(folder / "ablation.json", json.dumps(content, indent=1) + "\n")
     write_text(folder / "ablation.csv", as_csv(ablation, measured))

@@ -125,7 +125,7 @@ def crossings(
     Raises UserError for a method that is not the whole of GLA.
     """
     methods = attention_stages(segmenter.config.method)
-    windows, grid = image_windows(as_rgb(image), segmenter.config.windows)
+    windows, grid = image_windows(as_rgb(image), segmenter.config.windows, mean=segmenter.params.clip_spec.pixel_mean)
     found = {}
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, segmenter.config)

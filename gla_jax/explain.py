@@ -288,7 +288,7 @@ def explain(
     pixels = as_rgb(image)
     check_point(at, pixels.shape[:2])
     parsed = parse_classes(classes) if classes is not None and not isinstance(classes, Classes) else classes
-    windows, grid = image_windows(pixels, config.windows)
+    windows, grid = image_windows(pixels, config.windows, mean=segmenter.params.clip_spec.pixel_mean)
     stages = []
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, config)

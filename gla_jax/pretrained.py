@@ -15,7 +15,6 @@ from gla_jax.models import EMBEDDED, MODELS
 
 PAIR = ("clip", "vfm")  # subfolders of a folder that holds both models
 PYTORCH = (".safetensors", ".bin", ".pt", ".pth")
-SECONDS_TO_REACH_THE_HUB = 5.0
 
 
 def resolve(
@@ -83,28 +82,13 @@ def _read_cached(name: str, offline: bool, cache_dir: Path | str | None) -> Chec
         raise ModelError(f"The cached {name} cannot be used: remove {folder} and run again ({error})") from error
 
 
-def unreachable() -> str | None:
-    """Why the hub cannot be reached, None when it can: asked once, where a download would try for half a minute."""
-    from huggingface_hub import constants, utils
-
-    from gla_jax.convert.rules import first_line
-
-    if constants.HF_HUB_OFFLINE:
-        return "this run is offline"
-    try:
-        utils.get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_REACH_THE_HUB)
-    except Exception as error:  # of the HTTP client, which differs between releases
-        return first_line(error)
-    return None
-
-
 def _download(name: str, folder: Path, offline: bool) -> None:
     """Download and convert a named model into its cache folder, which appears whole or not at all."""
     from gla_jax.convert import convert, sources
     from gla_jax.convert.rules import first_line
 
     model = MODELS[name]
-    reason = "this run is offline" if offline else unreachable()
+    reason = "this run is offline" if offline else sources.unreachable()
     try:
         sources.download(model.hub_id, offline=reason is not None)  # else from huggingface_hub's cache
     except ConversionError as error:

@@ -26,6 +26,7 @@ from gla_jax.staged import Progress, padded_to_batches, staged_features
 from gla_jax.text.bank import text_bank
 from gla_jax.text.prompts import Classes, parse_classes
 from gla_jax.text.tokenizer import load_tokenizer
+from gla_jax.towers.clip_image import OPENAI_MEAN, Channels
 from gla_jax.visualize import overlay
 from gla_jax.windows import WindowGrid, Windows, bucket, cut_windows, window_grid
 
@@ -187,7 +188,7 @@ class Segmenter:
                 return padded_windows(count, self.mesh)
             return padded_to_batches(count, self.config) if count > WINDOWS_IN_ONE_PROGRAM else bucket(count)
 
-        return Prepared(*image_windows(image, self.config.windows, padding))
+        return Prepared(*image_windows(image, self.config.windows, padding, self.params.clip_spec.pixel_mean))
 
     def window_features(
         self, image: UInt8[np.ndarray, "h w 3"], progress: Progress | None = None
@@ -273,11 +274,17 @@ def image_grid(size: tuple[int, int], settings: WindowConfig) -> WindowGrid:
 
 
 def image_windows(
-    image: UInt8[np.ndarray, "h w 3"], settings: WindowConfig, padded: Callable[[int], int] = bucket
+    image: UInt8[np.ndarray, "h w 3"],
+    settings: WindowConfig,
+    padded: Callable[[int], int] = bucket,
+    mean: Channels = OPENAI_MEAN,
 ) -> tuple[Windows, WindowGrid]:
-    """The windows of an RGB image brought to its working size, `padded(W)` of them, and the grid they lie on."""
+    """The windows of an RGB image brought to its working size, `padded(W)` of them, and the grid they lie on.
+
+    mean: of the CLIP's pixels, which padding takes.
+    """
     grid = image_grid(image.shape[:2], settings)
-    return cut_windows(resize_uint8(image, (grid.height, grid.width)), grid, padded(grid.count)), grid
+    return cut_windows(resize_uint8(image, (grid.height, grid.width)), grid, padded(grid.count), mean), grid
 
 
 def on_device(params: Params, dtype: jnp.dtype) -> Mapping[str, Any]:

@@ -179,7 +179,7 @@ def with_window_grid(image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid) -> UIn
     for axis, (starts, length) in enumerate(((grid.row_starts, grid.height), (grid.column_starts, grid.width))):
         edges = {edge for start in starts for edge in (start, start + grid.crop)} - {0, length}
         for edge in sorted(edge for edge in edges if 0 < edge < length):
-            place = round(edge * image.shape[axis] / length)
+            place = min(round(edge * image.shape[axis] / length), image.shape[axis] - 1)
             along = np.arange(image.shape[1 - axis])
             line = shown[place] if axis == 0 else shown[:, place]
             line[along % 12 < 7] = 255

@@ -74,7 +74,7 @@ def downloads(hub, monkeypatch):
         return hub / hub_id
 
     monkeypatch.setattr(sources, "download", download)
-    monkeypatch.setattr("gla_jax.pretrained.unreachable", lambda: None)
+    monkeypatch.setattr("gla_jax.convert.sources.unreachable", lambda: None)
     monkeypatch.setattr("gla_jax.pretrained.MODELS", NAMED)
     return asked
 
@@ -204,7 +204,7 @@ def test_a_failed_download_names_its_reason_in_whole_words(monkeypatch, tmp_path
 
 
 def test_without_a_network_what_the_hub_keeps_here_is_used(downloads, monkeypatch, tmp_path):
-    monkeypatch.setattr("gla_jax.pretrained.unreachable", lambda: "Network is unreachable")
+    monkeypatch.setattr("gla_jax.convert.sources.unreachable", lambda: "Network is unreachable")
     clip, none = resolve("some-clip", cache_dir=tmp_path)
     assert (clip.family, none) == ("clip", None)
     assert downloads == []
