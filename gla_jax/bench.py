@@ -40,18 +40,18 @@ from gla_jax.cost import (
     vfm_flops,
 )
 from gla_jax.errors import UserError
-from gla_jax.logits import SegmenterParams, WindowTokens, encode_windows, patch_features
+from gla_jax.logits import SegmenterParams, WindowTokens, encode_windows, gather_windows, patch_features
 from gla_jax.memory import GIB, ProgramBytes, device_peak, forget_host_peak, host_peak, machine_memory, program_bytes
 from gla_jax.mesh import make_mesh, padded_windows, place_params
 from gla_jax.progress import track
-from gla_jax.segmenter import Segmenter, image_grid
+from gla_jax.segmenter import Segmenter, image_grid, image_windows
 from gla_jax.settings import one_of, settings_from_options
 from gla_jax.shapes import Array
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.dino import DinoSpec
 from gla_jax.towers.layers import Heads
 from gla_jax.version import VERSION
-from gla_jax.windows import WindowGrid, bucket
+from gla_jax.windows import WindowGrid, Windows, bucket
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -455,25 +455,32 @@ def image_row(form: str, params: SegmenterParams, bank: Array, options: Options,
     return measure(work, bench, lambda: labels_of(*segmenter.window_features(image), bank, options))
 
 
-def agreement(params: SegmenterParams, options: Options, offline: bool = False) -> dict[str, float]:
-    """How an image's patch features and labels compare with those of float32 towers of the same weights.
+@jax.jit
+def stages(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> dict[str, Array]:
+    """What the towers and the method make of every token, each [W t C]."""
+    tokens = encode_windows(params, windows, config)
+    joint = patch_features(gather_windows(tokens, windows, params, config.method), tokens, params, config)
+    return {"values": tokens.heads.values[:, 1:], "features": tokens.features, "joint": joint}
 
-    cosine_mean and cosine_least: over all patches; labels_equal: the share of pixels, every query a class.
+
+def agreement(params: SegmenterParams, options: Options, offline: bool = False) -> dict[str, Any]:
+    """How an image's tokens and labels compare with those of float32 towers of the same weights.
+
+    values and features: of the towers; joint: after the method, where a rounded similarity may flip a hard mask; of
+    each the cosine over all tokens, "mean" and "least". labels: the share of equal pixels, every query a class.
     """
     whole = replace(options, config=replace(options.config, dtype="float32"))
     bank = unit_rows(random_array((options.queries, params.clip_spec.joint_width)))
-    image, grid = random_image(options.size), options.grid
-    features, labels = [], []
-    for towers, asked in ((params, options), (load_params(whole, offline), whole)):
-        found, _ = Textless(towers, asked.config).window_features(image)
-        features.append(np.asarray(unit_rows(found[: grid.count])))
-        labels.append(labels_of(found, grid, bank, asked))
-    cosines = (features[0] * features[1]).sum(-1)
-    return {
-        "cosine_mean": float(cosines.mean()),
-        "cosine_least": float(cosines.min()),
-        "labels_equal": float((labels[0] == labels[1]).mean()),
-    }
+    windows, grid = image_windows(random_image(options.size), options.config.windows)
+    found, labels = [], []
+    with jax.default_matmul_precision("highest"):
+        for towers, asked in ((params, options), (load_params(whole, offline), whole)):
+            tokens = stages(towers, windows, asked.config)
+            found.append({name: np.asarray(unit_rows(rows[: grid.count])) for name, rows in tokens.items()})
+            labels.append(labels_of(tokens["joint"], grid, bank, asked))
+    cosines = {name: (found[0][name] * found[1][name]).sum(-1) for name in found[0]}
+    figures = {name: {"mean": float(each.mean()), "least": float(each.min())} for name, each in cosines.items()}
+    return figures | {"labels": float((labels[0] == labels[1]).mean())}
 
 
 def part_rows(params: SegmenterParams, options: Options, bench: Bench) -> Iterator[Callable[[], Row]]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gla_jax.bench import Report, Row
 from gla_jax.log_chart import LogPanel, Series, log_lines
@@ -48,15 +48,15 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def agreement_lines(found: dict[str, float] | None) -> list[str]:
+def agreement_lines(found: dict[str, Any] | None) -> list[str]:
     """How the towers' dtype compares with float32, where it is another."""
     if found is None:
         return []
-    return [
-        f"Against float32 towers: cosine of patch features {found['cosine_mean']:.5f} on average and "
-        f"{found['cosine_least']:.5f} at least; labels equal on {found['labels_equal']:.2%} of pixels.",
-        "",
-    ]
+    cosines = ", ".join(
+        f"{title} {found[name]['mean']:.5f} (at least {found[name]['least']:.5f})"
+        for name, title in (("values", "CLIP's values"), ("features", "features"), ("joint", "after the method"))
+    )
+    return [f"Cosine to float32 towers: {cosines}; labels equal on {found['labels']:.2%} of pixels.", ""]
 
 
 def cells(row: Row) -> tuple[str, ...]:

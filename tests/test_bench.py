@@ -100,10 +100,11 @@ def test_other_dtypes_are_compared_with_float32(tmp_path, capsys):
     model = random_pair(tmp_path / "model")
     options = ["--parts", "labels", "--size", "48x64", "--crop", "32", "--stride", "16", "--repeats", "1"]
     assert main(["bench", "--model", str(model), *options, "--dtype", "bfloat16", "--out", str(tmp_path / "out")]) == 0
-    assert "Against float32 towers: cosine" in capsys.readouterr().out
+    assert "Cosine to float32 towers: CLIP's values 0.99" in capsys.readouterr().out
     found = json.loads((tmp_path / "out/bench.json").read_text())["agreement"]
-    assert 0.9 < found["cosine_least"] < found["cosine_mean"] < 1 - 1e-7
-    assert 0.5 < found["labels_equal"] <= 1
+    for name in ("values", "features", "joint"):
+        assert 0.9 < found[name]["least"] < found[name]["mean"] < 1 - 1e-7
+    assert 0.5 < found["labels"] <= 1
 
 
 def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
