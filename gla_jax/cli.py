@@ -204,7 +204,9 @@ def ablate(
         str | None,
         typer.Option(help="Of stages and grids: proxyclip, clearclip, sclip, proxyclip-clip. [default: proxyclip]"),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Setting of the paper: sizes, prompts, thresholds.")] = "sclip",
+    preset: Annotated[
+        str, typer.Option(help="Setting of the paper: sizes, prompts, thresholds; or a file of gla-jax tune.")
+    ] = "sclip",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("gla-jax-ablation"),
     dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
@@ -252,7 +254,7 @@ def tune(
         str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")
     ] = None,
     method: Annotated[str, typer.Option(help="gla, gla-clearclip, gla-sclip or gla-clip.")] = "gla",
-    preset: Annotated[str, typer.Option(help="Setting of the paper to start from.")] = "sclip",
+    preset: Annotated[str, typer.Option(help="Setting of the paper to start from, or a file.")] = "sclip",
     images: Annotated[int, typer.Option(min=1, help="How many labelled images, spread over the data, are used.")] = 8,
     hold_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of them that only measures.")] = 0.25,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the fit, one image each.")] = 60,
@@ -262,7 +264,7 @@ def tune(
 ) -> None:
     """Fit rho, alpha_beta, alpha_gamma, the logit scale and the background threshold to a few labelled images.
 
-    Writes a preset for gla-jax segment --preset FILE.
+    Writes a preset for gla-jax segment, eval, ablate, explain and crossing --preset FILE.
     """
     if out.suffix != ".json":
         raise UserError(f"{out} does not end with .json, by which --preset knows a file; choose another --out.")
