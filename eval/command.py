@@ -68,7 +68,9 @@ def run(
     distributed: Annotated[
         bool, typer.Option("--distributed", help="One of several processes of a cluster's launcher.")
     ] = False,
-    show_list: Annotated[bool, typer.Option("--list", help="Show protocols, of named benchmarks prompts too.")] = False,
+    show_list: Annotated[
+        bool, typer.Option("--list", help="Show all protocols; of named benchmarks with prompts.")
+    ] = False,
 ) -> None:
     """Measure a method on benchmarks; gla-jax eval prepare, compare and overhead have a --help of their own.
 

@@ -1,5 +1,6 @@
 """The paper's figures, which this project has not measured, and whether a run may stand beside them."""
 
+from gla_jax.attention.hosts import HOSTS
 from gla_jax.config import METHODS, PRESETS
 from gla_jax.eval.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PAPER_MODEL
 from gla_jax.eval.protocols import Protocol, protocol
@@ -44,7 +45,7 @@ def not_comparable(row: Protocol, method: str, model: str, templates: tuple[str,
     """
     reasons = []
     if not _is_the_papers(model, method):
-        reasons.append(f"another model than {PAPER_MODEL}")
+        reasons.append(f"the model is not named {PAPER_MODEL}, so its weights may differ")
     if row.setting in PRESETS and row != protocol(row.benchmark, row.setting, method=method):
         reasons.append("another protocol")
     if templates is not None:
@@ -57,6 +58,6 @@ def not_comparable(row: Protocol, method: str, model: str, templates: tuple[str,
 
 def _is_the_papers(model: str, method: str) -> bool:
     # A host that compares no features of a foundation model is the same with any.
-    if METHODS[method].host == "proxyclip":
+    if "vfm" in HOSTS[METHODS[method].host].features:
         return model == PAPER_MODEL
     return model.split("+")[0] == PAPER_MODEL.split("+")[0]

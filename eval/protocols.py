@@ -122,9 +122,9 @@ def protocol(
     """
     one_of(benchmark, BENCHMARKS, "benchmark")
     if setting.endswith(PRESET_SUFFIX):
-        config, tuned_method = read_preset(Path(setting))
+        config, tuned_method, own_prompts = read_preset(Path(setting))
         tuned = Tuned(tuned_method, tuple((name, getattr(config.method, name)) for name in METHOD_NUMBERS))
-        names, queries = _prompts(benchmark, "sclip", classes)
+        names, queries = _prompts(benchmark, own_prompts, classes)
         return Protocol(
             benchmark, TUNED, names, queries, config.windows, config.threshold, config.logit_scale, tuned=tuned
         )
@@ -139,6 +139,11 @@ def protocol(
         windows = replace(windows, short_side=SCLIP_SHORT_SIDES.get(benchmark, windows.short_side))
         row = replace(row, windows=windows, **SCLIP_NUMBERS.get(benchmark, {}))
     return row
+
+
+def prompt_list(setting: str) -> str:
+    """Whose prompts a setting of the paper or a file of gla-jax tune takes. Raises UserError."""
+    return read_preset(Path(setting)).prompts if setting.endswith(PRESET_SUFFIX) else QUERIES[setting]
 
 
 def _prompts(

@@ -190,7 +190,7 @@ def _notes(content: dict[str, Any]) -> list[str]:
         notes.append(f"Not comparable with the paper's figure: {', '.join(reasons)}.")
     if twice := content["protocol"]["duplicates"]:
         notes.append(
-            f"{', '.join(twice)} is both one of the published background prompts and a class: equal logits go to the "
+            f"{', '.join(twice)} is both a background prompt and a class: equal logits go to the "
             "background, so the class cannot be won; --drop-duplicates drops the prompt."
         )
     return notes

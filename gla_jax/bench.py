@@ -44,7 +44,7 @@ from gla_jax.logits import SegmenterParams, WindowTokens, encode_windows, gather
 from gla_jax.memory import GIB, ProgramBytes, device_peak, forget_host_peak, host_peak, machine_memory, program_bytes
 from gla_jax.mesh import make_mesh, padded_windows, place_params
 from gla_jax.progress import track
-from gla_jax.segmenter import Segmenter, image_grid, image_windows
+from gla_jax.segmenter import WINDOWS_IN_ONE_PROGRAM, Segmenter, image_grid, image_windows
 from gla_jax.settings import one_of, settings_from_options
 from gla_jax.shapes import Array
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
@@ -463,6 +463,11 @@ def stages(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -
     return {"values": tokens.heads.values[:, 1:], "features": tokens.features, "joint": joint}
 
 
+def compares(options: Options) -> bool:
+    """Whether there is another dtype to compare with float32, on an image that fits into one program."""
+    return options.config.dtype != "float32" and options.grid.count <= WINDOWS_IN_ONE_PROGRAM
+
+
 def agreement(params: SegmenterParams, options: Options, offline: bool = False) -> dict[str, Any]:
     """How an image's tokens and labels compare with those of float32 towers of the same weights.
 
@@ -562,7 +567,7 @@ def run_bench(options: Options, command: str, offline: bool = False) -> Report:
         "repeats": options.repeats,
         "memory_limit": int(limit),
         "ceiling": {"sizes": list(sizes), "flops_per_second": ceiling},
-        "agreement": agreement(params, options, offline) if config.dtype != "float32" else None,
+        "agreement": agreement(params, options, offline) if compares(options) else None,
     }
     return Report(head, parts, sweep)
 

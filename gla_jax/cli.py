@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gla_jax.errors import UserError
+from gla_jax.errors import UserError, about_files
 from gla_jax.eval.command import app as eval_app
 from gla_jax.version import VERSION
 
@@ -204,9 +204,7 @@ def ablate(
         str | None,
         typer.Option(help="Of stages and grids: proxyclip, clearclip, sclip, proxyclip-clip. [default: proxyclip]"),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="Setting of the paper: sizes, prompts, thresholds; or a file of gla-jax tune.")
-    ] = "sclip",
+    preset: Annotated[str, typer.Option(help="Setting of the paper: sizes, prompts, thresholds.")] = "sclip",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("gla-jax-ablation"),
     dtype: Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")] = "float32",
@@ -224,12 +222,14 @@ def ablate(
     from rich.console import Console
 
     from gla_jax import ablate as ablation
+    from gla_jax.config import PRESETS
     from gla_jax.eval.benchmarks import TINY_WORLD
     from gla_jax.eval.runner import open_benchmark
     from gla_jax.segmenter import Segmenter
     from gla_jax.settings import one_of
 
     host = one_of(host or "proxyclip", ablation.HOSTS_OF_GLA, "host of GLA")
+    one_of(preset, PRESETS, "preset")  # its rows have numbers of their own, not those of a tuned file
     axes = ablation.parse_axes(grid or ())
     dataset, row = open_benchmark(benchmark, data, preset)
     base = row.config("gla", dtype)
@@ -264,7 +264,7 @@ def tune(
 ) -> None:
     """Fit rho, alpha_beta, alpha_gamma, the logit scale and the background threshold to a few labelled images.
 
-    Writes a preset for gla-jax segment, eval, ablate, explain and crossing --preset FILE.
+    Writes a preset for gla-jax segment, eval, explain and crossing --preset FILE.
     """
     if out.suffix != ".json":
         raise UserError(f"{out} does not end with .json, by which --preset knows a file; choose another --out.")
@@ -272,6 +272,7 @@ def tune(
     prepare_jax()
     from gla_jax import tune as tuning
     from gla_jax.eval.benchmarks import TINY_WORLD
+    from gla_jax.eval.protocols import prompt_list
     from gla_jax.eval.runner import open_benchmark
     from gla_jax.segmenter import Segmenter
 
@@ -286,7 +287,7 @@ def tune(
         typer.echo(line)
     keep_start = report.worse and not force
     origin = {"benchmark": benchmark, "setting": preset, "model_hash": segmenter.model_hash}
-    tuning.write_preset(out, report, method, origin, keep_start)
+    tuning.write_preset(out, report, method, prompt_list(preset), origin, keep_start)
     if report.worse:
         kept = (
             "the preset keeps the start; --force writes the fit" if keep_start else "the preset holds the fit even so"
@@ -524,9 +525,7 @@ def main(arguments: list[str] | None = None) -> int:
             error.show()
             return error.exit_code
         except OSError as error:
-            reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
-            where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
-            say(f"error: {where} ({reason}); see that it is there, that you may use it and that its disk has room.")
+            say(f"error: {about_files(error)}")
             return 2
         except (KeyboardInterrupt, typer.Abort):
             status = INTERRUPTED

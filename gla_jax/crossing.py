@@ -180,7 +180,8 @@ def summary(images: Iterable[Crossings]) -> dict[str, Any]:
         "tokens": len(alike.own_tokens),
         "even": 100 * float(alike.own_tokens.mean()),
         "own_cosine": float(alike.own_cosine.mean()),
-        "other_cosine": float(np.nanmean(alike.other_cosine)),
+        # Where every image is of one class there are no others.
+        "other_cosine": None if np.isnan(alike.other_cosine).all() else float(np.nanmean(alike.other_cosine)),
     }
     return {"stages": stages, "labels": labels}
 
@@ -198,7 +199,8 @@ def lines(figures: Mapping[str, Any]) -> Iterable[str]:
     if "labels" in figures:
         row = figures["labels"]
         yield f"even attention would put {row['even']:.1f}% on the own class"
-        yield f"mean cosine of a feature: {row['own_cosine']:.2f} to its own class, {row['other_cosine']:.2f} to others"
+        others = "" if row["other_cosine"] is None else f", {row['other_cosine']:.2f} to others"
+        yield f"mean cosine of a feature: {row['own_cosine']:.2f} to its own class{others}"
 
 
 # The command.

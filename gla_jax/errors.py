@@ -23,3 +23,10 @@ class ClassesError(UserError):
 
 class DataError(UserError):
     """A benchmark's data that is missing, damaged or not laid out as expected."""
+
+
+def about_files(error: OSError) -> str:
+    """What the operating system refused, as a sentence for a user."""
+    reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+    where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
+    return f"{where} ({reason}); see that it is there, that you may use it and that its disk has room."

@@ -14,7 +14,7 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from gla_jax.errors import UserError
+from gla_jax.errors import UserError, about_files
 
 HEARTBEAT_SECONDS = 20
 LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
@@ -144,8 +144,8 @@ def leave(error: BaseException, watcher: Watcher) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)  # a second one must not lead into that way out
     watcher.done()
     code = exit_code(error)
-    if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, UserError | OSError):
+        print(f"error: {about_files(error) if isinstance(error, OSError) else error}", file=sys.stderr)
     elif code == 1 and not isinstance(error, SystemExit):
         traceback.print_exception(error)
     elif code:
@@ -156,8 +156,8 @@ def leave(error: BaseException, watcher: Watcher) -> NoReturn:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit status an exception stands for: 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM, 1 for a bug."""
-    if isinstance(error, UserError):
+    """An exception's exit status: 2 for a user's mistake or files, 130 for Ctrl-C, 143 for SIGTERM, 1 for a bug."""
+    if isinstance(error, UserError | OSError):
         return 2
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from gla_jax.config import METHODS, PRESETS, SegmenterConfig, WindowConfig
 from gla_jax.errors import UserError
@@ -13,6 +14,8 @@ DTYPES = ("float32", "bfloat16")
 NATIVE = "native"
 PRESET_FORMAT = "gla-jax preset 1"
 PRESET_SUFFIX = ".json"
+PROMPT_LISTS = ("sclip", "proxyclip", "clearclip")  # whose names for the classes of a benchmark
+OWN_PROMPTS = "sclip"  # GLA's release takes SCLIP's
 METHOD_NUMBERS = ("anchor_threshold", "dynamic_shift", "dynamic_scale")
 # What a preset file holds, with the least and the largest value that makes sense.
 NUMBERS = {
@@ -47,8 +50,16 @@ def whole_number(given: str, what: str) -> int:
     return int(given)
 
 
-def read_preset(path: Path) -> tuple[SegmenterConfig, str]:
-    """The settings in a file that gla-jax tune wrote, and the name of the method they are for. Raises UserError."""
+class TunedPreset(NamedTuple):
+    """A file of gla-jax tune: settings, the name of their method, and of the list of prompts they were fitted on."""
+
+    config: SegmenterConfig
+    method: str
+    prompts: str
+
+
+def read_preset(path: Path) -> TunedPreset:
+    """What a file that gla-jax tune wrote holds. Raises UserError."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -69,7 +80,8 @@ def read_preset(path: Path) -> tuple[SegmenterConfig, str]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise UserError(f"{field} is {value!r} in the preset {path}; it is a number from {low:g} to {high:g}.")
     of_method = {field: numbers.pop(field) for field in METHOD_NUMBERS}
-    return SegmenterConfig(replace(method, **of_method), windows, **numbers), name
+    config = SegmenterConfig(replace(method, **of_method), windows, **numbers)
+    return TunedPreset(config, name, one_of(str(content.get("prompts", OWN_PROMPTS)), PROMPT_LISTS, "list of prompts"))
 
 
 def settings_from_options(
@@ -89,7 +101,7 @@ def settings_from_options(
     """
     chosen = METHODS[one_of(method, METHODS, "method")]
     if preset.endswith(PRESET_SUFFIX):
-        base, tuned = read_preset(Path(preset))
+        base, tuned, _ = read_preset(Path(preset))
         if tuned != method:  # numbers of one method say nothing about another
             raise UserError(f"the preset {preset} is for the method {tuned}, not for {method}; add --method {tuned}.")
         chosen = base.method

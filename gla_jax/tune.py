@@ -326,13 +326,19 @@ def fitting_scenes(dataset: Dataset) -> Dataset:
     return replace(dataset, ids=ids, read=read)
 
 
-def write_preset(path: Path, report: Report, method: str, origin: Mapping[str, str], keep_start: bool) -> None:
-    """The settings as a file that --preset takes, whole or not there; method: the name of what was fitted."""
+def write_preset(
+    path: Path, report: Report, method: str, prompts: str, origin: Mapping[str, str], keep_start: bool
+) -> None:
+    """The settings as a file that --preset takes, whole or not there.
+
+    method: the name of what was fitted; prompts: of the list of prompts that it was fitted on.
+    """
     chosen = report.start if keep_start else report.end
     content = {
         "format": PRESET_FORMAT,
         "version": VERSION,
         "method": method,
+        "prompts": prompts,
         "windows": asdict(chosen.windows),
         "numbers": {name: number(chosen, name) for name in NUMBERS},
         "holds": "start" if keep_start else "fit",

@@ -218,13 +218,13 @@ def test_a_preset_file_is_what_segment_takes(tmp_path):
     found = report((50, 1.0), (60, 0.5))
     found = replace(found, end=replace(found.end, method=METHODS["gla-clearclip"], windows=sizes))
     found = replace(found, end=replace(found.end, method=replace(found.end.method, anchor_threshold=0.7)))
-    tune.write_preset(path, found, "gla-clearclip", {"benchmark": "folder"}, keep_start=False)
+    tune.write_preset(path, found, "gla-clearclip", "proxyclip", {"benchmark": "folder"}, keep_start=False)
     config = settings_from_options(preset=str(path), method="gla-clearclip")
     assert config == found.end
     assert settings_from_options(preset=str(path), method="gla-clearclip", crop=336).windows.crop == 336
     with pytest.raises(UserError, match="is for the method gla-clearclip, not for gla; add --method gla-clearclip"):
         settings_from_options(preset=str(path))
-    tune.write_preset(path, found, "gla", {}, keep_start=True)
+    tune.write_preset(path, found, "gla", "sclip", {}, keep_start=True)
     assert settings_from_options(preset=str(path)) == SegmenterConfig()
 
 
@@ -306,8 +306,8 @@ def test_the_command_encodes_once_and_writes_what_it_measured(tmp_path, capsys, 
         assert line in said.out
         assert len(content["tuned_on"]["images"][part]) == 1
     assert content["holds"] == ("start" if "the fit is worse" in said.err else "fit")
-    config, method = read_preset(out)
-    assert method == "gla"
+    config, method, prompts = read_preset(out)
+    assert (method, prompts) == ("gla", "sclip")
     assert {name: tune.number(config, name) for name in NUMBERS} == content["numbers"]
 
 
@@ -317,7 +317,7 @@ def test_a_fit_that_is_worse_is_kept_only_by_force(tmp_path, capsys, monkeypatch
     out = tmp_path / "preset.json"
     assert main(["tune", "--out", str(out), *(["--force"] if force else [])]) == 0
     assert "the fit is worse than the start" in capsys.readouterr().err
-    assert read_preset(out)[0].logit_scale == (33.0 if force else 40.0)
+    assert read_preset(out).config.logit_scale == (33.0 if force else 40.0)
 
 
 def test_mistakes_are_one_sentence(tmp_path, capsys):

@@ -136,11 +136,12 @@ def test_the_background_prompt_that_hides_a_class_can_be_dropped():
     assert without_duplicates(protocol("voc21")) == protocol("voc21")
 
 
-def preset_file(path, **changes):
+def preset_file(path, prompts="sclip", **changes):
     numbers = {"anchor_threshold": 0.5, "dynamic_shift": 0.2, "dynamic_scale": 20.0, "logit_scale": 33.0}
     content = {
         "format": "gla-jax preset 1",
         "method": "gla",
+        "prompts": prompts,
         "windows": {"short_side": 112, "crop": 112, "stride": 56, "long_side": 2048},
         "numbers": numbers | {"threshold": 0.05} | changes,
     }
@@ -156,6 +157,9 @@ def test_a_tuned_preset_is_a_protocol_of_its_own(tmp_path):
     assert (row.windows.crop, row.logit_scale, row.threshold) == (112, 33.0, 0.05)
     assert protocol("voc21", preset_file(tmp_path / "same.json")).sha256 == row.sha256
     assert protocol("voc21", preset_file(tmp_path / "other.json", dynamic_shift=0.3)).sha256 != row.sha256
+    # What was fitted on some prompts says little about others.
+    row = protocol("voc21", preset_file(tmp_path / "prompts.json", prompts="proxyclip"))
+    assert row.queries == protocol("voc21", "proxyclip").queries
     with pytest.raises(UserError, match="tuned for the method gla, not for proxyclip"):
         row.config("proxyclip")
 
@@ -182,7 +186,8 @@ def test_only_what_the_paper_measured_may_stand_beside_it():
     row, model = protocol("voc21"), "clip-vit-base-patch16+dino-vitb8"
     assert not_comparable(row, "gla", model, None, 1449) == []
     assert not_comparable(row, "gla", model, None, 3) == ["3 of 1449 images"]
-    assert not_comparable(row, "gla", "tiny-world", None, 1449) == [f"another model than {model}"]
+    reasons = [f"the model is not named {model}, so its weights may differ"]
+    assert not_comparable(row, "gla", "tiny-world", None, 1449) == reasons
     assert not_comparable(row, "gla", model, ("a {}.",), 1449) == ["other prompt templates"]
     assert not_comparable(row, "sclip", "clip-vit-base-patch16", None, 1449) == ["another protocol"]
     assert not_comparable(protocol("voc21", method="sclip"), "sclip", "clip-vit-base-patch16", None, 1449) == []

@@ -78,7 +78,7 @@ def test_pictures_of_few_images_are_named_for_what_they_are(outcome):
 def test_the_paper_s_figure_is_marked_as_the_paper_s(outcome):
     content = results(replace(outcome, run=replace(outcome.run, method="gla")))
     assert content["paper"] is None
-    assert "Not comparable with the paper&#x27;s figure: another model than clip-vit" in report_html(content, ())
+    assert "Not comparable with the paper&#x27;s figure: the model is not named clip-vit" in report_html(content, ())
     assert "12 of 1449 images" in report_markdown(content)
     content |= {"paper": {"miou": 66.3}, "not_comparable_with_paper": None}
     assert "66.30</b><span>mIoU in the paper<br>(not measured here)" in report_html(content, ())
