@@ -109,14 +109,15 @@ def unreachable() -> str | None:
     return None
 
 
-def download(hub_id: str, *, offline: bool = False) -> Path:
+def download(hub_id: str, *, offline: bool = False, reachable: bool = False) -> Path:
     """The folder of a model on the hub: weights, configuration and tokenizer, downloaded once by huggingface_hub.
 
-    Offline (or with HF_HUB_OFFLINE=1) it has to be downloaded already. Raises ConversionError naming the manual way.
+    Offline (or with HF_HUB_OFFLINE=1) it has to be downloaded already; reachable: the caller has just asked whether the
+    hub is. Raises ConversionError naming the manual way.
     """
     import huggingface_hub as hub
 
-    reason = "this run is offline" if offline else unreachable()
+    reason = "this run is offline" if offline else None if reachable else unreachable()
     try:
         if reason:
             return Path(hub.snapshot_download(hub_id, local_files_only=True))

@@ -2,8 +2,6 @@
 
 import difflib
 import os
-import shutil
-import tempfile
 import textwrap
 from importlib.resources import files
 from pathlib import Path
@@ -90,20 +88,16 @@ def _download(name: str, folder: Path, offline: bool) -> None:
     model = MODELS[name]
     reason = "this run is offline" if offline else sources.unreachable()
     try:
-        sources.download(model.hub_id, offline=reason is not None)  # else from huggingface_hub's cache
+        # Not reachable, it may still be in huggingface_hub's cache.
+        sources.download(model.hub_id, offline=reason is not None, reachable=reason is None)
     except ConversionError as error:
         reason = reason or textwrap.shorten(first_line(error.__cause__ or error), 160, placeholder=" ...")
         raise ModelError(
             f"{name} is not on this machine and cannot be downloaded ({reason}): copy the files of {model.hub_id} here "
             f"by hand, run gla-jax convert {model.family} FOLDER OUT and write --model OUT where you wrote {name}."
         ) from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        convert(model.family, model.hub_id, beside / name, offline=True)  # from huggingface_hub's cache
-        os.rename(beside / name, folder)
-    except OSError:
+        convert(model.family, model.hub_id, folder, offline=True)  # from huggingface_hub's cache
+    except ModelError:
         if not folder.exists():  # else another process was faster, and its folder is as good
             raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -1,6 +1,8 @@
 """Names and folders to loaded weights, with a hub that is a folder of random transformers models."""
 
+import errno
 import json
+import os
 import shutil
 
 import huggingface_hub
@@ -11,6 +13,7 @@ import transformers
 from huggingface_hub import constants
 
 import gla_jax.convert
+from gla_jax import checkpoint
 from gla_jax.checkpoint import ClipSpec, abstract_params, flatten_params, write_checkpoint
 from gla_jax.convert import sources
 from gla_jax.errors import ConversionError, ModelError
@@ -68,7 +71,7 @@ def downloads(hub, monkeypatch):
     """The hub ids asked for with a network allowed; named models are the two of the fake hub."""
     asked = []
 
-    def download(hub_id, *, offline=False):
+    def download(hub_id, *, offline=False, reachable=False):
         if not offline:
             asked.append(hub_id)
         return hub / hub_id
@@ -120,28 +123,46 @@ def test_a_name_goes_before_a_folder_of_that_name(downloads, folders, monkeypatc
     assert folder.folder == tmp_path / "some-clip"
 
 
-def test_another_process_may_be_faster(downloads, monkeypatch, tmp_path):
-    convert, others = gla_jax.convert.convert, []
+@pytest.mark.parametrize(("module", "stage"), [(gla_jax.convert, "convert"), (checkpoint, "save_params")])
+def test_another_process_may_be_faster(module, stage, downloads, monkeypatch, tmp_path):
+    """Before this one converts, or while it writes."""
+    work, others = getattr(module, stage), []
 
-    def convert_while_another_does(family, source, out, **options):
-        convert(family, source, out, **options)
+    def after_another(*args, **options):
         if not others:
-            others.append(out)
+            others.append("running")
             others.append(resolve("some-clip", cache_dir=tmp_path)[0])
+        return work(*args, **options)
 
-    monkeypatch.setattr(gla_jax.convert, "convert", convert_while_another_does)
+    monkeypatch.setattr(module, stage, after_another)
     assert resolve("some-clip", cache_dir=tmp_path)[0].sha256 == others[1].sha256
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["some-clip"]
 
 
-def test_a_failed_conversion_leaves_nothing(downloads, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ConversionError("The weights are of no known architecture."), ConversionError),
+        (OSError(errno.ENOSPC, "No space left on device"), ModelError),
+    ],
+)
+def test_a_failed_conversion_leaves_nothing(error, raised, downloads, monkeypatch, tmp_path):
     def fail(*args, **options):
-        raise ConversionError("The weights are of no known architecture.")
+        raise error
 
-    monkeypatch.setattr(gla_jax.convert, "convert", fail)
-    with pytest.raises(ConversionError, match="no known architecture"):
+    monkeypatch.setattr(checkpoint, "save_params", fail)
+    with pytest.raises(raised, match=r"no known architecture|some-clip cannot be made \(No space left"):
         resolve("some-clip", cache_dir=tmp_path)
-    assert list((tmp_path / "models").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_removed_by_the_next(downloads, tmp_path):
+    """A gigabyte of weights would stay in a hidden folder of the cache for good."""
+    left = tmp_path / "models" / ".some-clip-0123abcd.unfinished"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    resolve("some-clip", cache_dir=tmp_path)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["some-clip"]
 
 
 def test_a_damaged_cache_is_named(downloads, tmp_path):
@@ -192,8 +213,17 @@ def test_a_missing_network_is_told_at_once(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_hub_that_answers_is_asked_once(hub, monkeypatch, tmp_path):
+    """Every question may take the five seconds that a slow network is given."""
+    asked = Hub(monkeypatch).asked
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, hub_id: ["model.safetensors"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda hub_id, **options: str(hub / hub_id))
+    resolve("some-clip", cache_dir=tmp_path)
+    assert len(asked) == 1
+
+
 def test_a_failed_download_names_its_reason_in_whole_words(monkeypatch, tmp_path):
-    def download(hub_id, *, offline=False):
+    def download(hub_id, *, offline=False, reachable=False):
         assert not offline
         raise ConversionError("cannot be downloaded") from OSError("Repository not found. " + "Sentence " * 40)
 
