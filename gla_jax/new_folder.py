@@ -5,8 +5,10 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -22,6 +24,7 @@ except ImportError:  # Windows: what a killed run left there stays
     fcntl = None
 
 LONGEST_NAME = 255  # bytes, on every usual file system
+SECONDS_TO_LOCK = 60  # far more than a run needs from making its folder to locking it
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -48,8 +51,8 @@ def folder_written_beside(target: Path) -> Iterator[Path]:
     """A new folder beside target that takes its place when the block ends well and vanishes when it does not.
 
     So do the parents of target that are made for it. In the main thread SIGTERM and SIGHUP end the block as Ctrl-C
-    does; none is heard while all is removed. What killed runs left beside target is removed. Raises ModelError
-    when target is taken or cannot be made.
+    does; none is heard while all is removed. What runs killed a minute ago or more left beside target is removed.
+    Raises ModelError when target is taken or cannot be made.
     """
     target = Path(target).absolute()
     check_new_folder(target)
@@ -154,6 +157,15 @@ def _remove_unfinished(parent: Path, stem: str) -> None:
     """Remove the folders that runs killed while they wrote beside have left; those of running ones are locked."""
     name = re.compile(re.escape(stem) + r"[0-9a-f]{8}\.unfinished")
     for folder in parent.iterdir():
-        if name.fullmatch(folder.name) and not folder.is_symlink() and (handle := _lock(folder)) is not None:
+        if name.fullmatch(folder.name) and _is_old_folder(folder) and (handle := _lock(folder)) is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(handle)
+
+
+def _is_old_folder(path: Path) -> bool:
+    """Whether path is a folder old enough that a run which still writes it has its lock."""
+    try:
+        found = path.lstat()
+    except OSError:  # gone meanwhile
+        return False
+    return stat.S_ISDIR(found.st_mode) and time.time() - found.st_mtime > SECONDS_TO_LOCK

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -148,11 +150,25 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
     for folder in (killed, other, mine):
         folder.mkdir()
         (folder / "file").write_text("")
+        grow_old(folder)
     with folder_written_beside(tmp_path / "model") as running:
+        grow_old(running)
         with pytest.raises(KeyboardInterrupt), folder_written_beside(tmp_path / "model"):
             raise KeyboardInterrupt  # of a second run beside the first
         assert running.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"model", other.name, mine.name}
+
+
+def grow_old(folder):
+    os.utime(folder, (time.time() - 90,) * 2)
+
+
+def test_a_folder_whose_run_has_yet_to_lock_it_is_kept(tmp_path):
+    """Else a second run for the same target would take it from under the first one."""
+    started = tmp_path / ".model-0123abcd.unfinished"
+    started.mkdir()
+    with folder_written_beside(tmp_path / "model"):
+        assert started.exists()
 
 
 @pytest.mark.parametrize(
