@@ -32,6 +32,7 @@ def take_part(data, out, seconds, method):
 
     from gla_jax import processes
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would this
     jax.config.update("jax_platforms", "cpu")
     processes.HEARTBEAT_SECONDS = 3
     with processes.joined(False, "finished images are kept") as joined:
@@ -87,13 +88,14 @@ def wait_for_records(out, count=2):
         time.sleep(0.05)
 
 
+SECONDS = 2.0  # an image, of a run that is stopped: its six images must not be over before
 SENTENCE = "process {} of 2 stopped before the end because it or another process of the run died"
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_other_with_a_sentence(data, tmp_path, victim):
     out = tmp_path / "out"
-    started = start(data, out, 2, seconds=0.2)
+    started = start(data, out, 2, seconds=SECONDS)
     wait_for_records(out)
     started[victim].send_signal(signal.SIGKILL)
     _, errors = started[1 - victim].communicate(timeout=60)
@@ -131,7 +133,7 @@ def test_a_folder_of_other_settings_ends_all_processes(data, tmp_path):
 
 @pytest.mark.parametrize(("sent", "first", "code"), [(signal.SIGINT, 1, 130), (signal.SIGTERM, 0, 143)])
 def test_a_process_that_is_asked_to_stop_does_and_ends_the_other(data, tmp_path, sent, first, code):
-    started = start(data, tmp_path / "out", 2, seconds=0.3)
+    started = start(data, tmp_path / "out", 2, seconds=SECONDS)
     wait_for_records(tmp_path / "out")
     started[first].send_signal(sent)
     assert "stopped; nothing half-written is left" in ended(started, first, code)
