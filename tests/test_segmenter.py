@@ -142,6 +142,16 @@ def test_images_of_any_size_get_labels_of_their_size(segmenter, size):
     assert segmenter(np.zeros((*size, 3), np.uint8), CLASSES).labels.shape == size
 
 
+def test_what_surrounds_a_small_image_is_the_mean_of_its_own_clip(segmenter):
+    """Padding of OpenAI's mean would not be zero after another CLIP's normalisation, and towers would see a frame."""
+    spec = segmenter.clip.spec
+    image = replace(spec.image, pixel_mean=(0.5, 0.25, 0.5))
+    clip = replace(segmenter.clip, spec=replace(spec, image=image))
+    smaller = replace(CONFIG, windows=WindowConfig(short_side=16, crop=32, stride=16))
+    windows = Segmenter(clip, segmenter.vfm, smaller).prepare(IMAGE).windows
+    np.testing.assert_array_equal(windows.pixels[0, :, 0, 0], image.pixel_mean)
+
+
 def test_a_batch_gives_every_image_its_own_result(segmenter):
     """Images of one bucket go through together; results must stay in the order of the images."""
     sizes = [(60, 90), (90, 60), (48, 48), (66, 99)]
