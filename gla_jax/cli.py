@@ -340,14 +340,15 @@ def explain(
     )
     out = out or Path(f"{image.stem}.explain.png")
     prepare_jax()
-    from gla_jax import explain as explanation
+    from gla_jax.explain import attention_stages
+    from gla_jax.explain_files import read_request, write_pictures
     from gla_jax.segmenter import Segmenter
 
-    explanation.attention_stages(config.method)
-    request = explanation.read_request(image, at, mask, classes or (), boundaries, out)
+    attention_stages(config.method)
+    request = read_request(image, at, mask, classes or (), boundaries, out)
     _folder(out.parent)
     segmenter = Segmenter.from_pretrained(model, config, offline=offline)
-    for line in explanation.write_pictures(segmenter, request, out):
+    for line in write_pictures(segmenter, request, out):
         typer.echo(line)
 
 

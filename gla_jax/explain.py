@@ -1,4 +1,4 @@
-"""What one token attends to, stage by stage of GLA, and where labels flip at window edges: arrays and pictures.
+"""What one token attends to, stage by stage of GLA, as arrays.
 
 A token's row of attention is the one that the segmentation uses, and takes O(N) memory.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
 from gla_jax.attention.anchors import positives
 from gla_jax.attention.attend import clearclip_queries, prepare_queries, proxy_anchors
@@ -20,10 +20,9 @@ from gla_jax.attention.buffer import Buffer, fill_buffer
 from gla_jax.attention.dense import attention_weights
 from gla_jax.attention.hosts import HOSTS
 from gla_jax.attention.normalize import shift
-from gla_jax.config import MethodConfig, WindowConfig, without_gla
+from gla_jax.config import MethodConfig
 from gla_jax.errors import ImageError, UserError
-from gla_jax.eval.boundary import WIDTHS, boundary_counts, mirrored_pairs
-from gla_jax.images import as_rgb, read_image
+from gla_jax.images import as_rgb
 from gla_jax.logits import (
     SegmenterParams,
     WindowTokens,
@@ -32,28 +31,11 @@ from gla_jax.logits import (
     patch_features,
     token_logits,
 )
-from gla_jax.outputs import write_png
-from gla_jax.segmenter import Segmentation, Segmenter, image_grid, image_windows
+from gla_jax.segmenter import Segmenter, image_windows
 from gla_jax.settings import either
 from gla_jax.shapes import Array, Bool, Float, Int, Integer, UInt8, typed
 from gla_jax.stitch import stitch, stitch_plan, token_grid
 from gla_jax.text.prompts import Classes, parse_classes
-from gla_jax.visualize import (
-    FIRST_COLOURS,
-    INK,
-    PAPER,
-    QUIET,
-    Entry,
-    Panel,
-    blend,
-    centred,
-    font,
-    outlines,
-    palette,
-    panels,
-    stack,
-    with_window_grid,
-)
 from gla_jax.windows import WindowGrid, Windows
 
 if TYPE_CHECKING:
@@ -61,29 +43,6 @@ if TYPE_CHECKING:
 
 # GLA on a host that compares several features gives a token several rows of attention: none of them is the one.
 METHODS_WITH_ONE_ROW = tuple(sorted(row.gla for row in HOSTS.values() if len(row.features) == 1))
-NO_TRUTH = -1  # no label is negative, so nothing is ignored
-PANEL_WIDTH, PANEL_HEIGHT, NARROWEST = 460, 620, 440
-DRAWN_LARGER = 3
-SMALLEST_OUTLINED = 0.6  # of a token's side: bilinear upsampling leaves so much of a token by itself
-BLUE, GREEN, RED = FIRST_COLOURS[1], (0, 135, 90), (235, 0, 30)
-# From no attention to the most of a picture: pale yellow, orange, red, dark red, laid over the pale image.
-HEAT = np.array([(255, 232, 140), (252, 170, 60), (226, 60, 45), (158, 10, 66)], np.float32)
-HEAT_AT = np.array([0.0, 0.33, 0.67, 1.0])
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `gla-jax explain` is asked for, read and checked.
-
-    image [h w 3] uint8 RGB; at (x, y): a pixel; mask [h w]: values of a mask file; classes; boundaries: whether the
-    labels at window edges are compared.
-    """
-
-    image: UInt8[np.ndarray, "h w 3"]
-    at: tuple[int, int] | None
-    mask: Integer[np.ndarray, "h w"] | None
-    classes: Classes | None
-    boundaries: bool
 
 
 @dataclass(frozen=True)
@@ -151,10 +110,14 @@ class Explanation:
 
     def figure(self, mask: Bool[np.ndarray, "h w"] | None = None) -> "Figure":
         """The figure as a matplotlib figure, panels side by side (needs the extra `figures`)."""
+        from gla_jax.explain_pictures import matplotlib_figure
+
         return matplotlib_figure(self, mask)
 
     def picture(self, mask: Bool[np.ndarray, "h w"] | None = None) -> Image.Image:
         """The figure as a PIL image, which needs no matplotlib."""
+        from gla_jax.explain_pictures import explanation_picture
+
         return explanation_picture(self, mask)
 
 
@@ -373,356 +336,3 @@ def read_mask(path: Path | str, size: tuple[int, int]) -> Integer[np.ndarray, "h
 def object_at(mask: Integer[np.ndarray, "h w"], at: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """The pixels of a mask with the value that it has at the pixel (x, y)."""
     return mask == mask[at[1], at[0]]
-
-
-# Pictures of attention.
-
-
-def shown_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) of a panel for an image: as wide as a panel, unless that is too high."""
-    scale = min(PANEL_WIDTH / width, PANEL_HEIGHT / height)
-    return max(round(height * scale), 1), max(round(width * scale), 1)
-
-
-def scaled(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image brought to a size (height, width) for the eye."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
-
-
-def pale(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in light greys, so that colours over it carry the message."""
-    grey = 95 + image.astype(np.float32).mean(-1, keepdims=True) * (160 / 255)
-    return np.repeat(grey.round().astype(np.uint8), 3, axis=-1)
-
-
-def heat_colours(share: Float[np.ndarray, "*b"]) -> tuple[Float[np.ndarray, "*b 3"], Float[np.ndarray, "*b 1"]]:
-    """Colour (0 to 255) and opacity (0 to 1) of shares of the most attention."""
-    colour = np.stack([np.interp(share, HEAT_AT, HEAT[:, channel]) for channel in range(3)], -1)
-    return colour, 0.8 * np.sqrt(np.clip(share, 0, 1))[..., None]
-
-
-def under_heat(image: UInt8[np.ndarray, "h w 3"], share: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """A pale image under heat colours."""
-    colour, opacity = heat_colours(share)
-    return (image * (1 - opacity) + colour * opacity).round().astype(np.uint8)
-
-
-def heat_scale(width: int, most: float | None) -> Image.Image:
-    """A strip with the colours from 0 to the most attention of a picture; blank for None."""
-    strip = Image.new("RGB", (width, 34), PAPER)
-    if most is None:
-        return strip
-    letters = font(17)
-    draw = ImageDraw.Draw(strip)
-    text = f"{most:.1f} x even"
-    left, right = 16, width - round(letters.getlength(text)) - 10
-    share = np.tile(np.linspace(0, 1, right - left), (14, 1))
-    paper = np.full((*share.shape, 3), 255, np.uint8)
-    strip.paste(Image.fromarray(under_heat(paper, share)), (left, 13))
-    draw.rectangle((left - 1, 12, right, 27), outline=(205, 209, 215))
-    draw.text((0, 20), "0", QUIET, letters, "lm")
-    draw.text((width, 20), text, QUIET, letters, "rm")
-    return strip
-
-
-def marked(
-    pixels: UInt8[np.ndarray, "h w 3"], explanation: Explanation, region: Bool[np.ndarray, "h w"] | None
-) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture of the whole image with the outline of a region, the query's window and the query's point."""
-    size, image = pixels.shape[:2], explanation.image
-    picture = Image.fromarray(pixels)
-    if region is not None and region.any():
-        edge = Image.fromarray(outlines(region).astype(np.uint8) * 255)
-        picture.paste(PAPER, mask=edge.filter(ImageFilter.MaxFilter(5)))
-        picture.paste(GREEN, mask=edge.filter(ImageFilter.MaxFilter(3)))
-
-    # Pillow draws shapes without antialias: they are drawn larger and reduced.
-    layer = Image.new("RGBA", (size[1] * DRAWN_LARGER, size[0] * DRAWN_LARGER), (*PAPER, 0))
-    draw = ImageDraw.Draw(layer)
-    box = window_box(explanation, size)
-    corners = [part * DRAWN_LARGER for part in (box[0], box[1], box[2] - 1, box[3] - 1)]
-    draw.rectangle(corners, outline=(*PAPER, 255), width=5 * DRAWN_LARGER)
-    draw.rectangle([corners[0] + 3, corners[1] + 3, corners[2] - 3, corners[3] - 3], outline=BLUE, width=9)
-    centre = tuple(
-        DRAWN_LARGER * (place + 0.5) * shown / own
-        for place, shown, own in zip(explanation.at, size[::-1], image.shape[1::-1], strict=True)
-    )
-    for radius, colour in ((8.5, PAPER), (6.5, INK), (2.5, PAPER)):
-        draw.circle(centre, radius * DRAWN_LARGER, fill=colour)
-    return np.asarray(Image.alpha_composite(picture.convert("RGBA"), layer.reduce(DRAWN_LARGER)).convert("RGB"))
-
-
-def window_box(explanation: Explanation, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the query's window in a picture of size (h, w), cut at the image's edges."""
-    grid = explanation.grid
-    vertical, horizontal = size[0] / grid.height, size[1] / grid.width
-    top, left = grid.origins[explanation.window]
-    bottom, right = min(top + grid.crop, grid.height), min(left + grid.crop, grid.width)
-    return max(left, 0) * horizontal, max(top, 0) * vertical, right * horizontal, bottom * vertical
-
-
-def stage_note(stage: StageAttention, on_mask: float | None) -> str:
-    """The figures of a stage in lines."""
-    count = "" if stage.count is None else f"   {stage.count} positives (m)"
-    lines = [
-        f"{stage.outside:.0%} outside the query's window",
-        f"shift {stage.beta:.2f}   scale {stage.gamma:.2f}{count}",
-    ]
-    if on_mask is not None:
-        lines.append(f"{on_mask:.0%} on the object of the mask")
-    if stage.answer is not None:
-        lines.append(f"names it: {stage.answer[0]} ({stage.answer[1]:.0%})")
-    return "\n".join(lines)
-
-
-def query_note(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None) -> str:
-    """What the query is, in lines."""
-    row, column = divmod(explanation.token, explanation.side)
-    side = explanation.side
-    lines = [
-        f"window {explanation.window + 1} of {explanation.grid.count}",
-        f"token in row {row + 1}, column {column + 1} of {side} x {side}",
-    ]
-    if mask is not None:
-        lines.append(f"the object takes {cover(mask, explanation.grid, side).mean():.0%} of the tokens")
-    return "\n".join(lines)
-
-
-def positive_region(
-    explanation: Explanation, stage: StageAttention, size: tuple[int, int]
-) -> Bool[np.ndarray, "h w"] | None:
-    """Where most of the tokens of overlapping windows are positives, as a map of size (h, w).
-
-    Where windows overlap by parts of a token their votes leave slivers, which are left out: an outline of nothing.
-    """
-    if stage.positives is None:
-        return None
-    votes = explanation.on_image(stage.positives.astype(np.float32), size) > 0.5
-    token = explanation.grid.crop / explanation.side * size[0] / explanation.grid.height
-    side = max(round(token * SMALLEST_OUTLINED), 1)
-    return ~without_slivers(~without_slivers(votes, side), side)
-
-
-def without_slivers(region: Bool[np.ndarray, "h w"], side: int) -> Bool[np.ndarray, "h w"]:
-    """The parts of a region that hold a square of `side` pixels, or touch the picture's edge where they are cut off."""
-
-    def sums(inside: np.ndarray) -> np.ndarray:
-        total = np.pad(inside.astype(np.int32), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-        return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
-
-    full = sums(np.pad(region, side - 1, mode="edge")) == side**2
-    return (sums(np.pad(full, side - 1)) > 0)[
-        side - 1 : side - 1 + region.shape[0], side - 1 : side - 1 + region.shape[1]
-    ]
-
-
-def explanation_picture(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None = None) -> Image.Image:
-    """The image and the attention of every stage side by side, with the figures below; mask: the object, if known."""
-    size = shown_size(*explanation.image.shape[:2])
-    image = scaled(explanation.image, size)
-    width = max(size[1], NARROWEST)
-
-    def framed(pixels: UInt8[np.ndarray, "h w 3"], most: float | None) -> UInt8[np.ndarray, "h w 3"]:
-        return np.asarray(stack([centred(Image.fromarray(pixels), width), heat_scale(width, most)]))
-
-    x, y = explanation.at
-    photo = marked(with_window_grid(image, explanation.grid), explanation, None)
-    row = [Panel(framed(photo, None), f"Query at {x}, {y}", query_note(explanation, mask))]
-    shares = explanation.shares_on(mask) if mask is not None else (None,) * len(explanation.stages)
-    for stage, share in zip(explanation.stages, shares, strict=True):
-        heat = explanation.heat(stage, size)
-        most = float(heat.max())
-        shown = with_window_grid(under_heat(pale(image), heat / most), explanation.grid)
-        shown = marked(shown, explanation, positive_region(explanation, stage, size))
-        row.append(Panel(framed(shown, most), stage.name, stage_note(stage, share)))
-    entries = [
-        Entry("query", INK),
-        Entry("its window", BLUE),
-        Entry("positives of its anchor", GREEN),
-        Entry("attention", tuple(HEAT[2].astype(int).tolist()), "even: every token gets the same"),
-    ]
-    return panels(row, entries)
-
-
-def matplotlib_figure(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None = None) -> "Figure":
-    """The same figure drawn by matplotlib, for papers and notebooks. Raises UserError where matplotlib is missing."""
-    try:
-        from matplotlib.colors import ListedColormap
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ModuleNotFoundError:
-        raise UserError('figure() needs matplotlib; install it with pip install "gla-jax[figures]".') from None
-
-    height, width = explanation.image.shape[:2]
-    colour, opacity = heat_colours(np.linspace(0, 1, 256))
-    heat_map = ListedColormap(np.concatenate([colour / 255, opacity], -1))
-    blue, green = ([part / 255 for part in tone] for tone in (BLUE, GREEN))
-    figure = Figure(figsize=(16, 2.2 + 3.8 * height / width), layout="constrained")
-    axes, scales = figure.subplots(2, 1 + len(explanation.stages), height_ratios=(24, 1))
-    scales[0].set_axis_off()
-    shares = explanation.shares_on(mask) if mask is not None else (None,) * len(explanation.stages)
-    notes = [query_note(explanation, mask), *map(stage_note, explanation.stages, shares)]
-    titles = [f"Query at {explanation.at[0]}, {explanation.at[1]}", *(stage.name for stage in explanation.stages)]
-    pictures = [explanation.image, *[pale(explanation.image)] * len(explanation.stages)]
-    for axis, picture, title, note in zip(axes, pictures, titles, notes, strict=True):
-        axis.imshow(with_window_grid(picture, explanation.grid))
-        axis.set(title=title, xlabel=note, xticks=[], yticks=[])
-        left, top, right, bottom = window_box(explanation, (height, width))
-        axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec=blue, lw=2))
-        axis.plot(*explanation.at, "o", color="black", markeredgecolor="white", markersize=8)
-    for axis, scale, stage in zip(axes[1:], scales[1:], explanation.stages, strict=True):
-        heat = explanation.heat(stage, (height, width))
-        shown = axis.imshow(heat, cmap=heat_map, vmin=0)
-        figure.colorbar(shown, cax=scale, orientation="horizontal", label="attention (1: even)")
-        region = positive_region(explanation, stage, (height, width))
-        if region is not None and region.any() and not region.all():
-            axis.contour(region, levels=[0.5], colors=[green], linewidths=1.2)
-    return figure
-
-
-# Labels at window edges.
-
-
-class Flips(NamedTuple):
-    """Labels of one method at window edges.
-
-    at_edges [h w]: pixels on both sides of an edge whose labels differ; share and control: percent of the pairs that
-    differ at the edges and half a stride away from them, NaN where there are no edges.
-    """
-
-    at_edges: Bool[np.ndarray, "h w"]
-    share: float
-    control: float
-
-
-def label_flips(
-    labels: Integer[np.ndarray, "h w"],
-    resized: tuple[int, int],
-    windows: WindowConfig,
-    truth: Integer[np.ndarray, "h w"] | None = None,
-) -> Flips:
-    """Where labels differ across a window edge, as `gla-jax eval` pairs pixels; with a truth only where that does not.
-
-    Without truth every border of an object that crosses an edge is counted as well: compare with the control, and
-    between methods.
-    """
-    truth = np.zeros(labels.shape, np.int32) if truth is None else truth
-    rates = boundary_counts(labels, truth, resized, windows, NO_TRUTH).rates()
-    marks = np.zeros(labels.shape, bool)
-    for flipped, found, known, length in (
-        (marks, labels, truth, resized[1]),
-        (marks.T, labels.T, truth.T, resized[0]),
-    ):
-        left, right = mirrored_pairs(labels.shape[1 if flipped is marks else 0], length, windows, WIDTHS[0])
-        differ = (found[:, left] != found[:, right]) & (known[:, left] == known[:, right])
-        flipped[:, left] |= differ
-        flipped[:, right] |= differ
-    return Flips(marks, rates[f"ber_{WIDTHS[0]}"], rates[f"control_{WIDTHS[0]}"])
-
-
-def compare_methods(
-    segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], classes: Sequence[str] | Classes
-) -> dict[str, Segmentation]:
-    """The image segmented by the host as published and by the segmenter's own method, with GLA."""
-    config = segmenter.config
-    published = replace(config, method=without_gla(config.method.host))
-    name = HOSTS[config.method.host].title
-    return {name: segmenter.with_config(published)(image, classes), f"{name} + GLA": segmenter(image, classes)}
-
-
-def boundary_picture(
-    results: dict[str, Segmentation],
-    grid: WindowGrid,
-    windows: WindowConfig,
-    truth: Integer[np.ndarray, "h w"] | None = None,
-) -> Image.Image:
-    """The label maps of some methods side by side, label flips along window edges in red, their shares below."""
-    first = next(iter(results.values()))
-    size = shown_size(*first.image.shape[:2])
-    image, width = scaled(first.image, size), max(size[1], NARROWEST)
-    found = sorted(set(np.unique(np.concatenate([result.labels.ravel() for result in results.values()])).tolist()))
-    # Colours are given to the classes of this picture alone; the palette's first one is left to the flips.
-    place = np.zeros(len(first.classes), np.int32)
-    place[found] = np.arange(len(found)) + 1
-    row = []
-    for name, result in results.items():
-        flips = label_flips(result.labels, (grid.height, grid.width), windows, truth)
-        small = np.asarray(Image.fromarray(place[result.labels]).resize(size[::-1], Image.Resampling.NEAREST))
-        shown = with_window_grid(blend(pale(image), small, len(found) + 1), grid)
-        row.append(
-            Panel(
-                np.asarray(centred(with_flips(shown, flips.at_edges), width)), name, flip_note(flips, truth is not None)
-            )
-        )
-    colours = palette(len(found) + 1)[1:]
-    entries = [
-        Entry(first.classes[label], tuple(map(int, colour))) for label, colour in zip(found, colours, strict=True)
-    ]
-    return panels(row, [Entry("labels differ across a window edge", RED), *entries])
-
-
-def with_flips(pixels: UInt8[np.ndarray, "h w 3"], flips: Bool[np.ndarray, "a b"]) -> Image.Image:
-    """A picture with pixels of the image marked in red, large enough to see."""
-    marks = np.zeros(pixels.shape[:2], np.uint8)
-    places = np.argwhere(flips)
-    rows, columns = ((places + 0.5) * np.array(marks.shape) / flips.shape).astype(int).T
-    marks[rows, columns] = 255
-    mask, picture = Image.fromarray(marks), Image.fromarray(pixels)
-    picture.paste(PAPER, mask=mask.filter(ImageFilter.MaxFilter(7)))
-    picture.paste(RED, mask=mask.filter(ImageFilter.MaxFilter(5)))
-    return picture
-
-
-def flip_note(flips: Flips, has_truth: bool) -> str:
-    """The figures of a method in lines."""
-    if np.isnan(flips.share):
-        return "one window: there are no edges"
-    what = "boundary error" if has_truth else "labels differ"
-    return f"{what} at {flips.share:.1f}% of the edges' pixels\n{flips.control:.1f}% half a stride away from them"
-
-
-# The command.
-
-
-def read_request(
-    image: Path, at: str | None, mask: Path | None, classes: Sequence[str], boundaries: bool, out: Path
-) -> Request:
-    """What was typed, read and checked before the weights are loaded. Raises UserError."""
-    if at is None and not boundaries:
-        raise UserError("there is nothing to explain; name a pixel with --at X,Y, or ask for --boundaries.")
-    if boundaries and not classes:
-        raise UserError('labels at window edges need classes; name some with --classes "cat; tabby".')
-    if out.suffix.lower() != ".png":
-        raise UserError(f"{out} is not the name of a PNG file; end it with .png.")
-    pixels = read_image(image)
-    point = None if at is None else parse_point(at)
-    if point is not None:
-        check_point(point, pixels.shape[:2])
-    values = None if mask is None else read_mask(mask, pixels.shape[:2])
-    return Request(pixels, point, values, parse_classes(classes) if classes else None, boundaries)
-
-
-def write_pictures(segmenter: Segmenter, request: Request, out: Path) -> list[str]:
-    """Write the pictures of a request and return what they say in lines.
-
-    The attention goes to `out`, the labels at window edges to NAME.boundaries.png beside it.
-    """
-    lines = []
-    if request.at is not None:
-        explanation = explain(segmenter, request.image, request.at, request.classes)
-        mask = None if request.mask is None else object_at(request.mask, request.at)
-        write_png(out, explanation_picture(explanation, mask))
-        shares = explanation.shares_on(mask) if mask is not None else (None,) * len(explanation.stages)
-        for stage, share in zip(explanation.stages, shares, strict=True):
-            lines.append(f"{stage.name}: {stage_note(stage, share)}".replace("\n", "; "))
-        lines.append(str(out))
-    if request.boundaries:
-        path = out.with_suffix(".boundaries.png")
-        results = compare_methods(segmenter, request.image, request.classes)
-        grid = image_grid(request.image.shape[:2], segmenter.config.windows)
-        write_png(path, boundary_picture(results, grid, segmenter.config.windows, request.mask))
-        for name, result in results.items():
-            flips = label_flips(result.labels, (grid.height, grid.width), segmenter.config.windows, request.mask)
-            lines.append(f"{name}: {flip_note(flips, request.mask is not None)}".replace("\n", "; "))
-        lines.append(str(path))
-    return lines

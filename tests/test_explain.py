@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax import explain as module
 from gla_jax.attention.attend import clearclip_queries, gather_values
 from gla_jax.attention.hosts import HOSTS
 from gla_jax.cli import main
@@ -19,17 +18,17 @@ from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig,
 from gla_jax.errors import ImageError, UserError
 from gla_jax.eval.boundary import boundary_counts
 from gla_jax.explain import (
+    METHODS_WITH_ONE_ROW,
     attention_stages,
-    boundary_picture,
-    compare_methods,
     cover,
     explain,
-    label_flips,
     parse_point,
     query_row,
     query_token,
     read_mask,
 )
+from gla_jax.explain_pictures import NARROWEST, PANEL_HEIGHT, RED, without_slivers
+from gla_jax.flips import boundary_picture, compare_methods, flip_note, label_flips
 from gla_jax.logits import WindowTokens
 from gla_jax.segmenter import Segmentation, Segmenter, image_grid
 from gla_jax.towers.layers import Heads
@@ -150,7 +149,7 @@ def test_a_method_without_all_of_gla_is_refused_in_one_sentence():
             attention_stages(method)
     with pytest.raises(UserError, match=r"sclip compares .* choose gla, gla-clearclip or gla-clip"):
         attention_stages(MethodConfig(host="sclip"))
-    for name in module.METHODS_WITH_ONE_ROW:
+    for name in METHODS_WITH_ONE_ROW:
         assert len(attention_stages(METHODS[name])) == 3
 
 
@@ -279,7 +278,7 @@ def test_with_a_truth_flips_are_the_boundary_errors_of_eval():
 def test_an_image_of_one_window_has_no_flips():
     flips = label_flips(np.eye(32, dtype=np.int32), (32, 32), WindowConfig(None, 32, 16))
     assert np.isnan(flips.share)
-    assert module.flip_note(flips, False) == "one window: there are no edges"
+    assert flip_note(flips, False) == "one window: there are no edges"
 
 
 class Named:
@@ -306,12 +305,12 @@ def test_outlines_leave_slivers_out_and_keep_what_is_as_large_as_a_token():
     whole = region.copy()
     region[2:35, 40:43] = True  # a bar that no token fills
     region[10:12, 15:25] = False  # and a gap that is none
-    found = ~module.without_slivers(~module.without_slivers(region | whole, 6), 6)
+    found = ~without_slivers(~without_slivers(region | whole, 6), 6)
     np.testing.assert_array_equal(found, whole)
-    np.testing.assert_array_equal(~module.without_slivers(~region, 6) & whole, whole)
+    np.testing.assert_array_equal(~without_slivers(~region, 6) & whole, whole)
     at_the_edge = np.zeros((40, 60), bool)
     at_the_edge[:3, :20] = True  # cut off by the picture, not thin
-    np.testing.assert_array_equal(module.without_slivers(at_the_edge, 6), at_the_edge)
+    np.testing.assert_array_equal(without_slivers(at_the_edge, 6), at_the_edge)
 
 
 def test_the_boundary_picture_is_red_where_labels_flip_at_an_edge_and_nowhere_else():
@@ -322,7 +321,7 @@ def test_the_boundary_picture_is_red_where_labels_flip_at_an_edge_and_nowhere_el
         labels[:, column:] = 1
         result = Segmentation(labels, ("sand", "water"), IMAGE)
         picture_of[column] = np.asarray(boundary_picture({"GLA": result}, grid, WINDOWS))
-    rows = [(picture[40:340] == module.RED).all(-1).any(1).mean() for picture in picture_of.values()]
+    rows = [(picture[40:340] == RED).all(-1).any(1).mean() for picture in picture_of.values()]
     assert rows[0] > 0.9
     assert rows[1] == 0
 
@@ -341,8 +340,8 @@ def test_pictures_of_every_shape_show_all_stages(explanation, size):
     )
     other = replace(explanation, image=image, grid=grid, at=(5, 5), window=0, token=0, stages=stages)
     picture = other.picture()
-    assert picture.width >= 4 * module.NARROWEST
-    assert picture.height <= module.PANEL_HEIGHT + 260
+    assert picture.width >= 4 * NARROWEST
+    assert picture.height <= PANEL_HEIGHT + 260
 
 
 def test_the_figure_of_matplotlib_has_the_same_notes(explanation):
@@ -367,7 +366,7 @@ def test_without_matplotlib_the_picture_is_still_made_and_the_figure_says_what_t
 
 
 def test_importing_explain_does_not_load_matplotlib():
-    code = "import sys, gla_jax.explain; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, gla_jax.explain_files; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
