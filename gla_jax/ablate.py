@@ -41,7 +41,7 @@ from gla_jax.logits import (
 )
 from gla_jax.outputs import write_png, write_text
 from gla_jax.progress import track
-from gla_jax.segmenter import Segmenter, check_settings, image_windows
+from gla_jax.segmenter import Segmenter, check_settings
 from gla_jax.settings import one_of
 from gla_jax.shapes import Array, Integer, UInt8
 from gla_jax.text.prompts import Classes
@@ -238,7 +238,7 @@ def _logits(
 def encode(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], configs: Sequence[SegmenterConfig]) -> Encoded:
     """Run the towers over the windows of an image, both of them when one of the configs reads both."""
     reads_both = (config for config in configs if "vfm" in HOSTS[config.method.host].features)
-    windows, grid = image_windows(image, segmenter.config.windows, mean=segmenter.params.clip_spec.pixel_mean)
+    windows, grid = segmenter.prepare(image)
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, next(reads_both, configs[0]))
     return Encoded(jax.block_until_ready(tokens), windows, grid, image.shape[:2])

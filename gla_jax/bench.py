@@ -44,7 +44,7 @@ from gla_jax.logits import SegmenterParams, WindowTokens, encode_windows, gather
 from gla_jax.memory import GIB, ProgramBytes, device_peak, forget_host_peak, host_peak, machine_memory, program_bytes
 from gla_jax.mesh import make_mesh, padded_windows, place_params
 from gla_jax.progress import track
-from gla_jax.segmenter import WINDOWS_IN_ONE_PROGRAM, Segmenter, image_grid, image_windows
+from gla_jax.segmenter import WINDOWS_IN_ONE_PROGRAM, Segmenter, image_grid
 from gla_jax.settings import one_of, settings_from_options
 from gla_jax.shapes import Array
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
@@ -476,7 +476,7 @@ def agreement(params: SegmenterParams, options: Options, offline: bool = False) 
     """
     whole = replace(options, config=replace(options.config, dtype="float32"))
     bank = unit_rows(random_array((options.queries, params.clip_spec.joint_width)))
-    windows, grid = image_windows(random_image(options.size), options.config.windows)
+    windows, grid = Textless(params, options.config).prepare(random_image(options.size))
     found, labels = [], []
     with jax.default_matmul_precision("highest"):
         for towers, asked in ((params, options), (load_params(whole, offline), whole)):

@@ -23,7 +23,7 @@ from gla_jax.eval.datasets import open_dataset
 from gla_jax.explain import attention_stages, read_mask
 from gla_jax.images import as_rgb, find_images, read_image
 from gla_jax.logits import SegmenterParams, WindowTokens, compared_features, encode_windows
-from gla_jax.segmenter import Segmenter, image_windows
+from gla_jax.segmenter import Segmenter
 from gla_jax.shapes import Array, Float, Int, Integer, UInt8
 from gla_jax.token_labels import UNLABELLED, token_targets
 from gla_jax.windows import Windows
@@ -125,17 +125,18 @@ def crossings(
     Raises UserError for a method that is not the whole of GLA.
     """
     methods = attention_stages(segmenter.config.method)
-    windows, grid = image_windows(as_rgb(image), segmenter.config.windows, mean=segmenter.params.clip_spec.pixel_mean)
+    windows, grid = segmenter.prepare(as_rgb(image))
     found = {}
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, segmenter.config)
+        (feature,) = HOSTS[segmenter.config.method.host].features
+        count = compared_features(tokens, feature).shape[1]
+        classes = np.full((len(windows.valid), count), UNLABELLED, np.int32)
+        if label is not None:
+            classes = token_targets(label, grid, *classes.shape, IGNORED)
+        total = classes.size
         for name, method in methods.items():
             queries, buffer = _prepare(segmenter.params, tokens, windows, method)
-            total = buffer.keys.shape[0]
-            count = total // len(windows.valid)
-            classes = np.full((len(windows.valid), count), UNLABELLED, np.int32)
-            if label is not None:
-                classes = token_targets(label, grid, *classes.shape, IGNORED)
             shares = np.zeros((2, total), np.float32)
             size = min(QUERIES_AT_ONCE, total)
             for start in range(0, total, size):

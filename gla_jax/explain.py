@@ -31,7 +31,7 @@ from gla_jax.logits import (
     patch_features,
     token_logits,
 )
-from gla_jax.segmenter import Segmenter, image_windows
+from gla_jax.segmenter import Segmenter
 from gla_jax.settings import either
 from gla_jax.shapes import Array, Bool, Float, Int, Integer, UInt8, typed
 from gla_jax.stitch import stitch, stitch_plan, token_grid
@@ -251,7 +251,7 @@ def explain(
     pixels = as_rgb(image)
     check_point(at, pixels.shape[:2])
     parsed = parse_classes(classes) if classes is not None and not isinstance(classes, Classes) else classes
-    windows, grid = image_windows(pixels, config.windows, mean=segmenter.params.clip_spec.pixel_mean)
+    windows, grid = segmenter.prepare(pixels)
     stages = []
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, config)

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from gla_jax.checkpoint import Checkpoint, digest, initial_params
 from gla_jax.config import METHODS
+from gla_jax.errors import UserError
 from gla_jax.resize import rescale_size
 from gla_jax.settings import settings_from_options
 from gla_jax.tiny_world.scenes import render
@@ -131,9 +132,11 @@ def main(
     from gla_jax.segmenter import Segmenter
 
     console = Console()
-    config = settings_from_options(dtype=dtype)
-    rows = contenders(Segmenter.from_pretrained(model, config))
-    references = contenders(Segmenter.from_pretrained(model)) if dtype != "float32" else {}
+    try:
+        rows = contenders(Segmenter.from_pretrained(model, settings_from_options(dtype=dtype)))
+        references = contenders(Segmenter.from_pretrained(model)) if dtype != "float32" else {}
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from None
     if not random:
         del rows[RANDOM]
     results = {}
