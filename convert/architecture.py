@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gla_jax.checkpoint import Params
+from gla_jax.checkpoints.model_folder import Params
 from gla_jax.convert.rules import Record, Routed, first_line
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gla_jax.checkpoint import ClipSpec, Params, abstract_params
+from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
 from gla_jax.convert.architecture import (
     Config,
     Converted,
@@ -21,7 +21,7 @@ from gla_jax.convert.architecture import (
 )
 from gla_jax.convert.pixels import Pixels, stated_pixels
 from gla_jax.convert.rules import Drop, Routed, Rule, State, Table, dense, fit, fused_attention, norm, route, some
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.clip_text import ClipTextSpec
 

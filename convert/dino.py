@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gla_jax.checkpoint import abstract_params
+from gla_jax.checkpoints.model_folder import abstract_params
 from gla_jax.convert.architecture import (
     Config,
     Converted,
@@ -13,7 +13,7 @@ from gla_jax.convert.architecture import (
 )
 from gla_jax.convert.pixels import Pixels, refuse_other_pixels
 from gla_jax.convert.rules import Drop, Routed, Rule, State, Table, dense, fit, fused_attention, norm, route
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 from gla_jax.towers.dino import DinoSpec
 
 HEADS = {width: width // 64 for width in (192, 384, 768, 1024)}

@@ -1,6 +1,6 @@
 """DINOv2 under its published names: Hugging Face's Dinov2Model and Dinov2WithRegistersModel, torch.hub's files."""
 
-from gla_jax.checkpoint import abstract_params
+from gla_jax.checkpoints.model_folder import abstract_params
 from gla_jax.convert.architecture import (
     Config,
     Converted,
@@ -13,7 +13,7 @@ from gla_jax.convert.architecture import (
 from gla_jax.convert.dino import BLOCK, embedding_rules, hub_block, position_offset, split_attention
 from gla_jax.convert.pixels import Pixels, refuse_other_pixels
 from gla_jax.convert.rules import Drop, Rule, State, Table, dense, fit, norm, route
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 from gla_jax.towers.dinov2 import DinoV2Spec
 
 HEADS = {width: width // 64 for width in (384, 768, 1024, 1536)}

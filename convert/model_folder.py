@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gla_jax.checkpoint import ClipSpec, write_checkpoint
+from gla_jax.checkpoints.model_folder import ClipSpec, write_checkpoint
 from gla_jax.convert.rules import first_line
 from gla_jax.convert.sources import Source, open_source
 from gla_jax.convert.state import convert_state
-from gla_jax.errors import ConversionError
-from gla_jax.new_folder import check_new_folder
+from gla_jax.support.errors import ConversionError
+from gla_jax.support.new_folder import check_new_folder
+from gla_jax.support.version import VERSION
 from gla_jax.text.tokenizer import clip_tokenizer_files, openai_tokenizer_files
-from gla_jax.version import VERSION
 
 MANIFEST_FORMAT = "gla-jax manifest 1"
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gla_jax.errors import ConversionError
+from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN
+from gla_jax.support.errors import ConversionError
 from gla_jax.towers.clip_image import Channels
-from gla_jax.windows import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 
 class Pixels(NamedTuple):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gla_jax.checkpoint import ClipSpec, Spec
-from gla_jax.errors import ConversionError
-from gla_jax.shapes import Float, Int
+from gla_jax.checkpoints.model_folder import ClipSpec, Spec
+from gla_jax.support.errors import ConversionError
+from gla_jax.support.shapes import Float, Int
 from gla_jax.towers.dino import DinoSpec
 
 if TYPE_CHECKING:

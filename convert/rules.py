@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from gla_jax.checkpoint import Params, flatten_params
-from gla_jax.errors import ConversionError
+from gla_jax.checkpoints.model_folder import Params, flatten_params
+from gla_jax.support.errors import ConversionError
 
 State = Mapping[str, Any]  # arrays by published name: NumPy's, or tracers under jax.eval_shape
 

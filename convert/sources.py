@@ -14,7 +14,7 @@ import numpy as np
 from gla_jax.convert.pixels import Pixels, stated_pixels
 from gla_jax.convert.rules import first_line, some
 from gla_jax.convert.torch_file import open_torch_file
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 
 # In order of preference; an index names the shards of weights kept in several files.
 WEIGHTS = (

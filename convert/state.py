@@ -8,7 +8,7 @@ from gla_jax.convert.clip import convert_clip
 from gla_jax.convert.dino import convert_dino
 from gla_jax.convert.dinov2 import convert_dinov2
 from gla_jax.convert.rules import State
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 
 CONVERTERS: Mapping[str, Callable[..., Converted]] = {
     "clip": convert_clip,

@@ -16,7 +16,7 @@ import numpy as np
 
 from gla_jax.convert.rules import some
 from gla_jax.convert.torch_pickle import ScriptModule, Tensor, unpickle
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 
 # Where checkpoints of training runs keep the weights; DINO is evaluated with its teacher.
 WRAPPERS = ("state_dict", "model_state_dict", "teacher", "student", "model")

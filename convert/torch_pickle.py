@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import ml_dtypes
 import numpy as np
 
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 
 STORAGE_DTYPES: Mapping[str, np.dtype] = {
     "DoubleStorage": np.dtype(np.float64),

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from gla_jax.checkpoint import Checkpoint, ClipSpec, Params, Spec, build_vfm, read_checkpoint
+from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, Params, Spec, build_vfm, read_checkpoint
 from gla_jax.convert.architecture import is_transformers
 from gla_jax.convert.reference import Stages, build_reference, load_reference, reference_stages
 from gla_jax.convert.sources import open_source
-from gla_jax.resize import resize_uint8
-from gla_jax.shapes import Float, Int, UInt8
+from gla_jax.images.resize import resize_uint8
+from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN
+from gla_jax.support.shapes import Float, Int, UInt8
 from gla_jax.towers.clip_image import ClipImage
 from gla_jax.towers.clip_text import ClipText
 from gla_jax.towers.layers import multi_head_attention
-from gla_jax.windows import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,6 +1,6 @@
 """The paper's figures, which this project has not measured, and whether a run may stand beside them."""
 
-from gla_jax.attention.hosts import HOSTS
+from gla_jax.attention.baselines import HOSTS
 from gla_jax.config import METHODS, PRESETS
 from gla_jax.eval.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PAPER_MODEL
 from gla_jax.eval.protocols import Protocol, protocol

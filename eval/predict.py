@@ -8,12 +8,12 @@ from typing import Protocol as Interface
 import jax
 import numpy as np
 
-from gla_jax.classify import Layout, label_map, layout, score_map, whole_logits
 from gla_jax.config import SegmenterConfig
-from gla_jax.eval.datasets import Example
+from gla_jax.eval.datasets.dataset import Example
 from gla_jax.eval.protocols import Protocol
+from gla_jax.labels.label_map import Layout, label_map, layout, score_map, whole_logits
 from gla_jax.segmenter import Prepared
-from gla_jax.shapes import Array, Float, Int, Integer, UInt8, typed
+from gla_jax.support.shapes import Array, Float, Int, Integer, UInt8, typed
 from gla_jax.text.prompts import Classes
 
 

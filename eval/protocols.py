@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gla_jax.config import METHODS, PRESETS, SegmenterConfig, WindowConfig
-from gla_jax.errors import UserError
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, class_names
-from gla_jax.settings import DTYPES, METHOD_NUMBERS, PRESET_SUFFIX, one_of, read_preset
+from gla_jax.settings.options import DTYPES, METHOD_NUMBERS, PRESET_SUFFIX, one_of, read_preset
+from gla_jax.support.errors import UserError
 
 if TYPE_CHECKING:
     from gla_jax.text.prompts import Classes

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from gla_jax.errors import UserError
-from gla_jax.eval.boundary import BoundaryCounts
-from gla_jax.eval.metrics import Areas
-from gla_jax.outputs import write_text
+from gla_jax.eval.metrics.areas import Areas
+from gla_jax.eval.metrics.boundary import BoundaryCounts
+from gla_jax.outputs.files import write_text
+from gla_jax.support.errors import UserError
 
 SYNC_SECONDS = 1.0
 

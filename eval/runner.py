@@ -8,14 +8,14 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gla_jax.batches import grouped
 from gla_jax.config import settings_as_dict
-from gla_jax.errors import UserError
+from gla_jax.distributed.processes import Processes
 from gla_jax.eval.benchmarks import BENCHMARKS
-from gla_jax.eval.boundary import BoundaryCounts, boundary_counts
-from gla_jax.eval.datasets import Dataset, Example, open_dataset, read_ahead
-from gla_jax.eval.labels import write_label
-from gla_jax.eval.metrics import Areas, image_areas
+from gla_jax.eval.datasets.dataset import Dataset, Example, open_dataset, read_ahead
+from gla_jax.eval.datasets.labels import write_label
+from gla_jax.eval.datasets.submission import submission_values
+from gla_jax.eval.metrics.areas import Areas, image_areas
+from gla_jax.eval.metrics.boundary import BoundaryCounts, boundary_counts
 from gla_jax.eval.predict import Features, Prediction, Ready, Stopwatch, predictor
 from gla_jax.eval.protocols import Protocol, common_windows, protocol, without_duplicates
 from gla_jax.eval.records import (
@@ -27,11 +27,11 @@ from gla_jax.eval.records import (
     read_records,
     writing_to,
 )
-from gla_jax.eval.submission import submission_values
-from gla_jax.outputs import write_beside
-from gla_jax.processes import Processes
+from gla_jax.outputs.files import write_beside
 from gla_jax.segmenter import image_grid
-from gla_jax.settings import one_of
+from gla_jax.settings.options import one_of
+from gla_jax.support.batches import grouped
+from gla_jax.support.errors import UserError
 
 Progress = Callable[[int, int], None]
 

@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gla_jax.version import VERSION as __version__
+from gla_jax.support.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from gla_jax.config import METHODS, PRESETS, MethodConfig, SegmenterConfig, WindowConfig
-    from gla_jax.logits import SegmenterParams, segment_features, segment_logits
-    from gla_jax.mesh import make_mesh
+    from gla_jax.distributed.mesh import make_mesh
+    from gla_jax.pipeline import SegmenterParams, segment_features, segment_logits
     from gla_jax.segmenter import Segmentation, Segmenter
 
 _HOMES = {
@@ -18,11 +18,11 @@ _HOMES = {
     "Segmentation": "segmenter",
     "Segmenter": "segmenter",
     "SegmenterConfig": "config",
-    "SegmenterParams": "logits",
+    "SegmenterParams": "pipeline",
     "WindowConfig": "config",
-    "make_mesh": "mesh",
-    "segment_features": "logits",
-    "segment_logits": "logits",
+    "make_mesh": "distributed.mesh",
+    "segment_features": "pipeline",
+    "segment_logits": "pipeline",
 }
 
 __all__ = [

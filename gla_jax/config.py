@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax
 
-from gla_jax.attention.hosts import HOSTS
+from gla_jax.attention.baselines import HOSTS
 
 Host = Literal[*HOSTS]
 Number = float | jax.Array

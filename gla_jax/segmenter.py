@@ -10,25 +10,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gla_jax.attention.hosts import HOSTS
-from gla_jax.batches import grouped
-from gla_jax.checkpoint import Checkpoint, ClipSpec, Params
-from gla_jax.classify import label_map, layout, score_map, whole_logits
+from gla_jax.attention.baselines import HOSTS
+from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, Params
 from gla_jax.config import SegmenterConfig, WindowConfig
-from gla_jax.errors import ClassesError, UserError
-from gla_jax.images import as_rgb
-from gla_jax.logits import SegmenterParams, segment_features
-from gla_jax.mesh import DATA_AXIS, image_features, padded_windows, place_params, place_windows, sharded_features
-from gla_jax.pretrained import resolve
-from gla_jax.resize import rescale_size, resize_uint8
-from gla_jax.shapes import Array, Float, Int, UInt8
+from gla_jax.distributed.mesh import (
+    DATA_AXIS,
+    image_features,
+    padded_windows,
+    place_params,
+    place_windows,
+    sharded_features,
+)
+from gla_jax.images.reading import as_rgb
+from gla_jax.images.resize import rescale_size, resize_uint8
+from gla_jax.images.windows import WindowGrid, Windows, bucket, cut_windows, window_grid
+from gla_jax.labels.label_map import label_map, layout, score_map, whole_logits
+from gla_jax.models.pretrained import resolve
+from gla_jax.pictures.drawing import overlay
+from gla_jax.pipeline import SegmenterParams, segment_features
 from gla_jax.staged import Progress, padded_to_batches, staged_features
-from gla_jax.text.bank import text_bank
+from gla_jax.support.batches import grouped
+from gla_jax.support.errors import ClassesError, UserError
+from gla_jax.support.shapes import Array, Float, Int, UInt8
+from gla_jax.text.embeddings import text_bank
 from gla_jax.text.prompts import Classes, parse_classes
 from gla_jax.text.tokenizer import load_tokenizer
 from gla_jax.towers.clip_image import OPENAI_MEAN, Channels
-from gla_jax.visualize import overlay
-from gla_jax.windows import WindowGrid, Windows, bucket, cut_windows, window_grid
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

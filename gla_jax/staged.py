@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.attend import FORMS, clearclip_queries, proxy_anchors
+from gla_jax.attention.baselines import HOSTS
 from gla_jax.attention.buffer import Buffer, fill_buffer
-from gla_jax.attention.hosts import HOSTS
 from gla_jax.attention.normalize import Normalization, normalization, shift
 from gla_jax.config import MethodConfig, SegmenterConfig
-from gla_jax.logits import (
+from gla_jax.images.windows import Windows
+from gla_jax.pipeline import (
     SegmenterParams,
     WindowTokens,
     compared_features,
@@ -25,9 +26,8 @@ from gla_jax.logits import (
     patch_features,
     segment_features,
 )
-from gla_jax.shapes import Array, Float
+from gla_jax.support.shapes import Array, Float
 from gla_jax.towers.layers import Heads
-from gla_jax.windows import Windows
 
 QUERIES_OF_A_STEP = 4096
 Progress = Callable[[int, int], None]

@@ -23,12 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.attend import gather_values
-from gla_jax.checkpoint import build_vfm
+from gla_jax.checkpoints.model_folder import build_vfm
 from gla_jax.config import MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.convert.clip import convert_clip_image
 from gla_jax.convert.state import convert_state
-from gla_jax.errors import ConversionError
-from gla_jax.logits import (
+from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, Windows, cut_windows, normalise, window_grid
+from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
+from gla_jax.pipeline import (
     SegmenterParams,
     WindowTokens,
     encode_windows,
@@ -36,9 +37,8 @@ from gla_jax.logits import (
     patch_features,
     token_logits,
 )
-from gla_jax.shapes import Array
-from gla_jax.stitch import stitch, stitch_plan, token_grid
-from gla_jax.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, Windows, cut_windows, normalise, window_grid
+from gla_jax.support.errors import ConversionError
+from gla_jax.support.shapes import Array
 
 ROW_LIMIT = 1e-5
 ROWS_OVER = 0.005

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gla_jax.checkpoint import ClipSpec, Params, Spec, abstract_params, write_checkpoint
+from gla_jax.checkpoints.model_folder import ClipSpec, Params, Spec, abstract_params, write_checkpoint
 from gla_jax.tiny_world.vocabulary import CONTEXT, END, TEMPLATES, tokenizer_files, words
 from gla_jax.towers.clip_image import ClipImageSpec
 from gla_jax.towers.clip_text import ClipTextSpec

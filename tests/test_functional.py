@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from gla_jax.attention.attend import gather_values
-from gla_jax.attention.sharded import WINDOW_AXIS
-from gla_jax.classify import class_probabilities, synonyms
+from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.logits import SegmenterParams, segment_logits, token_logits
-from gla_jax.stitch import stitch, stitch_plan, token_grid
-from gla_jax.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, cut_windows, normalise, window_grid
+from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, cut_windows, normalise, window_grid
+from gla_jax.labels.label_map import class_probabilities, synonyms
+from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
+from gla_jax.pipeline import SegmenterParams, segment_logits, token_logits
 from tests import oracle
 from tests.attention.test_forms import clustered, oracle_values
 from tests.small_models import IMAGE, VFM, random_params, small_clip

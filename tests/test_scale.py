@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax import classify
 from gla_jax import segmenter as module
-from gla_jax.bench import Textless
+from gla_jax.bench.measure import Textless
 from gla_jax.config import MethodConfig, SegmenterConfig, WindowConfig
-from gla_jax.cost import blank_windows
-from gla_jax.logits import segment_features
-from gla_jax.outputs import segment_files
+from gla_jax.images.windows import bucket
+from gla_jax.labels import label_map as classify
+from gla_jax.outputs.files import segment_files
+from gla_jax.pipeline import segment_features
+from gla_jax.predict.cost import blank_windows
 from gla_jax.segmenter import Segmenter, image_grid
 from gla_jax.text.prompts import parse_classes
-from gla_jax.windows import bucket
 from tests.small_models import random_pair
 
 WINDOWS = WindowConfig(short_side=48, crop=32, stride=16)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from gla_jax import segmenter as module
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
-from gla_jax.errors import ClassesError, ImageError, UserError
 from gla_jax.segmenter import Segmenter
+from gla_jax.support.errors import ClassesError, ImageError, UserError
 from tests.small_models import random_pair
 
 CONFIG = SegmenterConfig(windows=WindowConfig(short_side=48, crop=32, stride=16))
@@ -96,7 +96,9 @@ def test_other_classes_neither_reload_nor_recompile_the_towers(segmenter, monkey
     compiled = module._segment_features._cache_size()
     params = segmenter.params
     with monkeypatch.context() as patch:
-        patch.setattr("gla_jax.pretrained.read_checkpoint", lambda *_: pytest.fail("the weights were loaded again"))
+        patch.setattr(
+            "gla_jax.models.pretrained.read_checkpoint", lambda *_: pytest.fail("the weights were loaded again")
+        )
         segmenter(IMAGE, ["brick", "wood", "grass", "water", "sand"])
         segmenter(IMAGE[:50, :70], ["brick"])
     assert module._segment_features._cache_size() == compiled

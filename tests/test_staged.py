@@ -10,7 +10,7 @@ import pytest
 from gla_jax import segmenter as module
 from gla_jax import staged
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.logits import segment_features
+from gla_jax.pipeline import segment_features
 from gla_jax.segmenter import Segmenter, image_windows
 from tests.small_models import random_pair
 

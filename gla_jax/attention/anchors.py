@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer, unit_rows
 from gla_jax.config import MethodConfig, Number
-from gla_jax.shapes import Array, Bool, Float, typed
+from gla_jax.support.shapes import Array, Bool, Float, typed
 
 
 class AnchorSums(NamedTuple):

@@ -6,15 +6,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gla_jax.attention import dense, sharded, streaming
+from gla_jax.attention import blockwise, dense, ring
 from gla_jax.attention.anchors import Anchors, next_anchors
+from gla_jax.attention.baselines import HOSTS
 from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries
-from gla_jax.attention.hosts import HOSTS
 from gla_jax.attention.normalize import Normalization, normalization
 from gla_jax.config import MethodConfig
-from gla_jax.shapes import Array, Bool, Float, Int, typed
+from gla_jax.support.shapes import Array, Bool, Float, Int, typed
 
-FORMS = {"dense": dense, "streaming": streaming, "sharded": sharded}
+FORMS = {"dense": dense, "streaming": blockwise, "sharded": ring}
 
 
 class Queries(NamedTuple):

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gla_jax.interpolation import bilinear_matrix
-from gla_jax.shapes import Array, Bool, Float, Int, typed
+from gla_jax.images.interpolation import bilinear_matrix
+from gla_jax.support.shapes import Array, Bool, Float, Int, typed
 
 # Larger than half a window; columns below 2^15 - MARGIN keep pixels apart, rows below 2^16 - MARGIN fit an int32.
 MARGIN = 2**12

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, positive_sums
+from gla_jax.attention.blockwise import every_part, total
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
-from gla_jax.attention.streaming import every_part, total
 from gla_jax.config import MethodConfig
-from gla_jax.shapes import Array, Float, typed
+from gla_jax.support.shapes import Array, Float, typed
 
 __all__ = ["attention_weights", "every_part", "gather", "sum_positives", "total"]
 

@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from gla_jax.attention.buffer import unit_rows
-from gla_jax.errors import ClassesError
-from gla_jax.shapes import Array, Float, typed
+from gla_jax.support.errors import ClassesError
+from gla_jax.support.shapes import Array, Float, typed
 
 SEPARATOR = ";"
 

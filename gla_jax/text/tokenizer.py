@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gla_jax.errors import ModelError
-from gla_jax.shapes import Int
+from gla_jax.support.errors import ModelError
+from gla_jax.support.shapes import Int
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.buffer import unit_rows
-from gla_jax.checkpoint import Params
-from gla_jax.shapes import Array
+from gla_jax.checkpoints.model_folder import Params
+from gla_jax.images.windows import CLIP_DEVIATION, CLIP_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN, normalise
+from gla_jax.support.shapes import Array
 from gla_jax.tiny_world import vocabulary
 from gla_jax.tiny_world.batches import NONE, SLOTS, Batch
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.clip_text import ClipText, ClipTextSpec
 from gla_jax.towers.dino import Dino, DinoSpec
 from gla_jax.towers.layers import multi_head_attention
-from gla_jax.windows import CLIP_DEVIATION, CLIP_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN, normalise
 
 # Below the evaluation's 40, which changes no argmax: a steep softmax drowns the marks in noise while they are learnt.
 LOGIT_SCALE = 20.0

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import typer
 
-from gla_jax.checkpoint import ClipSpec, Spec, initial_params, write_checkpoint
+from gla_jax.checkpoints.model_folder import ClipSpec, Spec, initial_params, write_checkpoint
 from gla_jax.tiny_world import vocabulary
 from gla_jax.tiny_world.batches import NONE, Batch, BatchSpec, drawn_ahead, make_batch
 from gla_jax.tiny_world.losses import PHRASES, ClipTowers, clip_loss, spread_loss, text_features, vfm_loss, words_loss

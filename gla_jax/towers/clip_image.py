@@ -6,7 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gla_jax.shapes import Array, Float, typed
+from gla_jax.support.shapes import Array, Float, typed
 from gla_jax.towers.layers import Activation, Block, Heads, LayerNorm, PatchTokens, multi_head_attention
 
 Channels = tuple[float, float, float]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gla_jax.shapes import Array, Float, Int, typed
+from gla_jax.support.shapes import Array, Float, Int, typed
 from gla_jax.towers.layers import Activation, Block, LayerNorm
 
 

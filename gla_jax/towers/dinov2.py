@@ -6,7 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gla_jax.shapes import Array, Float, typed
+from gla_jax.support.shapes import Array, Float, typed
 from gla_jax.towers.dino import VisionTokens, run_vision_blocks
 from gla_jax.towers.layers import Block, LayerNorm, PatchTokens
 

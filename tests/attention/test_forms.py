@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from gla_jax.attention import streaming
+from gla_jax.attention import blockwise
 from gla_jax.attention.attend import gather_values
+from gla_jax.attention.blockwise import SoftmaxPartial, every_part, gather_block, gather_further, nothing_gathered
 from gla_jax.attention.buffer import fill_buffer, neighbourhood_queries, unit_rows
 from gla_jax.attention.normalize import Normalization
-from gla_jax.attention.sharded import WINDOW_AXIS
-from gla_jax.attention.streaming import SoftmaxPartial, every_part, gather_block, gather_further, nothing_gathered
+from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import MethodConfig, without_gla
 from tests import oracle
 
@@ -259,7 +259,7 @@ def test_a_block_in_which_no_entry_survives_is_left_alone(monkeypatch):
     np.testing.assert_array_equal(skipped.average(), state.average())
     read = state.merge(gather_block(queries, norm, parts[1], GLA), GLA)
     np.testing.assert_array_equal(skipped.average(), read.average())
-    monkeypatch.setattr(streaming, "skips_blocks", lambda: False)
+    monkeypatch.setattr(blockwise, "skips_blocks", lambda: False)
     assert np.isnan(gather_further(state, queries, norm, unread, GLA).average()).all()
     monkeypatch.undo()
     everything = replace(GLA, masking=False)

@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from gla_jax.checkpoint import flatten_params
+from gla_jax.checkpoints.model_folder import flatten_params
 from gla_jax.convert import convert_clip_image, convert_state
 from gla_jax.convert.architecture import Converted
 from gla_jax.convert.pixels import Pixels, stated_pixels
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 from gla_jax.towers.clip_image import OPENAI_DEVIATION, OPENAI_MEAN
 from tests.convert import published
 from tests.convert.published import TEXT, as_numpy, hub_names, openai_names, saved

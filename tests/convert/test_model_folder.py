@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizerFast
 
-from gla_jax.checkpoint import flatten_params, read_checkpoint
+from gla_jax.checkpoints.model_folder import flatten_params, read_checkpoint
 from gla_jax.cli import main
 from gla_jax.convert import convert, convert_state
-from gla_jax.errors import ConversionError, ModelError
+from gla_jax.support.errors import ConversionError, ModelError
 from tests.convert import published
 from tests.convert.published import hub_names, openai_names, saved, torchscript, write_tokenizer
 
@@ -246,7 +246,7 @@ WRITES_FOR_A_WHILE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would this one
 sys.modules["torch"] = None  # importing it fails
-from gla_jax import checkpoint
+from gla_jax.checkpoints import model_folder as checkpoint
 from gla_jax.convert import convert
 
 def save(folder, params, write=checkpoint.save_params):

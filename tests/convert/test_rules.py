@@ -6,7 +6,7 @@ import pytest
 
 from gla_jax.convert import clip, dino, dinov2
 from gla_jax.convert.rules import TRANSFORMS, Drop, Record, Rule, apply_rules
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 
 
 def numbers(*shape: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from gla_jax.convert import sources
 from gla_jax.convert.sources import open_source
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 
 X, Y = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float16)
 

@@ -12,7 +12,7 @@ import torch
 from gla_jax.convert import torch_pickle
 from gla_jax.convert.torch_file import open_torch_file
 from gla_jax.convert.torch_pickle import unpickle
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 from tests.convert.published import torchscript
 
 

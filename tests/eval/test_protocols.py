@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from gla_jax.config import PRESETS
-from gla_jax.errors import UserError
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, PAPER_BENCHMARKS, class_names
-from gla_jax.eval.listing import protocols_list
 from gla_jax.eval.paper import PAPER_MIOU, not_comparable, paper_average, paper_miou
 from gla_jax.eval.protocols import duplicates, protocol, without_duplicates
+from gla_jax.eval.report.listing import protocols_list
+from gla_jax.support.errors import UserError
 
 FROZEN = Path(__file__).parent / "frozen_protocols.json"
 NAMED = [key for key in BENCHMARKS if key != FOLDER]

@@ -13,15 +13,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gla_jax.errors import DataError, UserError
-from gla_jax.eval.boundary import boundary_counts
-from gla_jax.eval.datasets import open_dataset
+from gla_jax.eval.datasets.dataset import open_dataset
+from gla_jax.eval.metrics.boundary import boundary_counts
 from gla_jax.eval.predict import Ready, Stopwatch, predictor, without_small_classes
 from gla_jax.eval.protocols import protocol
 from gla_jax.eval.records import RecordFile, read_records
-from gla_jax.eval.report import report_markdown
+from gla_jax.eval.report.page import report_markdown
 from gla_jax.eval.results import read_results, results, write_results
 from gla_jax.eval.runner import Run, measure, open_benchmark, prediction_path
+from gla_jax.support.errors import DataError, UserError
 from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
 

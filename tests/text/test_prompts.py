@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.errors import ClassesError
+from gla_jax.support.errors import ClassesError
 from gla_jax.text.prompts import average_templates, check_templates, imagenet_templates, parse_classes, read_lines
 
 

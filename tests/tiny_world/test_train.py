@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.checkpoint import initial_params, read_checkpoint
+from gla_jax.checkpoints.model_folder import initial_params, read_checkpoint
 from gla_jax.tiny_world import train as training
 from gla_jax.tiny_world.batches import BatchSpec, make_batch
 from gla_jax.tiny_world.losses import N_CLASSES, TRAINED, caption_loss, clip_loss, cross_entropy, vfm_loss

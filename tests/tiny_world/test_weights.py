@@ -1,12 +1,12 @@
-"""The shipped weights on a few held-out scenes; the whole table is `python -m gla_jax.tiny_world.evaluate`."""
+"""The shipped weights on a few held-out scenes; the whole table is `python -m gla_jax.eval.tiny_world`."""
 
 from pathlib import Path
 
 import pytest
 
 import gla_jax.tiny_world
+from gla_jax.eval.tiny_world import GLA, PROXYCLIP, RANDOM, contenders, measure, table
 from gla_jax.segmenter import Segmenter
-from gla_jax.tiny_world.evaluate import GLA, PROXYCLIP, RANDOM, contenders, measure, table
 
 FOLDER = Path(gla_jax.tiny_world.__file__).parent / "weights"
 SEEDS = range(3)

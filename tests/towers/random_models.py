@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from gla_jax.checkpoint import Params, Spec
+from gla_jax.checkpoints.model_folder import Params, Spec
 from gla_jax.convert.state import convert_state
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.checkpoint import ClipSpec, abstract_params, build_vfm
+from gla_jax.checkpoints.model_folder import ClipSpec, abstract_params, build_vfm
 from gla_jax.convert.verify import random_texts
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.clip_text import ClipText, ClipTextSpec

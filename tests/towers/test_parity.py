@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.checkpoint import build_vfm
+from gla_jax.checkpoints.model_folder import build_vfm
 from gla_jax.convert.reference import reference_stages
 from gla_jax.convert.verify import TOLERANCE, compare, random_texts, stage_errors, tower_stages
 from gla_jax.towers.clip_image import ClipImage

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from gla_jax.checkpoint import read_spec
+from gla_jax.checkpoints.model_folder import read_spec
 from gla_jax.convert import convert
 from gla_jax.convert.verify import TOLERANCE, Verification, drawn_image, stage_errors, two_sizes, verify
-from gla_jax.errors import ConversionError
+from gla_jax.support.errors import ConversionError
 from tests.convert import published
 from tests.towers.random_models import randomise
 

@@ -1,0 +1,1 @@
+"""Benchmark data: folders, TensorFlow Datasets copies, label encodings."""

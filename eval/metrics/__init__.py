@@ -1,0 +1,1 @@
+"""Areas per class and boundary error rates: integer counts that add up."""

@@ -1,0 +1,114 @@
+"""Boundary error rate: how often the prediction jumps across a window edge where the ground truth does not.
+
+The paper says it in one sentence ("the proportion of pixels near adjacent window boundaries where predicted labels
+differ despite identical ground truth"); the rest is this project's reading. Edges are all window starts and ends inside
+the resized image. Pixels that mirror each other at an edge, up to `width` resized pixels away, form a pair; it is valid
+when both have the same label, not the ignored one, and an error when their predictions differ. Errors and valid pairs
+are summed over edges, axes and images, and divided once. The control rate counts the same at lines moved by half a
+stride, which tells window artefacts from ordinary borders between predicted classes.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from gla_jax.config import WindowConfig
+from gla_jax.eval.metrics.areas import IGNORE
+from gla_jax.images.windows import axis_starts
+from gla_jax.support.shapes import Bool, Int, Integer, typed
+
+WIDTHS = (1, 8)  # resized pixels: the seam itself, and one patch of DINO ViT-B/8
+
+
+class BoundaryCounts(NamedTuple):
+    """Errors and valid pairs, each int64 [4]: width 1 and 8 at the edges, then width 1 and 8 at the control lines."""
+
+    errors: Int[np.ndarray, "4"]
+    pairs: Int[np.ndarray, "4"]
+
+    @classmethod
+    def zeros(cls) -> "BoundaryCounts":
+        """The counts of no image."""
+        return cls(np.zeros(2 * len(WIDTHS), np.int64), np.zeros(2 * len(WIDTHS), np.int64))
+
+    def merge(self, other: "BoundaryCounts") -> "BoundaryCounts":
+        """The counts of both sets of images together."""
+        return BoundaryCounts(self.errors + other.errors, self.pairs + other.pairs)
+
+    def rates(self) -> dict[str, float]:
+        """Errors in percent of the valid pairs, NaN without any: ber_1, ber_8, control_1, control_8."""
+        names = [f"{kind}_{width}" for kind in ("ber", "control") for width in WIDTHS]
+        shares = np.divide(100.0 * self.errors, self.pairs, out=np.full(len(names), np.nan), where=self.pairs > 0)
+        return dict(zip(names, shares.tolist(), strict=True))
+
+
+def window_edges(length: int, crop: int, stride: int) -> tuple[int, ...]:
+    """Window starts and ends inside an axis of `length` resized pixels; edge b lies between pixels b - 1 and b."""
+    starts = axis_starts(length, crop, stride)
+    ends = {start + crop for start in starts}
+    return tuple(sorted(edge for edge in ends.union(starts) if 0 < edge < length))
+
+
+@typed
+def boundary_counts(
+    prediction: Integer[np.ndarray, "h w"],
+    label: Integer[np.ndarray, "h w"],
+    resized: tuple[int, int],
+    windows: WindowConfig,
+    ignore: int = IGNORE,
+) -> BoundaryCounts:
+    """The counts of one image; an image of a single window has no edge and adds nothing.
+
+    resized: (height, width) of the image that was cut into windows; windows: the edge set, the same for every method
+    that is to be compared.
+    """
+    errors, pairs = [], []
+    for offset in (0, windows.stride // 2):
+        for width in WIDTHS:
+            across = _axis_counts(prediction, label, resized[1], windows, width, offset, ignore)
+            down = _axis_counts(prediction.T, label.T, resized[0], windows, width, offset, ignore)
+            errors.append(across[0] + down[0])
+            pairs.append(across[1] + down[1])
+    return BoundaryCounts(np.array(errors, np.int64), np.array(pairs, np.int64))
+
+
+def mirrored_pairs(
+    length: int, resized: int, windows: WindowConfig, width: int, offset: int = 0
+) -> tuple[list[int], list[int]]:
+    """Pixels before and after every window edge that mirror each other, along an axis of `length` label pixels.
+
+    resized: pixels of the axis that was cut into windows; width and offset (by which the edges are moved) are in these.
+    """
+    scale = length / resized
+    reach = max(1, round(width * scale))
+    left, right = [], []
+    for edge in window_edges(resized, windows.crop, windows.stride):
+        first = math.ceil((edge + offset) * scale - 0.5)  # the first label pixel whose centre is past the edge
+        steps = max(min(reach, first, length - first), 0)
+        left.extend(range(first - 1, first - 1 - steps, -1))
+        right.extend(range(first, first + steps))
+    return left, right
+
+
+def _axis_counts(
+    prediction: Integer[np.ndarray, "a b"],
+    label: Integer[np.ndarray, "a b"],
+    resized: int,
+    windows: WindowConfig,
+    width: int,
+    offset: int,
+    ignore: int,
+) -> tuple[int, int]:
+    """(errors, valid pairs) along the last axis, of `resized` pixels before it was brought to the label's size."""
+    left, right = mirrored_pairs(label.shape[1], resized, windows, width, offset)
+    valid = _equal_and_kept(label, left, right, ignore)
+    differ = prediction[:, left] != prediction[:, right]
+    return int((valid & differ).sum()), int(valid.sum())
+
+
+def _equal_and_kept(
+    label: Integer[np.ndarray, "a b"], left: list[int], right: list[int], ignore: int
+) -> Bool[np.ndarray, "a p"]:
+    near, far = label[:, left], label[:, right]
+    return (near == far) & (near != ignore)

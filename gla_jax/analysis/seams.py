@@ -1,0 +1,127 @@
+"""Where labels flip at window edges, method by method, and the picture of it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from gla_jax.analysis.explain_pictures import NARROWEST, RED, pale, scaled, shown_size
+from gla_jax.attention.baselines import HOSTS
+from gla_jax.config import WindowConfig, without_gla
+from gla_jax.eval.metrics.boundary import WIDTHS, boundary_counts, mirrored_pairs
+from gla_jax.images.windows import WindowGrid
+from gla_jax.pictures.drawing import (
+    PAPER,
+    Entry,
+    Panel,
+    blend,
+    centred,
+    palette,
+    panels,
+    with_window_grid,
+)
+from gla_jax.segmenter import Segmentation, Segmenter
+from gla_jax.support.shapes import Bool, Integer, UInt8
+from gla_jax.text.prompts import Classes
+
+NO_TRUTH = -1  # no label is negative, so nothing is ignored
+
+
+class Flips(NamedTuple):
+    """Labels of one method at window edges.
+
+    at_edges [h w]: pixels on both sides of an edge whose labels differ; share and control: percent of the pairs that
+    differ at the edges and half a stride away from them, NaN where there are no edges.
+    """
+
+    at_edges: Bool[np.ndarray, "h w"]
+    share: float
+    control: float
+
+
+def label_flips(
+    labels: Integer[np.ndarray, "h w"],
+    resized: tuple[int, int],
+    windows: WindowConfig,
+    truth: Integer[np.ndarray, "h w"] | None = None,
+) -> Flips:
+    """Where labels differ across a window edge, as `gla-jax eval` pairs pixels; with a truth only where that does not.
+
+    Without truth every border of an object that crosses an edge is counted as well: compare with the control, and
+    between methods.
+    """
+    truth = np.zeros(labels.shape, np.int32) if truth is None else truth
+    rates = boundary_counts(labels, truth, resized, windows, NO_TRUTH).rates()
+    marks = np.zeros(labels.shape, bool)
+    for flipped, found, known, length in (
+        (marks, labels, truth, resized[1]),
+        (marks.T, labels.T, truth.T, resized[0]),
+    ):
+        left, right = mirrored_pairs(labels.shape[1 if flipped is marks else 0], length, windows, WIDTHS[0])
+        differ = (found[:, left] != found[:, right]) & (known[:, left] == known[:, right])
+        flipped[:, left] |= differ
+        flipped[:, right] |= differ
+    return Flips(marks, rates[f"ber_{WIDTHS[0]}"], rates[f"control_{WIDTHS[0]}"])
+
+
+def compare_methods(
+    segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], classes: Sequence[str] | Classes
+) -> dict[str, Segmentation]:
+    """The image segmented by the host as published and by the segmenter's own method, with GLA."""
+    config = segmenter.config
+    published = replace(config, method=without_gla(config.method.host))
+    name = HOSTS[config.method.host].title
+    return {name: segmenter.with_config(published)(image, classes), f"{name} + GLA": segmenter(image, classes)}
+
+
+def boundary_picture(
+    results: dict[str, Segmentation],
+    grid: WindowGrid,
+    windows: WindowConfig,
+    truth: Integer[np.ndarray, "h w"] | None = None,
+) -> Image.Image:
+    """The label maps of some methods side by side, label flips along window edges in red, their shares below."""
+    first = next(iter(results.values()))
+    size = shown_size(*first.image.shape[:2])
+    image, width = scaled(first.image, size), max(size[1], NARROWEST)
+    found = sorted(set(np.unique(np.concatenate([result.labels.ravel() for result in results.values()])).tolist()))
+    # Colours are given to the classes of this picture alone; the palette's first one is left to the flips.
+    place = np.zeros(len(first.classes), np.int32)
+    place[found] = np.arange(len(found)) + 1
+    row = []
+    for name, result in results.items():
+        flips = label_flips(result.labels, (grid.height, grid.width), windows, truth)
+        small = np.asarray(Image.fromarray(place[result.labels]).resize(size[::-1], Image.Resampling.NEAREST))
+        shown = with_window_grid(blend(pale(image), small, len(found) + 1), grid)
+        row.append(
+            Panel(
+                np.asarray(centred(with_flips(shown, flips.at_edges), width)), name, flip_note(flips, truth is not None)
+            )
+        )
+    colours = palette(len(found) + 1)[1:]
+    entries = [
+        Entry(first.classes[label], tuple(map(int, colour))) for label, colour in zip(found, colours, strict=True)
+    ]
+    return panels(row, [Entry("labels differ across a window edge", RED), *entries])
+
+
+def with_flips(pixels: UInt8[np.ndarray, "h w 3"], flips: Bool[np.ndarray, "a b"]) -> Image.Image:
+    """A picture with pixels of the image marked in red, large enough to see."""
+    marks = np.zeros(pixels.shape[:2], np.uint8)
+    places = np.argwhere(flips)
+    rows, columns = ((places + 0.5) * np.array(marks.shape) / flips.shape).astype(int).T
+    marks[rows, columns] = 255
+    mask, picture = Image.fromarray(marks), Image.fromarray(pixels)
+    picture.paste(PAPER, mask=mask.filter(ImageFilter.MaxFilter(7)))
+    picture.paste(RED, mask=mask.filter(ImageFilter.MaxFilter(5)))
+    return picture
+
+
+def flip_note(flips: Flips, has_truth: bool) -> str:
+    """The figures of a method in lines."""
+    if np.isnan(flips.share):
+        return "one window: there are no edges"
+    what = "boundary error" if has_truth else "labels differ"
+    return f"{what} at {flips.share:.1f}% of the edges' pixels\n{flips.control:.1f}% half a stride away from them"

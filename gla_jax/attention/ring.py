@@ -1,0 +1,61 @@
+"""The passes over a buffer that is split over the devices of a mesh: each device keeps its windows' queries, and the
+shards of keys and values go round a ring (DESIGN 3.3). Runs inside jax.shard_map over the axis `window`.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+from gla_jax.attention import blockwise
+from gla_jax.attention.anchors import AnchorSums
+from gla_jax.attention.buffer import Buffer
+from gla_jax.attention.normalize import Normalization
+from gla_jax.config import MethodConfig
+from gla_jax.support.shapes import Array, Float, typed
+
+WINDOW_AXIS = "window"
+State = TypeVar("State")
+Part = TypeVar("Part")
+
+
+def total(partial: Array) -> Array:
+    """The sum over the devices."""
+    return jax.lax.psum(partial, WINDOW_AXIS)
+
+
+def every_part(part: Part, step: Callable[[Part], State], merge: Callable[[State, State], State]) -> State:
+    """Merge step(part) over the parts of all devices, which hold one of them at a time."""
+    devices = jax.lax.axis_size(WINDOW_AXIS)
+    ring = [(device, (device + 1) % devices) for device in range(devices)]
+
+    def pass_on(part: Part) -> Part:
+        return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, WINDOW_AXIS, ring), part)
+
+    def body(carry: tuple[State, Part], _: None) -> tuple[tuple[State, Part], None]:
+        state, part = carry
+        # Under way while the step computes; the last pass is not needed.
+        following = pass_on(part)
+        return (merge(state, step(part)), following), None
+
+    (state, _), _ = jax.lax.scan(body, (step(part), pass_on(part)), length=devices - 1)
+    return state
+
+
+@typed
+def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
+    """Positives of this device's queries among the keys of all devices."""
+    return every_part(buffer, lambda part: blockwise.sum_positives(queries, part, config), AnchorSums.merge)
+
+
+@typed
+def gather(
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+) -> Float[Array, "q C"]:
+    """Softmax over the kept keys of all devices, times their values."""
+    partial = every_part(
+        buffer,
+        lambda part: blockwise.gather_partial(queries, norm, part, config),
+        lambda a, b: a.merge(b, config),
+    )
+    return partial.average()

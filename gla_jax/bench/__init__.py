@@ -1,0 +1,1 @@
+"""What segmentation costs on this machine: seconds, operations, memory."""

@@ -1,0 +1,137 @@
+"""The figures of `gla-jax bench` as a table in Markdown, as JSON and, of a sweep, as a picture."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gla_jax.bench.measure import Report, Row
+from gla_jax.bench.memory import GIB
+from gla_jax.outputs.files import write_png, write_text
+from gla_jax.pictures.drawing import FIRST_COLOURS
+from gla_jax.pictures.log_chart import LogPanel, Series, log_lines
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+COLUMNS = (
+    "part", "", "windows", "seconds", "a second", "TFLOP", "GFLOP/s", "of ceiling", "compile s", "program", "host",
+    "device",
+)  # fmt: skip
+DASH, WORDS = "-", 2  # for no figure; columns of words
+
+
+def markdown(report: Report) -> str:
+    """The figures as a page: what they were measured on, then a table."""
+    head, on = report.head, report.head["machine"]
+    image, ceiling = head["image"], head["ceiling"]["flops_per_second"]
+    height, width = image["size"]
+    ceilings = ", ".join(f"{value / 1e9:.4g} GFLOP/s in {dtype}" for dtype, value in ceiling.items())
+    lines = [
+        "# gla-jax bench",
+        "",
+        f"    {head['command']}",
+        "",
+        f"{head['date']}, gla-jax {head['version']}, jax {on['jax']}, {on['devices']} x {on['device']}, "
+        f"{on['processor']}, {on['cores']} cores, {on['memory'] / GIB:.1f} GiB.",
+        "",
+        f"Model {head['model']['name']}, an image of {height} x {width} pixels in {image['windows']} windows, "
+        f"{image['tokens']} tokens, {image['queries']} queries, {head['settings']['dtype']} towers.",
+        "",
+        "Seconds: the median of the repeats after a warm-up. TFLOP: matrix products, by formulas, without padding. "
+        f"Ceiling: the best square matrix product, {ceilings}. Program: what XLA plans for arguments, output and "
+        "temporaries on one device. Host: what this process grew by; device: its highest use of the accelerator.",
+        "",
+        *agreement_lines(head["agreement"]),
+        *table([COLUMNS, *(cells(row) for row in (*report.parts, *report.sweep))]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def agreement_lines(found: dict[str, Any] | None) -> list[str]:
+    """How the towers' dtype compares with float32, where it is another."""
+    if found is None:
+        return []
+    cosines = ", ".join(
+        f"{title} {found[name]['mean']:.5f} (at least {found[name]['least']:.5f})"
+        for name, title in (("values", "CLIP's values"), ("features", "features"), ("joint", "after the method"))
+    )
+    return [f"Cosine to float32 towers: {cosines}; labels equal on {found['labels']:.2%} of pixels.", ""]
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A measurement as it stands in the table."""
+    speed = row.total_flops / row.median
+    grown = None if row.host_peak is None else max(row.host_peak - row.host_before, 0)
+    measured = (f"{row.median:.4g}", f"{1 / row.median:.4g}")
+    return (
+        row.part,
+        row.name,
+        str(row.windows),
+        *(("stopped: memory", DASH) if row.stopped else measured),
+        f"{row.total_flops / 1e12:.4g}",
+        *((DASH, DASH) if row.stopped else (f"{speed / 1e9:.4g}", f"{row.share_of_ceiling:.0%}")),
+        DASH if row.compile_seconds is None else f"{row.compile_seconds:.1f}",
+        size_text(row.program and row.program.total),
+        size_text(grown),
+        size_text(row.device_peak),
+    )
+
+
+def size_text(size: int | None) -> str:
+    """Bytes as people read them."""
+    if size is None:
+        return DASH
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table whose source is aligned too; words to the left, figures to the right."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = [("-" * width if place < WORDS else "-" * (width - 1) + ":") for place, width in enumerate(widths)]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if place < WORDS else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    return [line(rows[0]), line(rule), *map(line, rows[1:])]
+
+
+def sweep_picture(report: Report) -> "Image.Image":
+    """Seconds and memory of every form of attention over the number of windows, on logarithmic axes."""
+    rows, on = report.sweep, report.head["machine"]
+    forms = list(dict.fromkeys(row.name for row in rows))
+    limit = report.head["memory_limit"]
+    by_time, by_memory = [], []
+    for form, colour in zip(forms, FIRST_COLOURS, strict=False):
+        own = [row for row in rows if row.name == form]
+        timed = tuple((row.windows, row.median) for row in own if not row.stopped)
+        sizes = [(row.windows, row.program.total / GIB) for row in own if row.program is not None]
+        stopped = sizes.pop() if own[-1].stopped else None
+        by_time.append(Series(form, colour, timed))
+        by_memory.append(Series(form, colour, tuple(sizes), stopped))
+    tokens = rows[0].tokens // rows[0].windows
+    return log_lines(
+        "The attention alone, by the number of windows",
+        f"{on['device']}, {on['processor']}, {on['cores']} cores; {tokens} tokens a window; {report.head['date'][:10]}",
+        "windows",
+        sorted({row.windows for row in rows}),
+        (
+            LogPanel("seconds", "s", tuple(by_time)),
+            LogPanel("memory of the program, as XLA plans it", "GiB", tuple(by_memory), (limit / GIB, "memory limit")),
+        ),
+    )
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """bench.json, bench.md and, after a sweep, bench.png; returns their paths."""
+    paths = [folder / "bench.json", folder / "bench.md"]
+    write_text(paths[0], json.dumps(report.as_dict(), indent=1) + "\n")
+    write_text(paths[1], markdown(report))
+    if report.sweep:
+        paths.append(folder / "bench.png")
+        write_png(paths[-1], sweep_picture(report))
+    return paths

@@ -1,0 +1,1 @@
+"""Model folders: a spec, its parameters and where they came from."""

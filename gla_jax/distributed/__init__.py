@@ -1,0 +1,1 @@
+"""One image over many devices, and several processes of one run."""

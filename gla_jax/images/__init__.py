@@ -1,0 +1,1 @@
+"""Image files to windows: reading, resizing, cutting."""

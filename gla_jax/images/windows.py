@@ -1,0 +1,112 @@
+"""Sliding windows over an image: where they lie, their pixels, and the padding that keeps compiled programs few."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from gla_jax.config import WindowConfig
+from gla_jax.support.shapes import Array, Bool, Float, Int, UInt8
+from gla_jax.towers.clip_image import OPENAI_DEVIATION, OPENAI_MEAN, Channels
+
+CLIP_MEAN = np.array(OPENAI_MEAN, np.float32)
+CLIP_DEVIATION = np.array(OPENAI_DEVIATION, np.float32)
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+class Windows(NamedTuple):
+    """The windows of one image, padded to a bucket.
+
+    pixels [W 3 c c] float32 RGB in 0..1; valid [W] False for padding; origins [W 2] int32, row and column of the
+    top-left pixel in the resized image (negative where the image is smaller than a window).
+    """
+
+    pixels: Float[Array, "W 3 c c"] | Float[np.ndarray, "W 3 c c"]
+    valid: Bool[Array, " W"] | Bool[np.ndarray, " W"]
+    origins: Int[Array, "W 2"] | Int[np.ndarray, "W 2"]
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows of an image of height x width pixels: every row start with every column start, row by row."""
+
+    height: int
+    width: int
+    crop: int
+    row_starts: tuple[int, ...]
+    column_starts: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of windows W."""
+        return len(self.row_starts) * len(self.column_starts)
+
+    @property
+    def origins(self) -> Int[np.ndarray, "W 2"]:
+        """Top-left pixel of every window, [W 2] int32 (row, column)."""
+        return np.array([(row, column) for row in self.row_starts for column in self.column_starts], np.int32)
+
+
+def axis_starts(length: int, crop: int, stride: int) -> tuple[int, ...]:
+    """First pixel of each window along an axis (DESIGN 2): the last window is shifted back to end with the image.
+
+    An axis shorter than a window has one window that starts before the image: the missing pixels are split evenly,
+    the smaller half first.
+    """
+    if length < crop:
+        return (-((crop - length) // 2),)
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    return tuple(min(i * stride + crop, length) - crop for i in range(count))
+
+
+def window_grid(height: int, width: int, config: WindowConfig) -> WindowGrid:
+    """The windows of a resized image of height x width pixels."""
+    return WindowGrid(
+        height,
+        width,
+        config.crop,
+        axis_starts(height, config.crop, config.stride),
+        axis_starts(width, config.crop, config.stride),
+    )
+
+
+def bucket(count: int) -> int:
+    """The padded size for count things: eight sizes an octave, so at most an eighth is padding above 8."""
+    if count <= 8:
+        return count
+    step = 2 ** ((count - 1).bit_length() - 4)
+    return -(-count // step) * step
+
+
+def cut_windows(
+    image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, padded: int | None = None, mean: Channels = OPENAI_MEAN
+) -> Windows:
+    """The windows of a resized uint8 image, on the host, padded to `padded` windows (default: the bucket of W).
+
+    Pixels outside the image take the mean colour of the CLIP, which its normalisation turns into zero padding.
+    """
+    padded = bucket(grid.count) if padded is None else padded
+    crop = grid.crop
+    planes = np.divide(np.ascontiguousarray(image.transpose(2, 0, 1)), np.float32(255))
+    colour = np.array(mean, np.float32)[:, None, None]
+    pixels = np.empty((padded, 3, crop, crop), np.float32)
+    pixels[grid.count :] = colour
+    origins = np.zeros((padded, 2), np.int32)
+    origins[: grid.count] = grid.origins
+    for window, (row, column) in enumerate(grid.origins):
+        top, left = max(row, 0), max(column, 0)
+        piece = planes[:, top : row + crop, left : column + crop]
+        if piece.shape != pixels[window].shape:
+            pixels[window] = colour
+        pixels[window, :, top - row :, left - column :][:, : piece.shape[1], : piece.shape[2]] = piece
+    return Windows(pixels, np.arange(padded) < grid.count, origins)
+
+
+def normalise(
+    pixels: Float[Array, "W 3 c c"], mean: Channels | np.ndarray, deviation: Channels | np.ndarray
+) -> Float[Array, "W 3 c c"]:
+    """(pixels - mean) / deviation per channel."""
+    mean, deviation = (jnp.asarray(x, jnp.float32).reshape(1, 3, 1, 1) for x in (mean, deviation))
+    return (pixels - mean) / deviation

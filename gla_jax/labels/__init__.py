@@ -1,0 +1,1 @@
+"""From token logits to a label map of the image."""

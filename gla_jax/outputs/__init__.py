@@ -1,0 +1,1 @@
+"""Result files of `gla-jax segment`, each whole or not there."""

@@ -1,0 +1,216 @@
+"""Label maps as pictures: index and palette PNGs, an overlay with a legend, and panels side by side."""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gla_jax.images.windows import WindowGrid
+from gla_jax.support.shapes import Bool, Integer, UInt8
+
+INK, PAPER, QUIET = (28, 30, 34), (255, 255, 255), (104, 110, 120)
+# Colours that stay apart from each other and from most photos; further classes take the golden angle around the wheel.
+FIRST_COLOURS = (
+    (230, 75, 53), (50, 115, 220), (60, 170, 95), (250, 185, 40), (140, 85, 200), (30, 185, 195), (225, 95, 165),
+    (150, 105, 60), (130, 195, 55), (85, 95, 115), (245, 130, 40), (20, 125, 125), (180, 160, 235), (165, 35, 85),
+    (205, 185, 105), (35, 60, 140),
+)  # fmt: skip
+OPACITY = 0.55
+
+
+def palette(count: int) -> UInt8[np.ndarray, "L 3"]:
+    """One RGB colour a class; the first colours are the same for every count."""
+    colours = list(FIRST_COLOURS[:count])
+    for index in range(len(colours), count):
+        hue, band = (index * 0.61803398875) % 1.0, (index // 16) % 3
+        red, green, blue = colorsys.hsv_to_rgb(hue, (0.75, 0.5, 0.9)[band], (0.9, 0.75, 0.6)[band])
+        colours.append((round(red * 255), round(green * 255), round(blue * 255)))
+    return np.array(colours, np.uint8).reshape(count, 3)
+
+
+def index_image(labels: Integer[np.ndarray, "h w"], classes: int) -> Image.Image:
+    """Labels as a grey PNG whose pixels are the class indices: 8 bits, 16 for more than 256 classes."""
+    return Image.fromarray(labels.astype(np.uint8 if classes <= 256 else np.uint16))
+
+
+def palette_image(labels: Integer[np.ndarray, "h w"], classes: int) -> Image.Image:
+    """Labels in colours: a palette PNG whose pixels are still the indices; RGB above 256 classes."""
+    colours = palette(classes)
+    if classes > 256:
+        return Image.fromarray(colours[labels])
+    # Not by convert(), which may reorder a palette: ours goes on the untouched indices.
+    image = Image.frombytes("P", labels.shape[::-1], labels.astype(np.uint8).tobytes())
+    image.putpalette(colours.tobytes())
+    return image
+
+
+def outlines(labels: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """True on the first pixel of a region, to the right of or below another one."""
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    return edge
+
+
+def blend(
+    image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], classes: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image under coloured regions with light outlines."""
+    colours = palette(classes)[labels].astype(np.float32)
+    grey = image.astype(np.float32).mean(-1, keepdims=True)
+    shown = (1 - OPACITY) * (0.5 * image + 0.5 * grey) + OPACITY * colours
+    edge = outlines(labels)
+    shown[edge] = 0.25 * shown[edge] + 0.75 * 255
+    return shown.round().astype(np.uint8)
+
+
+def flat(labels: Integer[np.ndarray, "h w"], colours: UInt8[np.ndarray, "L 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The regions alone, each in its class's colour, with white outlines."""
+    shown = colours[labels]
+    shown[outlines(labels)] = 255
+    return shown
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that comes with Pillow, `size` pixels high."""
+    return ImageFont.load_default(size)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a legend."""
+
+    name: str
+    colour: tuple[int, int, int]
+    note: str = ""
+
+
+def legend(entries: Sequence[Entry], width: int, size: int) -> Image.Image:
+    """Swatches and names in as many columns as fit `width`; size: of the letters in pixels."""
+    letters = font(size)
+    gap, swatch = size // 2, round(size * 0.95)
+
+    def text_width(entry: Entry) -> int:
+        return int(letters.getlength(f"{entry.name}  {entry.note}"))
+
+    cell = max((text_width(entry) for entry in entries), default=0) + swatch + 3 * gap
+    columns = max(1, min(len(entries), width // cell))
+    rows = -(-len(entries) // columns)
+    height = size + gap
+    image = Image.new("RGB", (width, rows * height + gap), PAPER)
+    draw = ImageDraw.Draw(image)
+    for index, entry in enumerate(entries):
+        left, top = (index // rows) * cell + gap // 2, (index % rows) * height + gap // 2
+        draw.rounded_rectangle((left, top + 1, left + swatch, top + 1 + swatch), swatch // 4, fill=entry.colour)
+        start = left + swatch + gap
+        room = (index // rows + 1) * cell if columns > 1 else width
+        draw.text((start, top + size // 2 + 1), clip_text(entry.name, letters, room - start), INK, letters, "lm")
+        if entry.note:
+            after = start + letters.getlength(f"{entry.name}  ")
+            draw.text((after, top + size // 2 + 1), entry.note, QUIET, letters, "lm")
+    return image
+
+
+def clip_text(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    if letters.getlength(text) <= width:
+        return text
+    while text and letters.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
+def legend_entries(labels: Integer[np.ndarray, "h w"], classes: Sequence[str]) -> list[Entry]:
+    """The classes that occur, largest first, with their share of the pixels."""
+    counts = np.bincount(labels.ravel(), minlength=len(classes))
+    colours = palette(len(classes))
+    order = sorted(np.flatnonzero(counts), key=lambda index: -counts[index])
+    return [
+        Entry(classes[index], tuple(map(int, colours[index])), f"{counts[index] / labels.size:.1%}") for index in order
+    ]
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], classes: Sequence[str]
+) -> Image.Image:
+    """The image with coloured regions, and below it a legend of the classes that occur with their shares."""
+    shown = Image.fromarray(blend(image, labels, len(classes)))
+    width = max(shown.width, 320)
+    below = legend(legend_entries(labels, classes), width - 16, letter_size(width))
+    return stack([centred(shown, width), padded(below, 8)])
+
+
+def letter_size(width: int) -> int:
+    """Letters that stay readable when a picture of this width is shown on a page."""
+    return int(np.clip(width / 36, 13, 40))
+
+
+def centred(image: Image.Image, width: int) -> Image.Image:
+    """The image in the middle of a white strip of this width."""
+    if image.width == width:
+        return image
+    strip = Image.new("RGB", (width, image.height), PAPER)
+    strip.paste(image, ((width - image.width) // 2, 0))
+    return strip
+
+
+def padded(image: Image.Image, margin: int) -> Image.Image:
+    """The image with a white margin."""
+    page = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), PAPER)
+    page.paste(image, (margin, margin))
+    return page
+
+
+def stack(images: Sequence[Image.Image]) -> Image.Image:
+    """Images below each other on white."""
+    page = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), PAPER)
+    top = 0
+    for image in images:
+        page.paste(image, (0, top))
+        top += image.height
+    return page
+
+
+def with_window_grid(image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with the edges of all windows as thin dashed lines; the grid may be of another size than the image."""
+    shown = image.copy()
+    for axis, (starts, length) in enumerate(((grid.row_starts, grid.height), (grid.column_starts, grid.width))):
+        edges = {edge for start in starts for edge in (start, start + grid.crop)} - {0, length}
+        for edge in sorted(edge for edge in edges if 0 < edge < length):
+            place = min(round(edge * image.shape[axis] / length), image.shape[axis] - 1)
+            along = np.arange(image.shape[1 - axis])
+            line = shown[place] if axis == 0 else shown[:, place]
+            line[along % 12 < 7] = 255
+            line[(along % 12 >= 7) & (along % 12 < 9)] = 40
+    return shown
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a row: pixels, a title and the lines of a note below it."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    title: str
+    note: str = ""
+
+
+def panels(row: Sequence[Panel], entries: Sequence[Entry]) -> Image.Image:
+    """Panels side by side with titles and notes, and one legend for all; panels have one height."""
+    gap, size = 14, letter_size(2 * row[0].pixels.shape[1])
+    large, small = font(size), font(round(size * 0.8))
+    width = sum(panel.pixels.shape[1] for panel in row) + gap * (len(row) + 1)
+    lines = max(panel.note.count("\n") + 1 for panel in row)
+    head, foot = round(size * 1.9), round(size * (0.6 + 1.1 * lines))
+    height = row[0].pixels.shape[0]
+    page = Image.new("RGB", (width, head + height + foot), PAPER)
+    draw = ImageDraw.Draw(page)
+    left = gap
+    for panel in row:
+        page.paste(Image.fromarray(panel.pixels), (left, head))
+        draw.text((left, head // 2), panel.title, INK, large, "lm")
+        for line, text in enumerate(panel.note.split("\n")):
+            draw.text((left, head + height + round(size * (0.85 + 1.1 * line))), text, QUIET, small, "lm")
+        left += panel.pixels.shape[1] + gap
+    return stack([page, padded(legend(entries, width - 2 * gap, round(size * 0.85)), gap)])

@@ -1,0 +1,1 @@
+"""Prepared images to labels on the devices that hold a model, and what that will cost."""

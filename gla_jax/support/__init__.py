@@ -1,0 +1,1 @@
+"""What every folder may use: errors, shapes, files, progress, caches."""

@@ -1,0 +1,138 @@
+"""gla-jax bench and what it says: counted operations are those of the compiled programs, and the report is complete."""
+
+import json
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from gla_jax import config as settings
+from gla_jax.attention.attend import gather_values
+from gla_jax.bench import measure as bench
+from gla_jax.cli import main
+from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
+from gla_jax.pipeline import encode_windows
+from gla_jax.predict import cost
+from gla_jax.support.errors import UserError
+from gla_jax.towers.clip_image import ClipImageSpec
+from gla_jax.towers.dino import DinoSpec
+from tests.small_models import random_pair
+
+CLIP = ClipImageSpec(64, 16, width=96, depth=3, heads=3, mlp_width=384, joint_width=48)
+VFM = DinoSpec(64, 8, width=64, depth=3, heads=2, mlp_width=256)
+CONFIG = SegmenterConfig(windows=WindowConfig(short_side=None, crop=64, stride=32), tower_batch=1)
+
+
+@pytest.fixture(autouse=True)
+def _small_ceiling(monkeypatch):
+    monkeypatch.setattr(bench, "CEILING_SIZES", {"cpu": (64,)})
+
+
+def counted(function, *arguments):
+    """XLA's own count of a program that runs everything once."""
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return bench.random_params(CLIP, VFM, "float32")
+
+
+@pytest.mark.parametrize("host", ["vanilla", "proxyclip"])
+def test_tower_operations_are_those_of_the_program(params, host, monkeypatch):
+    """XLA also counts LayerNorm, softmax and activations, which the formulas leave out: up to a sixth at this width."""
+    # A loop counts once however often it runs, so the heads go together here.
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *split, cpu, default: default(*split))
+    monkeypatch.setattr(jax.lax, "map", lambda f, xs, **_: jax.vmap(f)(xs))
+    config = replace(CONFIG, method=METHODS[host])
+    found = counted(encode_windows, params, cost.blank_windows(1, config), config)
+    formula = cost.tower_flops(CLIP, VFM, config)
+    assert formula < found < 1.2 * formula
+
+
+def test_attention_operations_are_those_of_the_dense_program():
+    """What XLA counts beyond the products are masks and softmax: N^2 each, against 2 N^2 D."""
+    windows, tokens, width = 3, 64, 64
+    rng = np.random.default_rng(0)
+    features, values = (jnp.asarray(rng.normal(size=(windows, tokens, width)), jnp.float32) for _ in range(2))
+    method = replace(METHODS["gla"], attention="dense")
+    found = counted(gather_values, features, values, jnp.ones(windows, bool), method)
+    formula = cost.attention_flops(cost.Widths(tokens, 16, width, width), windows, method)
+    assert formula < found < 1.15 * formula
+
+
+def test_cost_grows_with_the_square_of_the_windows(params):
+    """What is said before a long run must hold for images of other sizes than the measured piece."""
+    widths = cost.model_widths(CLIP, VFM, CONFIG)
+    few, many = (cost.attention_flops(widths, count, CONFIG.method) for count in (10, 100))
+    assert many == pytest.approx(100 * few)
+    found = cost.estimate(params, CONFIG, 100)
+    assert found.tokens == 6400
+    assert found.seconds > 0
+    assert "6,400 tokens" in str(found)
+
+
+def test_the_command_leaves_a_table_a_record_and_a_picture(tmp_path, capsys):
+    model = random_pair(tmp_path / "model")
+    options = ["--size", "48x64", "--crop", "32", "--stride", "16", "--queries", "3", "--repeats", "1"]
+    options += ["--sweep", "--max-windows", "4", "--devices", "2", "--out", str(tmp_path / "out")]
+    assert main(["bench", "--model", str(model), *options]) == 0
+    assert "| image" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/bench.json").read_text())
+    assert content["format"] == bench.FORMAT
+    rows = {(row["part"], row["name"]): row for row in content["parts"]}
+    forms = {("attention", form) for form in ("dense", "streaming", "sharded")}
+    assert forms | {("towers", "CLIP"), ("towers", "features"), ("labels", "stitching")} <= set(rows)
+    for row in content["parts"] + content["sweep"]:
+        assert row["seconds_median"] > 0
+        assert row["flops_per_second"] > 0
+        assert math.isclose(row["images_per_second"], 1 / row["seconds_median"])
+    assert {row["windows"] for row in content["sweep"]} == {1, 2, 4}
+    with Image.open(tmp_path / "out/bench.png") as picture:
+        assert picture.width > 500
+
+
+def test_other_dtypes_are_compared_with_float32(tmp_path, capsys):
+    """Speed in bfloat16 is worth nothing without what it costs in accuracy."""
+    model = random_pair(tmp_path / "model")
+    options = ["--parts", "labels", "--size", "48x64", "--crop", "32", "--stride", "16", "--repeats", "1"]
+    assert main(["bench", "--model", str(model), *options, "--dtype", "bfloat16", "--out", str(tmp_path / "out")]) == 0
+    assert "Cosine to float32 towers: CLIP's values 0.99" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/bench.json").read_text())["agreement"]
+    for name in ("values", "features", "joint"):
+        assert 0.9 < found[name]["least"] < found[name]["mean"] < 1 - 1e-7
+    assert 0.5 < found["labels"] <= 1
+
+
+def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
+    """The sweep shows where the dense form stops instead of taking the machine down with it."""
+    monkeypatch.setitem(settings.BLOCK_SIZES, "cpu", 64)  # as small beside 512 tokens as 512 beside a large image
+    model = random_pair(tmp_path / "model")
+    limit = str(400_000 / 2**30)
+    options = ["--parts", "attention", "--size", "48x64", "--crop", "32", "--stride", "16", "--repeats", "1"]
+    options += ["--sweep", "--max-windows", "32", "--memory-limit", limit, "--out", str(tmp_path / "out")]
+    assert main(["bench", "--model", str(model), *options]) == 0
+    rows = json.loads((tmp_path / "out/bench.json").read_text())["sweep"]
+    windows = {form: [row["windows"] for row in rows if row["name"] == form] for form in ("dense", "streaming")}
+    assert windows["streaming"] == [1, 2, 4, 8, 16, 32]
+    assert [(row["name"], row["windows"]) for row in rows if row["stopped"]] == [("dense", windows["dense"][-1])]
+    assert all(row["seconds_median"] is None for row in rows if row["stopped"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "336"}, "'336' is not HEIGHTxWIDTH"),
+        ({"parts": "towers,legs"}, "legs"),
+        ({"memory_limit": -1.0}, "no memory"),
+        ({"dtype": "float16"}, "float16"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(options, message):
+    given = {"model": "random", "size": "336x504", "dtype": "float32", "parts": "all"} | options
+    with pytest.raises(UserError, match=message):
+        bench.read_options(**given)

@@ -1,0 +1,60 @@
+"""A TensorFlow Datasets copy must give the very examples of the folders, without TensorFlow."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gla_jax.eval.datasets.dataset import examples, open_dataset
+from gla_jax.support.errors import DataError
+from tests.eval import trees
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # of TFDS's own dependencies
+
+
+def prepare(benchmark, data, out):
+    from gla_jax.eval.datasets.tfds_copy import prepare
+
+    return prepare(benchmark, data, out)
+
+
+def test_a_copy_gives_the_examples_of_the_folders(tmp_path):
+    data = trees.voc(tmp_path / "VOC2012", [0, 20, 255], tuple("dbca"))
+    copy = prepare("voc20", data, tmp_path / "copies")
+    folders = open_dataset("voc20", data)
+    for where in (copy, tmp_path / "copies"):
+        dataset = open_dataset("voc20", where)
+        assert dataset.ids == folders.ids == tuple("dbca")
+        for ours, theirs in zip(examples(dataset, range(4)), examples(folders, range(4)), strict=True):
+            assert ours.image_id == theirs.image_id
+            np.testing.assert_array_equal(ours.image, theirs.image)
+            np.testing.assert_array_equal(ours.label, theirs.label)
+        # A run over one goes on over the other, and both can be compared.
+        assert dataset.fingerprint == folders.fingerprint
+    assert prepare("voc20", data, tmp_path / "copies") == copy
+    trees.save_label(data / "SegmentationClass/d.png", trees.label_of([1]), palette=True)
+    with pytest.raises(DataError, match="is a copy of other data than"):
+        prepare("voc20", data, tmp_path / "copies")
+
+
+def test_copies_are_not_mistaken_for_each_other(tmp_path):
+    copy = prepare("camvid", trees.camvid(tmp_path / "camvid", [0]), tmp_path / "copies")
+    with pytest.raises(DataError, match="is a copy of camvid, not of voc21"):
+        open_dataset("voc21", copy)
+    (copy / "metadata.json").unlink()
+    with pytest.raises(DataError, match="is damaged"):
+        open_dataset("camvid", copy)
+
+
+def test_nothing_is_written_for_data_that_is_missing(tmp_path):
+    with pytest.raises(DataError, match="JPEGImages does not exist"):
+        prepare("voc21", tmp_path, tmp_path / "copies")
+    with pytest.raises(DataError, match="has no TensorFlow Datasets copy"):
+        prepare("tiny-world", tmp_path, tmp_path / "copies")
+    assert not (tmp_path / "copies").exists()
+
+
+def test_tensorflow_is_never_imported():
+    code = "import sys, gla_jax.eval.datasets.tfds_copy; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,161 @@
+"""Reports must show what was measured, whose figures they are, and need nothing but a browser."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gla_jax.eval.protocols import Tuned
+from gla_jax.eval.report.compare import compare, comparison_html, comparison_tables
+from gla_jax.eval.report.page import report_html, report_markdown, write_report
+from gla_jax.eval.report.pictures import chosen, report_pictures
+from gla_jax.eval.results import image_miou, results, write_results
+from gla_jax.eval.runner import measure
+from gla_jax.support.errors import UserError
+from tests.eval import trees
+from tests.eval.fakes import ColourSegmenter
+from tests.eval.test_runner import IMAGES, make_run
+
+ADDRESS = re.compile(r"https?://|src=\"(?!data:)|href=|@import|url\(")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return trees.voc(tmp_path_factory.mktemp("data") / "VOC2012", [0, 1, 5, 15, 255], IMAGES)
+
+
+@pytest.fixture(scope="module")
+def outcome(data, tmp_path_factory):
+    return measure(make_run(data, tmp_path_factory.mktemp("run") / "first", save_predictions=True))
+
+
+@pytest.fixture(scope="module")
+def other(data, tmp_path_factory):
+    """The same images under another logit scale, which changes what falls below the threshold."""
+    run = make_run(data, tmp_path_factory.mktemp("run") / "second", save_predictions=True)
+    row = replace(run.row, logit_scale=1.0)
+    return measure(replace(run, row=row, segmenter=ColourSegmenter(row.config("proxyclip"))))
+
+
+def test_the_best_median_and_worst_images_are_shown(outcome):
+    miou = image_miou(outcome.records, 21)
+    picks = chosen(outcome, each=2)
+    assert [kind for kind, _ in picks] == ["best"] * 2 + ["median"] * 2 + ["worst"] * 2
+    assert len({index for _, index in picks}) == 6
+    best, worst = (np.mean([miou[i] for kind, i in picks if kind == wanted]) for wanted in ("best", "worst"))
+    assert best == np.sort(miou)[-2:].mean()
+    assert worst == np.sort(miou)[:2].mean()
+
+
+def test_the_page_needs_no_network_and_shows_everything(outcome, tmp_path):
+    content = results(outcome)
+    pictures = report_pictures(outcome, each=1)
+    write_report(tmp_path, content, pictures)
+    html = (tmp_path / "report.html").read_text()
+    assert not ADDRESS.search(html)
+    assert [name for name in outcome.run.row.classes if name not in html] == []
+    assert f"<b>{content['figures']['miou']:.2f}</b>" in html
+    assert all(picture.image_id in html for picture in pictures)
+    for encoded in re.findall(r"data:image/jpeg;base64,([^\"]+)", html):
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+            assert picture.size == (3 * 400 + 2 * 6, 300)
+
+
+def test_pictures_of_few_images_are_named_for_what_they_are(outcome):
+    def kinds(count):
+        return [kind for kind, _ in chosen(replace(outcome, records=outcome.records[:count]))]
+
+    assert kinds(1) == ["the only one"]
+    assert kinds(2) == ["best", "worst"]
+    assert kinds(3) == ["best", "median", "worst"]
+    assert kinds(5) == ["best", "best", "median", "worst", "worst"]
+
+
+def test_the_paper_s_figure_is_marked_as_the_paper_s(outcome):
+    content = results(replace(outcome, run=replace(outcome.run, method="gla")))
+    assert content["paper"] is None
+    assert "Not comparable with the paper&#x27;s figure: the model is not named clip-vit" in report_html(content, ())
+    assert "12 of 1449 images" in report_markdown(content)
+    content |= {"paper": {"miou": 66.3}, "not_comparable_with_paper": None}
+    assert "66.30</b><span>mIoU in the paper<br>(not measured here)" in report_html(content, ())
+    assert "| mIoU in the paper, not measured here | 66.30 |" in report_markdown(content)
+    assert "paper" not in report_markdown({**content, "paper": None}).replace("setting of the paper", "")
+
+
+def test_names_cannot_break_the_page(outcome):
+    content = results(outcome)
+    content["per_class"][1]["class"] = "<script>alert(1)</script>"
+    assert "<script>" not in report_html(content, ())
+    content["per_class"][1]["class"] = "cat | dog"
+    cells = [line for line in report_markdown(content).splitlines() if "cat" in line]
+    assert cells[0].replace("\\|", "").count("|") == 5
+
+
+def test_a_tuned_protocol_is_not_called_a_setting_of_the_paper(outcome):
+    row = replace(outcome.run.row, setting="tuned", tuned=Tuned("gla", (("anchor_threshold", 0.5),)))
+    content = results(replace(outcome, run=replace(outcome.run, row=row)))
+    assert "| setting | tuned for gla |" in report_markdown(content)
+    assert (content["paper"], content["not_comparable_with_paper"]) == (None, None)
+
+
+def test_long_names_have_room_beside_their_bars(outcome):
+    """Names that only differ at the end, as tiny-world's do, must be told apart."""
+    content = results(outcome)
+    content["per_class"][0]["class"] = "a quite long name of a class that ends in blue"
+    html = report_html(content, ())
+    assert '<div class=bars style="--names:41ch">' in html
+    assert "text-overflow" not in html
+
+
+def write_both(outcome, other):
+    for one in (outcome, other):
+        write_results(one.run.out, results(one))
+    return compare(outcome.run.out, other.run.out)
+
+
+def test_two_runs_are_compared(outcome, other, capsys):
+    from rich.console import Console
+
+    comparison = write_both(outcome, other)
+    figures = {name: (a, b) for name, a, b in comparison.figures()}
+    assert figures["miou"] == (results(outcome)["figures"]["miou"], results(other)["figures"]["miou"])
+    changes = [abs(b - a) for _, a, b in comparison.changed(3)]
+    assert changes == sorted(changes, reverse=True)
+    assert changes[0] == max(abs(b - a) for _, a, b in comparison.images)
+    Console(width=120).print(comparison_tables(comparison))
+    text = capsys.readouterr().out
+    assert "first (proxyclip, sclip)" in text
+    assert comparison.changed(1)[0][0] in text
+    html = comparison_html(comparison, count=2)
+    assert not ADDRESS.search(html)
+    assert html.count("data:image/jpeg") == 2
+
+
+def test_boundary_rates_of_other_windows_are_compared_at_common_edges(outcome, other):
+    write_both(outcome, other)
+    content = results(other)
+    content["protocol"]["windows"] = {**content["protocol"]["windows"], "stride": 14}
+    content["model"]["name"] = "another"
+    write_results(other.run.out, content)
+    comparison = compare(outcome.run.out, other.run.out)
+    figures = {name: (a, b) for name, a, b in comparison.figures()}
+    expected = tuple(results(one)["common_edges"]["ber_1"] for one in (outcome, other))
+    assert figures["ber_1"] == expected != tuple(results(one)["figures"]["ber_1"] for one in (outcome, other))
+    html = comparison_html(comparison)
+    assert "counted at those of GLA&#x27;s windows (224 pixels every 112, short side 336)" in html
+    assert f"there BER, width 1, is {results(outcome)['figures']['ber_1']:.2f} and" in html
+    assert "The models differ: colours (000000000000) and another (000000000000)." in html
+    assert "The protocols differ" in html
+
+
+def test_runs_of_other_images_are_not_compared(outcome, other):
+    write_both(outcome, other)
+    content = results(other)
+    content["per_image"].pop(IMAGES[0])
+    write_results(other.run.out, content)
+    with pytest.raises(UserError, match="differ in their images"):
+        compare(outcome.run.out, other.run.out)

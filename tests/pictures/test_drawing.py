@@ -1,0 +1,81 @@
+"""Pictures: index and palette PNGs carry the labels exactly, an overlay shows every class that occurs."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gla_jax.images.windows import WindowConfig, window_grid
+from gla_jax.pictures.drawing import (
+    index_image,
+    legend_entries,
+    outlines,
+    overlay,
+    palette,
+    palette_image,
+    with_window_grid,
+)
+
+
+def through_a_file(image):
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("classes", [2, 256, 257, 1000])
+def test_index_pngs_hold_the_labels(classes):
+    labels = np.arange(30 * 40).reshape(30, 40) % classes
+    # Also where only low classes occur: the pictures of one run are of one kind.
+    for shown in (labels, labels.clip(max=1)):
+        read = through_a_file(index_image(shown, classes))
+        assert read.mode == ("L" if classes <= 256 else "I;16")
+        np.testing.assert_array_equal(np.asarray(read), shown)
+
+
+def test_palette_pngs_hold_labels_and_colours():
+    labels = np.arange(20 * 30).reshape(20, 30) % 150
+    read = through_a_file(palette_image(labels, 150))
+    assert read.mode == "P"
+    np.testing.assert_array_equal(np.asarray(read), labels)
+    np.testing.assert_array_equal(np.asarray(read.convert("RGB")), palette(150)[labels])
+
+
+def test_colours_differ_and_do_not_depend_on_the_number_of_classes():
+    colours = palette(171)
+    assert len({tuple(colour) for colour in colours}) == 171
+    np.testing.assert_array_equal(palette(21), colours[:21])
+    first = colours[:16].astype(int)
+    apart = np.abs(first[:, None] - first[None]).sum(-1) + 1000 * np.eye(16, dtype=int)
+    assert apart.min() >= 45
+
+
+def test_the_legend_names_what_occurs_largest_first():
+    labels = np.array([[2, 2, 2, 0]])
+    entries = legend_entries(labels, ["cat", "dog", "sky"])
+    assert [(entry.name, entry.note) for entry in entries] == [("sky", "75.0%"), ("cat", "25.0%")]
+    assert entries[0].colour == tuple(palette(3)[2])
+
+
+def test_outlines_mark_the_first_pixel_of_a_region():
+    edge = outlines(np.array([[0, 0, 1], [0, 0, 1]]))
+    np.testing.assert_array_equal(edge, [[False, False, True]] * 2)
+
+
+@pytest.mark.parametrize("size", [(200, 300), (20, 15)])
+def test_an_overlay_has_a_legend_below_the_image(size):
+    image = np.full((*size, 3), 128, np.uint8)
+    labels = np.zeros(size, int)
+    labels[:, size[1] // 2 :] = 1
+    shown = np.asarray(overlay(image, labels, ["cat", "a class of a name that is much too long for any legend " * 3]))
+    assert shown.shape[0] > size[0]
+    assert shown.shape[1] >= size[1]
+    assert (shown[size[0] :] != 255).any()
+
+
+def test_the_window_grid_lies_where_windows_end():
+    grid = window_grid(48, 64, WindowConfig(None, crop=32, stride=16))
+    shown = with_window_grid(np.full((48, 64, 3), 100, np.uint8), grid)
+    changed = np.flatnonzero((shown != 100).any(-1).sum(0) > 20)
+    assert changed.tolist() == [16, 32, 48]

@@ -1,0 +1,84 @@
+"""The text bank: equal to PyTorch's text tower on the same texts, made once, and never from a damaged file."""
+
+import numpy as np
+import pytest
+
+from gla_jax.checkpoints.model_folder import read_checkpoint
+from gla_jax.text import embeddings as module
+from gla_jax.text.embeddings import encode_texts, text_bank
+from gla_jax.text.prompts import parse_classes
+from gla_jax.text.tokenizer import load_tokenizer
+from tests.small_models import random_pair
+
+CLASSES = parse_classes(["sand; gravel", "a red cloth with dots"])
+TEMPLATES = ("{}", "a photo of a {}.")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return read_checkpoint(random_pair(tmp_path_factory.mktemp("model")) / "clip")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(clip):
+    return load_tokenizer(clip.folder)
+
+
+def test_features_do_not_depend_on_the_texts_beside_them(clip, tokenizer):
+    texts = ["sand", "a photo of a large red cloth with dots.", "water"] * 40
+    together = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts)
+    alone = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts[:1])
+    np.testing.assert_allclose(together[0], alone[0], atol=1e-6)
+    np.testing.assert_allclose(together[:3], together[117:], atol=1e-5)
+    assert np.abs(together[0] - together[2]).max() > 1e-3
+
+
+def test_rows_are_unit_means_over_the_templates(clip, tokenizer, tmp_path):
+    bank = text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+    for row, query in zip(bank, CLASSES.queries, strict=True):
+        texts = [template.replace("{}", query) for template in TEMPLATES]
+        features = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts)
+        mean = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0)
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_the_tower_runs_once_for_a_model_its_templates_and_names(clip, tokenizer, tmp_path, monkeypatch):
+    calls = []
+    encode = module.encode_texts
+    monkeypatch.setattr(module, "encode_texts", lambda *arguments: calls.append(1) or encode(*arguments))
+    first = text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+    np.testing.assert_array_equal(text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path), first)
+    assert len(calls) == 1
+    text_bank(clip, tokenizer, CLASSES, TEMPLATES[:1], tmp_path)
+    text_bank(clip, tokenizer, parse_classes(["water"]), TEMPLATES, tmp_path)
+    assert len(calls) == 3
+
+
+def test_unknown_words_are_named_in_every_run(clip, tokenizer, tmp_path):
+    """The second run reads its features from the disk, and they mean as little as before."""
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="the model does not know 'giraffe'") as caught:
+            text_bank(clip, tokenizer, parse_classes(["giraffe"]), TEMPLATES, tmp_path)
+        assert len(caught) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY garbage", None])
+def test_a_damaged_cache_file_is_made_again(clip, tokenizer, tmp_path, damage):
+    first = text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+    (path,) = tmp_path.rglob("*.npy")
+    if damage is None:
+        np.save(path, np.zeros_like(first))
+    else:
+        path.write_bytes(damage)
+    np.testing.assert_array_equal(text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path), first)
+
+
+def test_a_full_disk_leaves_no_part_of_a_bank(clip, tokenizer, tmp_path, monkeypatch):
+    def fail(file, bank):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module.np, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+    assert list((tmp_path / "text").iterdir()) == []
