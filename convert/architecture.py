@@ -61,12 +61,12 @@ def head_count(width: int, known: Mapping[int, int], given: int | None, option: 
     Shapes do not show them. Raises ConversionError, naming the option, for an unknown width or a count that does not
     divide it.
     """
-    heads = known.get(width) if given is None else given
-    if heads is None:
+    num_heads = known.get(width) if given is None else given
+    if num_heads is None:
         raise ConversionError(f"tensors of width {width} do not say how many attention heads they are: give {option}.")
-    if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise ConversionError(f"{heads} attention heads do not divide the width {width}: give another {option}.")
-    return heads
+    if not isinstance(num_heads, int) or num_heads < 1 or width % num_heads:
+        raise ConversionError(f"{num_heads} attention heads do not divide the width {width}: give another {option}.")
+    return num_heads
 
 
 def transformers_config(config: Config, kinds: Mapping[str, str]) -> "PreTrainedConfig":

@@ -176,17 +176,17 @@ def convert_clip(
     config: Config | None = None,
     *,
     activation: str | None = None,
-    heads: int | None = None,
+    num_heads: int | None = None,
     text_heads: int | None = None,
     pixels: Pixels | None = None,
 ) -> Converted:
     """Both towers of a CLIP model from published tensors and, where there is one, its configuration.
 
-    activation ("quick_gelu" or "gelu"), heads (image tower), text_heads and pixels (how they are normalised; OpenAI's
-    way where nothing says) go before what the configuration says. Raises ConversionError when the tensors do not fit
-    or something else remains unsaid.
+    activation ("quick_gelu" or "gelu"), num_heads (image tower), text_heads and pixels (how they are normalised;
+    OpenAI's way where nothing says) go before what the configuration says. Raises ConversionError when
+    the tensors do not fit or something else remains unsaid.
     """
-    said = _overridden(stated(config), activation, heads, text_heads)
+    said = _overridden(stated(config), activation, num_heads, text_heads)
     pixels = pixels or stated_pixels(config)
     routed, records = route(state, RULES)
     spec = ClipSpec(_image_spec(routed, said, pixels), _text_spec(routed, said))
@@ -194,11 +194,11 @@ def convert_clip(
 
 
 def convert_clip_image(
-    state: State, config: Config | None = None, *, activation: str | None = None, heads: int | None = None
+    state: State, config: Config | None = None, *, activation: str | None = None, num_heads: int | None = None
 ) -> Converted:
     """The image tower alone, from tensors without a text tower; the spec is a ClipImageSpec, the tree its own."""
     routed, records = route(state, IMAGE_RULES)
-    spec = _image_spec(routed, _overridden(stated(config), activation, heads, None), stated_pixels(config))
+    spec = _image_spec(routed, _overridden(stated(config), activation, num_heads, None), stated_pixels(config))
     return Converted(spec, fit(routed, {"image": _abstract_image(spec)})["image"], records)
 
 
@@ -207,9 +207,9 @@ def _abstract_image(spec: ClipImageSpec) -> Params:
     return jax.eval_shape(partial(ClipImage(spec).init), jax.random.key(0), pixels)["params"]
 
 
-def _overridden(said: Stated, activation: str | None, heads: int | None, text_heads: int | None) -> Stated:
+def _overridden(said: Stated, activation: str | None, num_heads: int | None, text_heads: int | None) -> Stated:
     given: dict[str, Any] = {
-        "image_heads": heads,
+        "image_heads": num_heads,
         "text_heads": text_heads,
         "image_activation": activation,
         "text_activation": activation,
@@ -219,11 +219,11 @@ def _overridden(said: Stated, activation: str | None, heads: int | None, text_he
 
 def _image_spec(routed: Mapping[str, Routed], said: Stated, pixels: Pixels | None) -> ClipImageSpec:
     sizes = vision_sizes(routed, "image/")
-    normalised = {"pixel_mean": pixels.mean, "pixel_deviation": pixels.deviation} if pixels else {}
+    normalised = {"pixel_mean": pixels.mean, "pixel_std": pixels.deviation} if pixels else {}
     return ClipImageSpec(
         **sizes,
-        heads=head_count(sizes["width"], IMAGE_HEADS, said.image_heads, "--heads"),
-        joint_width=shape_of(routed, "image/projection/kernel", 2)[1],
+        num_heads=head_count(sizes["width"], IMAGE_HEADS, said.image_heads, "--heads"),
+        embed_dim=shape_of(routed, "image/projection/kernel", 2)[1],
         activation=_activation(said.image_activation),
         layer_norm_eps=said.layer_norm_eps[0],
         **normalised,
@@ -240,8 +240,8 @@ def _text_spec(routed: Mapping[str, Routed], said: Stated) -> ClipTextSpec:
         context=shape_of(routed, "text/positions", 2)[0],
         width=width,
         **transformer_sizes(routed, "text/"),
-        heads=head_count(width, TEXT_HEADS, said.text_heads, "--text-heads"),
-        joint_width=shape_of(routed, "text/projection/kernel", 2)[1],
+        num_heads=head_count(width, TEXT_HEADS, said.text_heads, "--text-heads"),
+        embed_dim=shape_of(routed, "text/projection/kernel", 2)[1],
         end_token=end_token,
         activation=_activation(said.text_activation),
         layer_norm_eps=said.layer_norm_eps[1],

@@ -86,9 +86,11 @@ def position_offset(routed: Mapping[str, Routed]) -> float:
 
 
 def convert_dino(
-    state: State, config: Config | None = None, *, heads: int | None = None, pixels: Pixels | None = None
+    state: State, config: Config | None = None, *, num_heads: int | None = None, pixels: Pixels | None = None
 ) -> Converted:
-    """A DINO tower from published tensors and, where there is one, its configuration; heads goes before what it says.
+    """A DINO tower from published tensors and, where there is one, its configuration.
+
+    num_heads goes before what the configuration says.
 
     pixels: how they are normalised, if a file says so. Raises ConversionError when the tensors do not fit, the number
     of heads remains unsaid or pixels are not ImageNet's.
@@ -101,8 +103,8 @@ def convert_dino(
         raise ConversionError(f"its activation {said.hidden_act!r} is not DINO's (gelu).")
     spec = DinoSpec(
         **sizes,
-        heads=head_count(
-            sizes["width"], HEADS, said.num_attention_heads if heads is None and said else heads, "--heads"
+        num_heads=head_count(
+            sizes["width"], HEADS, said.num_attention_heads if num_heads is None and said else num_heads, "--heads"
         ),
         qkv_bias="blocks_0/attention/query/bias" in routed,
         layer_norm_eps=said.layer_norm_eps if said else 1e-6,

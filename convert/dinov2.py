@@ -52,9 +52,11 @@ RULES: Table = (
 
 
 def convert_dinov2(
-    state: State, config: Config | None = None, *, heads: int | None = None, pixels: Pixels | None = None
+    state: State, config: Config | None = None, *, num_heads: int | None = None, pixels: Pixels | None = None
 ) -> Converted:
-    """A DINOv2 tower from published tensors and, where there is one, its configuration; heads goes before what it says.
+    """A DINOv2 tower from published tensors and, where there is one, its configuration.
+
+    num_heads goes before what the configuration says.
 
     Gated MLPs and registers show in the shapes; pixels: how they are normalised, if a file says so. Raises
     ConversionError when the tensors do not fit, the number of heads remains unsaid or pixels are not ImageNet's.
@@ -69,8 +71,8 @@ def convert_dinov2(
     registers = "patch_tokens/registers"
     spec = DinoV2Spec(
         **sizes,
-        heads=head_count(
-            sizes["width"], HEADS, said.num_attention_heads if heads is None and said else heads, "--heads"
+        num_heads=head_count(
+            sizes["width"], HEADS, said.num_attention_heads if num_heads is None and said else num_heads, "--heads"
         ),
         activation="swiglu" if gated else "gelu",
         registers=shape_of(routed, registers, 2)[0] if registers in routed else 0,

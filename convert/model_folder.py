@@ -22,19 +22,19 @@ def convert(
     out: Path | str,
     *,
     activation: str | None = None,
-    heads: int | None = None,
+    num_heads: int | None = None,
     text_heads: int | None = None,
     offline: bool = False,
 ) -> dict[str, Any]:
     """Convert a model of a family ("clip", "dino", "dinov2") into the folder out, all of it or nothing.
 
-    source: a hub id, a folder or a file; activation, heads and text_heads say what neither shapes nor a configuration
-    do. Returns the manifest that out/manifest.json holds: where the weights come from, the SHA-256 of every file, and
-    what became of every tensor. Raises ConversionError, and ModelError when out is taken or cannot be made.
+    source: a hub id, a folder or a file; activation, num_heads and text_heads say what neither shapes nor a
+    configuration do. Returns the manifest that out/manifest.json holds: where the weights come from, the SHA-256 of
+    every file, and what became of every tensor. Raises ConversionError, and ModelError when out is taken or cannot be made.
     """
     check_new_folder(Path(out))  # before minutes of work, not after them
     opened = open_source(source, offline=offline)
-    options = {"activation": activation, "heads": heads, "text_heads": text_heads}
+    options = {"activation": activation, "num_heads": num_heads, "text_heads": text_heads}
     implied = {}
     if family == "clip" and opened.torchscript and activation is None and opened.config is None:
         implied["activation"] = "quick_gelu"  # only OpenAI published TorchScript archives

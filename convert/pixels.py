@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.clip_image import Channels
 
@@ -50,7 +50,7 @@ def _three_numbers(values: Any) -> bool:
 
 def refuse_other_pixels(pixels: Pixels | None) -> None:
     """Raise ConversionError unless pixels are normalised as for DINO and DINOv2, by ImageNet's numbers, or unsaid."""
-    if pixels is not None and not np.allclose(pixels, (IMAGENET_MEAN, IMAGENET_DEVIATION), atol=1e-4):
+    if pixels is not None and not np.allclose(pixels, (IMAGENET_MEAN, IMAGENET_STD), atol=1e-4):
         raise ConversionError(
             f"the files beside the weights normalise pixels by mean {list(pixels.mean)} and deviation "
             f"{list(pixels.deviation)}, but the DINO and DINOv2 towers know ImageNet's alone; convert weights "

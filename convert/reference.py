@@ -198,7 +198,7 @@ def _config(spec: Spec) -> "PreTrainedConfig":
     import transformers
 
     def transformer(part: Any, **others: Any) -> dict[str, Any]:
-        sizes = {"hidden_size": part.width, "num_hidden_layers": part.depth, "num_attention_heads": part.heads}
+        sizes = {"hidden_size": part.width, "num_hidden_layers": part.depth, "num_attention_heads": part.num_heads}
         return {**sizes, "layer_norm_eps": part.layer_norm_eps, **others}
 
     def vision(part: Any, **others: Any) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _config(spec: Spec) -> "PreTrainedConfig":
         tokens = {"vocab_size": text.vocabulary, "max_position_embeddings": text.context}
         ends = {"eos_token_id": text.end_token, "bos_token_id": None, "pad_token_id": None}
         return transformers.CLIPConfig(
-            projection_dim=image.joint_width,
+            projection_dim=image.embed_dim,
             vision_config=vision(image, intermediate_size=image.mlp_width, hidden_act=image.activation),
             text_config=transformer(
                 text, intermediate_size=text.mlp_width, hidden_act=text.activation, **tokens, **ends

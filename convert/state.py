@@ -21,8 +21,8 @@ def convert_state(family: str, state: State, config: Config | None = None, **opt
     """A model of a family ("clip", "dino" or "dinov2") from its tensors: (spec, params, records), params in float32.
 
     config is a Hugging Face config.json or an open_clip_config.json as a dictionary; options are those of the family's
-    own function (heads and pixels, and for CLIP activation and text_heads), None leaves them to the configuration and
-    the shapes.
+    own function (num_heads and pixels, and for CLIP activation and text_heads), None leaves them to the configuration
+    and the shapes.
     Raises ConversionError.
     """
     if family not in CONVERTERS:

@@ -14,7 +14,7 @@ from gla_jax.convert.architecture import is_transformers
 from gla_jax.convert.reference import Stages, build_reference, load_reference, reference_stages
 from gla_jax.convert.sources import open_source
 from gla_jax.images.resize import resize_uint8
-from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.support.shapes import Float, Int, UInt8
 from gla_jax.towers.clip_image import ClipImage
 from gla_jax.towers.clip_text import ClipText
@@ -81,10 +81,10 @@ def verify(
 
 def two_sizes(image: UInt8[np.ndarray, "h w 3"], spec: Spec) -> list[Float[np.ndarray, "1 3 h w"]]:
     """Normalised pixels of an image at the square size of pretraining and at whole patches near its own size."""
-    vision, mean, deviation = spec, IMAGENET_MEAN, IMAGENET_DEVIATION
+    vision, mean, deviation = spec, IMAGENET_MEAN, IMAGENET_STD
     if isinstance(spec, ClipSpec):
         vision = spec.image
-        mean, deviation = (np.array(x, np.float32) for x in (vision.pixel_mean, vision.pixel_deviation))
+        mean, deviation = (np.array(x, np.float32) for x in (vision.pixel_mean, vision.pixel_std))
     own = tuple(max(min(side, LARGEST_SIDE) // vision.patch_size, 1) * vision.patch_size for side in image.shape[:2])
     resized = (resize_uint8(image, size) for size in ((vision.image_size, vision.image_size), own))
     return [((x / np.float32(255) - mean) / deviation).transpose(2, 0, 1)[None].copy() for x in resized]
@@ -117,7 +117,7 @@ def _feature_stages(spec: Spec, params: Params, pixels: jax.Array) -> dict[str, 
     tokens = build_vfm(spec).apply({"params": params}, pixels)
     return {
         **_named("embedded", "block", tokens.embedded, tokens.blocks),
-        "class token": tokens.class_token,
+        "class token": tokens.cls_token,
         "patch tokens": tokens.patch_tokens,
     }
 
@@ -126,13 +126,13 @@ def _feature_stages(spec: Spec, params: Params, pixels: jax.Array) -> dict[str, 
 def _clip_image_stages(spec: ClipSpec, params: Params, pixels: jax.Array) -> dict[str, jax.Array]:
     tower = ClipImage(spec.image).bind({"params": params})
     tokens = tower.encode(pixels)
-    attended = multi_head_attention(tokens.heads, spec.image.heads)
+    attended = multi_head_attention(tokens.qkv, spec.image.num_heads)
     return {
         **_named("image embedded", "image block", tokens.embedded, tokens.blocks),
-        "image queries": tokens.heads.queries,
-        "image keys": tokens.heads.keys,
-        "image values": tokens.heads.values,
-        "image values, joint": tower.project(tokens.heads.values),
+        "image queries": tokens.qkv.queries,
+        "image keys": tokens.qkv.keys,
+        "image values": tokens.qkv.values,
+        "image values, joint": tower.project(tokens.qkv.values),
         "image tokens, joint": tower.project(attended, tokens.residual),
         "image feature": tower.image_feature(tokens),
     }

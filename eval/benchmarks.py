@@ -1,6 +1,6 @@
 """The benchmarks: classes, where mmsegmentation's folder layouts keep images and labels, how labels are encoded.
 
-Class lists, palettes and queries are data in class_names/, one JSON file per benchmark. Queries name only the classes
+Class lists, palettes and prompts are data in class_names/, one JSON file per benchmark. The files name only the classes
 whose prompt is not their own name; label encodings map raw pixel values to classes.
 """
 
@@ -45,11 +45,11 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class ClassNames:
-    """A class-name file: palette holds RGB triples; queries[setting] the prompts of every class, in order."""
+    """A class-name file: palette holds RGB triples; prompts[setting] those of every class, in order."""
 
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...] | None
-    queries: dict[str, tuple[tuple[str, ...], ...]]
+    prompts: dict[str, tuple[tuple[str, ...], ...]]
     tables: dict[str, dict[int, int]]
 
 
@@ -162,10 +162,10 @@ def class_names(key: str) -> ClassNames:
 
         return ClassNames(CLASSES, None, {"sclip": tuple((name,) for name in CLASSES)}, {})
     content: dict[str, Any] = json.loads((files("gla_jax.eval") / "class_names" / f"{key}.json").read_text("utf-8"))
-    classes, palette, queries = (content.pop(name) for name in ("classes", "palette", "queries"))
+    classes, palette, prompts = (content.pop(name) for name in ("classes", "palette", "queries"))
     return ClassNames(
         tuple(classes),
         tuple((int(colour[:2], 16), int(colour[2:4], 16), int(colour[4:], 16)) for colour in palette),
-        {setting: tuple(tuple(renamed.get(name, [name])) for name in classes) for setting, renamed in queries.items()},
+        {setting: tuple(tuple(renamed.get(name, [name])) for name in classes) for setting, renamed in prompts.items()},
         {name: {int(raw): index for raw, index in table.items()} for name, table in content.items()},
     )

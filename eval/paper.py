@@ -1,7 +1,6 @@
 """The paper's figures, which this project has not measured, and whether a run may stand beside them."""
 
-from gla_jax.attention.baselines import HOSTS
-from gla_jax.config import METHODS, PRESETS
+from gla_jax.config import BASELINES, METHODS, PRESETS
 from gla_jax.eval.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PAPER_MODEL
 from gla_jax.eval.protocols import Protocol, protocol
 
@@ -58,6 +57,6 @@ def not_comparable(row: Protocol, method: str, model: str, templates: tuple[str,
 
 def _is_the_papers(model: str, method: str) -> bool:
     # A host that compares no features of a foundation model is the same with any.
-    if "vfm" in HOSTS[METHODS[method].host].features:
+    if "vfm" in BASELINES[METHODS[method].baseline].features:
         return model == PAPER_MODEL
     return model.split("+")[0] == PAPER_MODEL.split("+")[0]

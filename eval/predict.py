@@ -24,7 +24,7 @@ class Features(Interface):
     model_hash: str
     config: SegmenterConfig
 
-    def text_bank(self, classes: Classes) -> Float[Array, "Q E"]:
+    def text_embeddings(self, classes: Classes) -> Float[Array, "Q E"]:
         """Unit text features of every query."""
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
@@ -71,15 +71,15 @@ def predictor(segmenter: Features, row: Protocol) -> Callable[[Sequence[Ready], 
 
     Text features are made once, here. Labels index the protocol's classes: its background is one of them, the first.
     """
-    prompts = row.prompts
-    bank = segmenter.text_bank(prompts)
-    class_of_query = np.asarray(prompts.class_of_query, np.int32)
+    prompts = row.vocabulary
+    bank = segmenter.text_embeddings(prompts)
+    class_of_prompt = np.asarray(prompts.class_of_prompt, np.int32)
     dtype = np.uint8 if len(row.classes) <= 256 else np.uint16
 
     def labels_of(logits: Float[Array, "W S Q"], where: Layout) -> Int[np.ndarray, "h w"]:
         if not row.area_threshold:
-            return label_map(logits, where, class_of_query, row.logit_scale, row.threshold)
-        scores = score_map(logits, where, class_of_query, row.logit_scale, len(row.classes))
+            return label_map(logits, where, class_of_prompt, row.logit_scale, row.threshold)
+        scores = score_map(logits, where, class_of_prompt, row.logit_scale, len(row.classes))
         return without_small_classes(scores, row.area_threshold, row.threshold)
 
     def predict(images: Sequence[Ready], watch: Stopwatch) -> Iterator[Prediction]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gla_jax.config import METHODS, PRESETS, SegmenterConfig, WindowConfig
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, class_names
-from gla_jax.settings.options import DTYPES, METHOD_NUMBERS, PRESET_SUFFIX, one_of, read_preset
+from gla_jax.settings.options import DTYPES, METHOD_NUMBERS, PRESET_SUFFIX, check_choice, read_preset
 from gla_jax.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 TUNED = "tuned"  # the setting of a row from a file of gla-jax tune
 
-# Which query lists a setting uses: the paper's CLIP-DINOiser setting renames nothing, as ClearCLIP.
-QUERIES = {"sclip": "sclip", "proxyclip": "proxyclip", "clearclip": "clearclip", "clip-dinoiser": "clearclip"}
+# Whose prompts a setting uses: the paper's CLIP-DINOiser setting renames nothing, as ClearCLIP.
+PROMPT_LISTS = {"sclip": "sclip", "proxyclip": "proxyclip", "clearclip": "clearclip", "clip-dinoiser": "clearclip"}
 # CLIP-DINOiser's thresholds are not published for this method: GLA's own stand in.
 THRESHOLDS = {
     "sclip": {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1},
@@ -34,7 +34,7 @@ CITYSCAPES = {"sclip": {"short_side": 560}, "proxyclip": {"crop": 224}, "clearcl
 
 # SCLIP's own release deviates from GLA's rows, and its published figures were measured so; that SCLIP with GLA was
 # measured likewise is this project's reading.
-METHODS_OF_SCLIP = ("sclip", "gla-sclip")
+SCLIP_METHODS = ("sclip", "gla-sclip")
 SCLIP_NUMBERS = {
     "voc21": {"logit_scale": 65.0, "area_threshold": 0.1},
     "context60": {"logit_scale": 50.0},
@@ -53,7 +53,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One row: queries holds the prompts of every class; a threshold above 0 sends pixels below it to class 0.
+    """One row: prompts holds those of every class; a threshold above 0 sends pixels below it to class 0.
 
     An area_threshold above 0 takes a class away from an image where it has at most that share of all pixels outside
     class 0; tuned: the method's numbers where they are not the published ones.
@@ -62,7 +62,7 @@ class Protocol:
     benchmark: str
     setting: str
     classes: tuple[str, ...]
-    queries: tuple[tuple[str, ...], ...]
+    prompts: tuple[tuple[str, ...], ...]
     windows: WindowConfig
     threshold: float
     logit_scale: float
@@ -72,18 +72,20 @@ class Protocol:
     @property
     def sha256(self) -> str:
         """The hash of the whole row."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        row = asdict(self)
+        row["queries"] = row.pop("prompts")  # the hashes of results that exist were taken with this name
+        return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
     @property
-    def prompts(self) -> "Classes":
-        """Classes and queries as the segmenter takes them."""
+    def vocabulary(self) -> "Classes":
+        """Classes and prompts as the segmenter takes them."""
         from gla_jax.text.prompts import Classes
 
-        flat = [(query, index) for index, synonyms in enumerate(self.queries) for query in synonyms]
+        flat = [(prompt, index) for index, synonyms in enumerate(self.prompts) for prompt in synonyms]
         return Classes(
             names=self.classes,
-            queries=tuple(query for query, _ in flat),
-            class_of_query=tuple(index for _, index in flat),
+            prompts=tuple(prompt for prompt, _ in flat),
+            class_of_prompt=tuple(index for _, index in flat),
         )
 
     def config(self, method: str, dtype: str = "float32") -> SegmenterConfig:
@@ -91,7 +93,7 @@ class Protocol:
 
         Raises UserError for an unknown method or dtype, and for another method than the one that was tuned.
         """
-        chosen = METHODS[one_of(method, METHODS, "method")]
+        chosen = METHODS[check_choice(method, METHODS, "method")]
         if self.tuned:
             if self.tuned.method != method:  # numbers of one method say nothing about another
                 raise UserError(
@@ -104,7 +106,7 @@ class Protocol:
             windows=self.windows,
             logit_scale=self.logit_scale,
             threshold=self.threshold,
-            dtype=one_of(dtype, DTYPES, "dtype"),
+            dtype=check_choice(dtype, DTYPES, "dtype"),
         )
 
 
@@ -116,26 +118,26 @@ def protocol(
 ) -> Protocol:
     """The row of a benchmark under a setting of the paper or a file of gla-jax tune.
 
-    classes: (name, queries) of every class for the benchmark `folder`, which has none of its own; method: SCLIP has
+    classes: (name, prompts) of every class for the benchmark `folder`, which has none of its own; method: SCLIP has
     numbers of its own under the setting sclip. Raises UserError for an unknown benchmark or setting and for a file that
     cannot be used.
     """
-    one_of(benchmark, BENCHMARKS, "benchmark")
+    check_choice(benchmark, BENCHMARKS, "benchmark")
     if setting.endswith(PRESET_SUFFIX):
         config, tuned_method, own_prompts = read_preset(Path(setting))
         tuned = Tuned(tuned_method, tuple((name, getattr(config.method, name)) for name in METHOD_NUMBERS))
-        names, queries = _prompts(benchmark, own_prompts, classes)
+        names, prompts = _prompts(benchmark, own_prompts, classes)
         return Protocol(
-            benchmark, TUNED, names, queries, config.windows, config.threshold, config.logit_scale, tuned=tuned
+            benchmark, TUNED, names, prompts, config.windows, config.threshold, config.logit_scale, tuned=tuned
         )
-    one_of(setting, PRESETS, "preset")
-    names, queries = _prompts(benchmark, QUERIES[setting], classes)
+    check_choice(setting, PRESETS, "preset")
+    names, prompts = _prompts(benchmark, PROMPT_LISTS[setting], classes)
     windows = PRESETS[setting].windows
     if benchmark == "cityscapes":
         windows = replace(windows, **CITYSCAPES.get(setting, {}))
     threshold = THRESHOLDS[setting].get(benchmark, 0.0)
-    row = Protocol(benchmark, setting, names, queries, windows, threshold, PRESETS[setting].logit_scale)
-    if setting == "sclip" and method in METHODS_OF_SCLIP:
+    row = Protocol(benchmark, setting, names, prompts, windows, threshold, PRESETS[setting].logit_scale)
+    if setting == "sclip" and method in SCLIP_METHODS:
         windows = replace(windows, short_side=SCLIP_SHORT_SIDES.get(benchmark, windows.short_side))
         row = replace(row, windows=windows, **SCLIP_NUMBERS.get(benchmark, {}))
     return row
@@ -143,18 +145,18 @@ def protocol(
 
 def prompt_list(setting: str) -> str:
     """Whose prompts a setting of the paper or a file of gla-jax tune takes. Raises UserError."""
-    return read_preset(Path(setting)).prompts if setting.endswith(PRESET_SUFFIX) else QUERIES[setting]
+    return read_preset(Path(setting)).prompts if setting.endswith(PRESET_SUFFIX) else PROMPT_LISTS[setting]
 
 
 def _prompts(
-    benchmark: str, queries: str, classes: tuple[tuple[str, tuple[str, ...]], ...] | None
+    benchmark: str, prompt_list: str, classes: tuple[tuple[str, tuple[str, ...]], ...] | None
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Classes and the prompts of each, by one of the query lists of QUERIES."""
+    """Classes and the prompts of each, by one of PROMPT_LISTS."""
     if benchmark == FOLDER:
         names, prompts = zip(*classes, strict=True)
         return names, prompts
     lists = class_names(benchmark)
-    return lists.classes, lists.queries.get(queries, lists.queries["sclip"])
+    return lists.classes, lists.prompts.get(prompt_list, lists.prompts["sclip"])
 
 
 def common_windows(benchmark: str) -> WindowConfig:
@@ -165,11 +167,11 @@ def common_windows(benchmark: str) -> WindowConfig:
 
 def duplicates(row: Protocol) -> tuple[str, ...]:
     """The prompts of class 0 that are another class's too: class 0 wins the tie, so that class is never seen."""
-    others = {query for queries in row.queries[1:] for query in queries}
-    return tuple(query for query in row.queries[0] if query in others)
+    others = {prompt for prompts in row.prompts[1:] for prompt in prompts}
+    return tuple(prompt for prompt in row.prompts[0] if prompt in others)
 
 
 def without_duplicates(row: Protocol) -> Protocol:
     """The row without the prompts of class 0 that are another class's too; the same row where there are none."""
-    kept = tuple(query for query in row.queries[0] if query not in duplicates(row))
-    return replace(row, queries=(kept, *row.queries[1:])) if kept else row
+    kept = tuple(prompt for prompt in row.prompts[0] if prompt not in duplicates(row))
+    return replace(row, prompts=(kept, *row.prompts[1:])) if kept else row

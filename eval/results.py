@@ -80,7 +80,7 @@ def results(outcome: Outcome) -> dict[str, Any]:
                 "area_threshold": row.area_threshold,
                 "tuned_for": row.tuned and row.tuned.method,
                 "duplicates": list(duplicates(row)),
-                "queries": sum(map(len, row.queries)),
+                "queries": sum(map(len, row.prompts)),
             },
             "settings": run.settings()["settings"],
             "model": {"name": run.segmenter.name, "sha256": run.segmenter.model_hash},

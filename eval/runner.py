@@ -29,7 +29,7 @@ from gla_jax.eval.records import (
 )
 from gla_jax.outputs.files import write_beside
 from gla_jax.segmenter import image_grid
-from gla_jax.settings.options import one_of
+from gla_jax.settings.options import check_choice
 from gla_jax.support.batches import grouped
 from gla_jax.support.errors import UserError
 
@@ -114,9 +114,9 @@ def open_benchmark(
     are classes too; unlabelled: a folder may lack labels. Raises UserError for unknown names and files that cannot be
     used, DataError when something is missing in `data`.
     """
-    one_of(key, BENCHMARKS, "benchmark")
+    check_choice(key, BENCHMARKS, "benchmark")
     dataset = open_dataset(key, data, unlabelled)
-    classes = tuple(zip(dataset.names.classes, dataset.names.queries["sclip"], strict=True))
+    classes = tuple(zip(dataset.names.classes, dataset.names.prompts["sclip"], strict=True))
     row = protocol(key, setting, classes, method)
     return dataset, without_duplicates(row) if drop_duplicates else row
 

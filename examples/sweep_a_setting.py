@@ -18,12 +18,12 @@ scene = render(9, 224, 336, "test")
 config = gla_jax.SegmenterConfig(windows=gla_jax.WindowConfig(short_side=224))
 segmenter = gla_jax.Segmenter.from_pretrained("tiny-world", config)
 windows, grid = image_windows(scene.image, config.windows)
-text_bank = segmenter.text_bank(parse_classes(CLASSES))
+text_embeddings = segmenter.text_embeddings(parse_classes(CLASSES))
 thresholds = jnp.array([-0.5, 0.55, 0.9, 0.999])
 
 
 @jax.jit
-def sweep(params, windows, text_bank, config):
+def sweep(params, windows, text_embeddings, config):
     """Token logits [settings W S Q], one for every value of the similarity above which keys are an anchor's positives.
 
     Weights and windows are arguments: what a compiled function closes over becomes a constant of its program.
@@ -31,12 +31,12 @@ def sweep(params, windows, text_bank, config):
 
     def logits(threshold):
         changed = replace(config, method=replace(config.method, anchor_threshold=threshold))
-        return gla_jax.segment_logits(params, windows, text_bank, changed)
+        return gla_jax.segment_logits(params, windows, text_embeddings, changed)
 
     return jax.vmap(logits)(thresholds)
 
 
-swept = sweep(segmenter.params, windows, text_bank, config)
+swept = sweep(segmenter.params, windows, text_embeddings, config)
 classes = swept[:, : grid.count].argmax(-1)
 for threshold, found in zip(thresholds, classes, strict=True):
     changed = jnp.mean((found != classes[1]).astype(jnp.float32))

@@ -1,29 +1,25 @@
-"""Frozen settings. Numbers are pytree leaves, so they can be traced, vmapped and differentiated; structure is static.
+"""Frozen settings and the table of baselines: data alone, which loads neither Flax nor towers.
 
-The defaults are the released run of GLA-CLIP (rho is 0.55 there, although its script names 0.6).
+Numbers are pytree leaves, so they can be traced, vmapped and differentiated; structure is static. The defaults are the
+released run of GLA-CLIP: rho is 0.55 there, since its script names 0.6 and never passes it.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
-from gla_jax.attention.baselines import HOSTS
-
-Host = Literal[*HOSTS]
 Number = float | jax.Array
-# Measured on processors (eval/RESULTS.md); elsewhere as much as keeps an accelerator busy.
-BLOCK_SIZES, TOWER_BATCHES = {"cpu": 512, "other": 4096}, {"cpu": 2, "other": 16}
-
-
-def _of_platform(choices: dict[str, int]) -> int:
-    return choices.get(jax.default_backend(), choices["other"])
-
-
-def skips_blocks() -> bool:
-    """Whether blocks of keys are tested for entries that survive: a branch would stall an accelerator."""
-    return jax.default_backend() == "cpu"
+Side = Literal["queries", "keys"]
+Feature = Literal["vfm", "queries", "keys"]
+Form = Literal["blockwise", "dense", "ring"]
+DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("highest", "high", "default")  # JAX's names; all are float32 products on processors
 
 
 def static(default: Any) -> Any:
@@ -31,21 +27,142 @@ def static(default: Any) -> Any:
     return field(default=default, metadata={"static": True})
 
 
+def _check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+    above: float = -math.inf,
+    whole: bool = False,
+) -> None:
+    """Raise ValueError for a plain number that a field does not take.
+
+    Arrays pass, and so does what jax.tree and jax.vmap put in place of leaves: None and objects of their own.
+    """
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if isinstance(value, bool | str) or (whole and not isinstance(value, kinds)):
+        raise ValueError(f"{name} is {value!r}; give a {'whole ' if whole else ''}number")
+    if not isinstance(value, kinds):
+        return
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; give a finite number")
+    if not at_least <= value <= at_most or value <= above:
+        limit = f"from {at_least:g} to {at_most:g}" if at_most < math.inf else f"of {at_least:g} or more"
+        limit = f"above {above:g}" if above > -math.inf else limit
+        raise ValueError(f"{name} is {value}; give a {'whole ' if whole else ''}number {limit}")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One published method: what it does in CLIP's last block, and which features GLA compares for it (DESIGN 3.4).
+
+    name: of the method as published; title: in figures; pairs: the softmax attentions summed inside a window, (left,
+    right) of left right^T, none is the identity; whole_block: residual and MLP of the last block run; gla: name of the
+    method that is GLA on this baseline, None where GLA is not defined; features: what GLA compares, "vfm" or sides of
+    CLIP's own heads (several: one pass each, summed); from_neighbours: its anchors start from means over neighbours,
+    not from tokens; neighbourhood: std in patches of a Gaussian of the distance that is added before the softmax, None
+    for none; attention: a function of your own (qkv, num_heads) -> [W t C] in place of pairs.
+    """
+
+    name: str
+    title: str
+    pairs: tuple[tuple[Side, Side], ...] = ()
+    whole_block: bool = False
+    gla: str | None = None
+    features: tuple[Feature, ...] = ()
+    from_neighbours: bool = False
+    neighbourhood: float | None = None
+    attention: Callable[..., jax.Array] | None = None
+
+    def __post_init__(self):
+        for name in (self.name, self.gla):
+            if name is not None and not (isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)):
+                raise ValueError(f"{name!r} cannot name a method; use small letters, digits and hyphens")
+        if not all(len(pair) == 2 and set(pair) <= {"queries", "keys"} for pair in self.pairs):
+            raise ValueError(f'pairs of {self.name} are {self.pairs!r}; each is two of "queries" and "keys"')
+        if not set(self.features) <= {"vfm", "queries", "keys"}:
+            raise ValueError(f'features of {self.name} are {self.features!r}; choose from "vfm", "queries" and "keys"')
+        if bool(self.gla) != bool(self.features):
+            raise ValueError(f"{self.name} needs both gla and features, or neither: GLA compares features")
+        if self.attention is not None and (self.pairs or not callable(self.attention)):
+            raise ValueError(f"attention of {self.name} is a function in place of pairs; give one of the two")
+
+    @property
+    def attends_by_features(self) -> bool:
+        """Whether the published method itself weighs values by the similarity of its features."""
+        return bool(self.features) and not self.pairs and self.attention is None
+
+
+BASELINES: dict[str, Baseline] = {
+    row.name: row
+    for row in (
+        Baseline("clip", "CLIP", (("queries", "keys"),), whole_block=True),
+        Baseline("vanilla", "CLIP, attention only", (("queries", "keys"),)),
+        Baseline("maskclip", "MaskCLIP"),
+        # Wang et al. publish the two attentions; GLA on top of them is our reading (two passes, summed).
+        Baseline(
+            "sclip",
+            "SCLIP",
+            (("queries", "queries"), ("keys", "keys")),
+            whole_block=True,
+            gla="gla-sclip",
+            features=("queries", "keys"),
+        ),
+        Baseline(
+            "clearclip",
+            "ClearCLIP",
+            (("queries", "queries"),),
+            gla="gla-clearclip",
+            features=("queries",),
+            from_neighbours=True,
+        ),
+        Baseline("naclip", "NACLIP", (("keys", "keys"),), neighbourhood=5.0),
+        Baseline("proxyclip", "ProxyCLIP", gla="gla", features=("vfm",)),
+        # ProxyCLIP's rule with CLIP as its own foundation model: the last block's keys are what it compares.
+        Baseline("proxyclip-clip", "ProxyCLIP on CLIP's keys", gla="gla-on-clip-keys", features=("keys",)),
+    )
+}
+
+
+class PlatformNumbers(NamedTuple):
+    """What depends on the device and changes results by rounding alone.
+
+    block_size: queries and keys of an attention block at most; tower_batch: windows that go through the towers
+    together; skip_blocks: blocks of keys are tested for entries that survive; head_by_head: towers take one attention
+    head after the other.
+    """
+
+    block_size: int
+    tower_batch: int
+    skip_blocks: bool
+    head_by_head: bool
+
+
+# Without a platform, as in a pure function that is given a config of no model.
+REFERENCE = PlatformNumbers(512, 2, skip_blocks=False, head_by_head=False)
+# Measured on processors (eval/RESULTS.md). On accelerators a branch would stall the chip; their sizes are a guess, not
+# measured.
+PLATFORMS = {"cpu": PlatformNumbers(512, 2, skip_blocks=True, head_by_head=True)}
+ACCELERATOR = PlatformNumbers(4096, 16, skip_blocks=False, head_by_head=False)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MethodConfig:
-    """How patch values are gathered: the host and each stage of GLA on or off (DESIGN 3).
+    """How patch values are combined: the baseline and each stage of GLA on or off (DESIGN 3).
 
-    host: whose last CLIP block runs; global_buffer: windows see each other's keys and values; proxy_anchors: queries
-    are anchors (3.1); anchor_threshold is rho, anchor_iterations is T; row_mean: the mean of one similarity row,
-    clipped at 0, instead of the mean of the whole matrix; dynamic_shift is alpha_beta, dynamic_scale is alpha_gamma,
-    None falls back to the fixed shift (beta) and scale (gamma); masking: attention drops entries below the shift, as
-    ProxyCLIP does; the softmax divides by temperature; mask_temperature: None for the published masks, a number t for
-    sigmoids of width t in their place, which differentiate in every setting and become the masks as t goes to 0;
-    block_size: queries and keys of a block at most, None for the platform's.
+    baseline: whose last CLIP block runs; global_buffer: windows see each other's keys and values; proxy_anchors:
+    queries are anchors (3.1); anchor_threshold is rho, anchor_iterations is T; row_mean: the mean of one similarity
+    row, clipped at 0, instead of the mean of the whole matrix; dynamic_shift is alpha_beta, dynamic_scale is
+    alpha_gamma, None falls back to the fixed shift (beta) and scale (gamma); masking: attention drops entries below the
+    shift, as ProxyCLIP does; the softmax divides by temperature; mask_temperature: None for the published masks, a
+    number t for sigmoids of width t in their place, which differentiate in every setting and become the masks as t goes
+    to 0. How it is computed: attention, one of three forms of one method; precision of every matrix product, towers
+    included; block_size and skip_blocks are PlatformNumbers, None until a model is placed on its devices.
     """
 
-    host: Host = static("proxyclip")
+    baseline: str = static("proxyclip")
     global_buffer: bool = static(True)
     proxy_anchors: bool = static(True)
     anchor_iterations: int = static(2)
@@ -58,18 +175,29 @@ class MethodConfig:
     masking: bool = static(True)
     temperature: Number = 1.0
     mask_temperature: Number | None = None
-    attention: Literal["streaming", "dense", "sharded"] = static("streaming")
+    attention: Form = static("blockwise")
+    precision: Literal["highest", "high", "default"] = static("highest")
     block_size: int | None = static(None)
+    skip_blocks: bool | None = static(None)
 
     def __post_init__(self):
-        if self.host not in HOSTS:
-            raise ValueError(f"{self.host!r} is not a host; there are {', '.join(HOSTS)}")
-        if self.anchor_iterations < 0:
-            raise ValueError(f"anchor_iterations is {self.anchor_iterations}; it counts passes, so it is 0 or more")
-        if self.block_size is not None and self.block_size < 1:
-            raise ValueError(f"block_size is {self.block_size}; it counts keys, so it is 1 or more")
-        if self._uses_gla and HOSTS[self.host].gla is None:
-            raise ValueError(f"GLA is not defined on the host {self.host}: it has no features to compare")
+        if self.baseline not in BASELINES:
+            raise ValueError(f"{self.baseline!r} is not a baseline; there are {', '.join(BASELINES)}")
+        if self.attention not in ("blockwise", "dense", "ring"):
+            raise ValueError(f"attention {self.attention!r} is not blockwise, dense or ring")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
+        _check_number("anchor_iterations", self.anchor_iterations, at_least=0, whole=True)
+        if self.block_size is not None:
+            _check_number("block_size", self.block_size, at_least=1, whole=True)
+        # A tree of axes for vmap has None for numbers that are not mapped, and 0 for those that are.
+        if not any(n is None for n in (self.anchor_threshold, self.shift, self.scale, self.temperature)):
+            for name in ("anchor_threshold", "shift", "scale", "dynamic_shift", "dynamic_scale"):
+                _check_number(name, getattr(self, name))
+            for name in ("temperature", "mask_temperature"):
+                _check_number(name, getattr(self, name), above=0)
+        if self._uses_gla and BASELINES[self.baseline].gla is None:
+            raise ValueError(f"GLA is not defined on the baseline {self.baseline}: it has no features to compare")
 
     @property
     def drops_entries(self) -> bool:
@@ -77,9 +205,9 @@ class MethodConfig:
         return self.masking and self.mask_temperature is None
 
     @property
-    def most_of_a_block(self) -> int:
-        """Queries and keys of a block at most."""
-        return _of_platform(BLOCK_SIZES) if self.block_size is None else self.block_size
+    def max_block(self) -> int:
+        """Queries and keys of an attention block at most."""
+        return self.block_size or REFERENCE.block_size
 
     @property
     def _uses_gla(self) -> bool:
@@ -87,22 +215,48 @@ class MethodConfig:
         return self.global_buffer or self.proxy_anchors or self.row_mean or dynamic
 
     @property
-    def gathers_by_features(self) -> bool:
-        """Whether values are gathered by feature similarity rather than by the host's own attention."""
-        return HOSTS[self.host].gathers_by_features or self._uses_gla
+    def attends_by_features(self) -> bool:
+        """Whether values are weighed by feature similarity rather than by the baseline's own attention."""
+        return BASELINES[self.baseline].attends_by_features or self._uses_gla
+
+    @property
+    def reads_vfm(self) -> bool:
+        """Whether features of a vision foundation model are compared."""
+        return "vfm" in BASELINES[self.baseline].features
 
 
-def without_gla(host: Host) -> MethodConfig:
-    """A host as published, each window alone: fixed shift and scale, one mean over the window's similarity matrix."""
+def without_gla(baseline: str) -> MethodConfig:
+    """A baseline as published, each window alone: fixed shift and scale, one mean over the window's similarities."""
     return MethodConfig(
-        host=host, global_buffer=False, proxy_anchors=False, row_mean=False, dynamic_shift=None, dynamic_scale=None
+        baseline=baseline,
+        global_buffer=False,
+        proxy_anchors=False,
+        row_mean=False,
+        dynamic_shift=None,
+        dynamic_scale=None,
     )
 
 
 METHODS: dict[str, MethodConfig] = {
-    **dict(sorted((row.gla, MethodConfig(host=host)) for host, row in HOSTS.items() if row.gla)),
-    **{host: without_gla(host) for host in HOSTS},
+    **dict(sorted((row.gla, MethodConfig(baseline=row.name)) for row in BASELINES.values() if row.gla)),
+    **{name: without_gla(name) for name in BASELINES},
 }
+# Other names of a method. gla-clip, the paper's own, was GLA on CLIP's keys until 0.1.
+METHOD_ALIASES = {"gla-clip": "gla"}
+
+
+def register_baseline(row: Baseline) -> None:
+    """Add a baseline of your own: methods, command line, errors and ablations know it from here on.
+
+    Raises ValueError when a name is taken.
+    """
+    for name in filter(None, (row.name, row.gla)):
+        if name in METHODS or name in METHOD_ALIASES or name in BASELINES:
+            raise ValueError(f"{name!r} names a method already; choose another name")
+    BASELINES[row.name] = row
+    METHODS[row.name] = without_gla(row.name)
+    if row.gla:
+        METHODS[row.gla] = MethodConfig(baseline=row.name)
 
 
 @dataclass(frozen=True)
@@ -117,8 +271,8 @@ class WindowConfig:
     def __post_init__(self):
         for name in ("short_side", "crop", "stride", "long_side"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it counts pixels, so it is 1 or more")
+            if value is not None or name != "short_side":
+                _check_number(name, value, at_least=1, whole=True)
         if self.stride > self.crop:
             raise ValueError(f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost")
 
@@ -128,8 +282,9 @@ class WindowConfig:
 class SegmenterConfig:
     """Everything a segmentation depends on besides weights, image and classes.
 
-    threshold: pixels whose best class probability is below it become background (0 turns it off); dtype: of the towers,
-    all statistics stay float32; tower_batch: windows that go through the towers together, None for the platform's.
+    threshold: pixels whose best class probability is below it become background (0 turns it off); dtype: of the
+    towers, all statistics stay float32; tower_batch and head_by_head are PlatformNumbers, None until a model is placed
+    on its devices.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -138,25 +293,64 @@ class SegmenterConfig:
     threshold: Number = 0.0
     dtype: Literal["float32", "bfloat16"] = static("float32")
     tower_batch: int | None = static(None)
+    head_by_head: bool | None = static(None)
+
+    def __post_init__(self):
+        _check_number("logit_scale", self.logit_scale, above=0)
+        _check_number("threshold", self.threshold, at_least=0, at_most=1)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.tower_batch is not None:
+            _check_number("tower_batch", self.tower_batch, at_least=1, whole=True)
 
     @property
-    def windows_at_once(self) -> int:
-        """Windows that go through the towers together."""
-        return _of_platform(TOWER_BATCHES) if self.tower_batch is None else self.tower_batch
+    def max_tower_batch(self) -> int:
+        """Windows that go through the towers together at most."""
+        return self.tower_batch or REFERENCE.tower_batch
 
 
-PRESETS: dict[str, SegmenterConfig] = {
-    "sclip": SegmenterConfig(),
-    "proxyclip": SegmenterConfig(windows=WindowConfig(short_side=448, crop=336, stride=112)),
-    "clearclip": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224), logit_scale=50.0),
-    "clip-dinoiser": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224)),
+def on_platform(config: SegmenterConfig, platform: str) -> SegmenterConfig:
+    """The settings with what depends on the platform ("cpu", "gpu", "tpu") as numbers; what is set stays."""
+    numbers = PLATFORMS.get(platform, ACCELERATOR)
+
+    def filled(part: Any) -> Any:
+        return replace(part, **{k: v for k, v in numbers._asdict().items() if getattr(part, k, v) is None})
+
+    return replace(filled(config), method=filled(config.method))
+
+
+# Windows and logit scale of the four settings that the paper measures, by short side, crop and stride.
+PRESETS: Mapping[str, SegmenterConfig] = {
+    "336-224-112": SegmenterConfig(),
+    "448-336-112": SegmenterConfig(windows=WindowConfig(short_side=448, crop=336, stride=112)),
+    "448-448-224": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224)),
+    "448-448-224-scale-50": SegmenterConfig(
+        windows=WindowConfig(short_side=448, crop=448, stride=224), logit_scale=50.0
+    ),
+}
+DEFAULT_PRESET = "336-224-112"
+# Until 0.1 a preset had the name of the method whose release has these windows.
+PRESET_ALIASES = {
+    "sclip": "336-224-112",
+    "proxyclip": "448-336-112",
+    "clip-dinoiser": "448-448-224",
+    "clearclip": "448-448-224-scale-50",
+}
+# rho of the released run, and of the paper by notes on it; published comparisons use both.
+RHO_SETTINGS = {"rho-0.55": 0.55, "rho-0.6": 0.6}
+# The paper's letters for fields of the method.
+FIELD_ALIASES = {
+    "rho": "anchor_threshold",
+    "alpha_beta": "dynamic_shift",
+    "alpha_gamma": "dynamic_scale",
+    "host": "baseline",
 }
 
 
 def settings_as_dict(config: SegmenterConfig) -> dict[str, Any]:
     """The settings as plain JSON values, for result files and cache keys."""
-    return dataclasses.asdict(config, dict_factory=lambda items: {k: _plain(v) for k, v in items})
 
+    def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: float(value) if isinstance(value, jax.Array) else value for name, value in items}
 
-def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, jax.Array) else value
+    return dataclasses.asdict(config, dict_factory=plain)

@@ -1,4 +1,8 @@
-"""The pure functions from windows to token logits, stage by stage (DESIGN 2): they jit, vmap and differentiate."""
+"""The order from windows to token logits: towers, aggregation, projection, similarity to the text (DESIGN 2).
+
+Pure functions: they jit, vmap and differentiate. The same functions run as one program or, for large images, in steps
+over chunks of windows and queries (segment_in_steps).
+"""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -6,15 +10,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gla_jax.attention.attend import clearclip_queries, gather_values
-from gla_jax.attention.baselines import HOSTS, Feature, window_attention
-from gla_jax.attention.buffer import inverse_lengths, resample_tokens
+from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer
+from gla_jax.attention.baselines import window_attention
+from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries, resample_tokens
 from gla_jax.checkpoints.model_folder import Params, VfmSpec, build_vfm
-from gla_jax.config import MethodConfig, SegmenterConfig
-from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, Windows, normalise
+from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, normalise
 from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
+from gla_jax.support.vectors import inverse_norms
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
-from gla_jax.towers.layers import Heads
+from gla_jax.towers.layers import QKV
+
+QUERY_CHUNK = 4096  # queries of a step
 
 
 @jax.tree_util.register_dataclass
@@ -27,100 +35,240 @@ class SegmenterParams:
     vfm: Params | None = None
     vfm_spec: VfmSpec | None = field(default=None, metadata={"static": True})
 
+    def tokens(self, config: SegmenterConfig) -> int:
+        """S, the tokens of a window that are compared under some settings."""
+        method = config.method
+        source = self.vfm_spec if method.attends_by_features and method.reads_vfm else self.clip_spec
+        return (config.windows.crop // source.patch_size) ** 2
+
 
 class WindowTokens(NamedTuple):
-    """What the towers know of every window.
+    """Outputs of the towers for every window.
 
-    heads: q, k, v of CLIP's last block, CLS first, each [W 1+n C]; residual [W 1+n C]: that block's input; features
-    [W S D]: the vision foundation model's patch tokens, None when the host does not read them.
+    qkv: of CLIP's last block, CLS first, each [W 1+n C]; residual [W 1+n C]: that block's input; features [W S D]: the
+    vision foundation model's patch tokens, None where the baseline does not compare them.
     """
 
-    heads: Heads
+    qkv: QKV
     residual: Float[Array, "W t C"]
     features: Float[Array, "W S D"] | None
+
+    def compared(self, method: MethodConfig) -> tuple[Float[Array, "W S D"], ...]:
+        """What GLA compares in each pass of a baseline: the VFM's patch tokens or a side of CLIP's own heads."""
+        names = BASELINES[method.baseline].features
+        return tuple(self.features if name == "vfm" else getattr(self.qkv, name)[:, 1:] for name in names)
+
+    @property
+    def values(self) -> Float[Array, "W n C"]:
+        """CLIP's values of the patches, without CLS."""
+        return self.qkv.values[:, 1:]
 
 
 @typed
 def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> WindowTokens:
-    """Run the towers over the windows, config.windows_at_once of them at a time.
+    """Run both towers over the windows, config.max_tower_batch of them at a time.
 
-    Raises ValueError when the host needs a vision foundation model and there is none.
+    Raises ValueError when the baseline needs a vision foundation model and there is none.
     """
-    dtype = jnp.dtype(config.dtype)
-    needs_vfm = "vfm" in HOSTS[config.method.host].features
-    if needs_vfm and params.vfm is None:
-        raise ValueError(f"the host {config.method.host} compares features of a vision foundation model; none is given")
+    dtype, method = jnp.dtype(config.dtype), config.method
+    options = {"precision": method.precision, "head_by_head": bool(config.head_by_head)}
+    if method.reads_vfm and params.vfm is None:
+        raise ValueError(f"{method.baseline} compares features of a vision foundation model; none is given")
 
     def encode(pixels: Array) -> WindowTokens:
-        clip_pixels = normalise(pixels[None], params.clip_spec.pixel_mean, params.clip_spec.pixel_deviation)
-        tokens = ClipImage(params.clip_spec, dtype).apply({"params": params.clip}, clip_pixels, method="encode")
+        clip_pixels = normalise(pixels[None], params.clip_spec.pixel_mean, params.clip_spec.pixel_std)
+        clip = ClipImage(params.clip_spec, dtype, **options)
+        tokens = clip.apply({"params": params.clip}, clip_pixels, method="encode")
         features = None
-        if needs_vfm:
-            vfm_pixels = normalise(pixels[None], IMAGENET_MEAN, IMAGENET_DEVIATION)
-            features = build_vfm(params.vfm_spec, dtype).apply({"params": params.vfm}, vfm_pixels).patch_tokens[0]
-        return WindowTokens(Heads(*(x[0] for x in tokens.heads)), tokens.residual[0], features)
+        if method.reads_vfm:
+            vfm_pixels = normalise(pixels[None], IMAGENET_MEAN, IMAGENET_STD)
+            vfm = build_vfm(params.vfm_spec, dtype, **options)
+            features = vfm.apply({"params": params.vfm}, vfm_pixels).patch_tokens[0]
+        return WindowTokens(QKV(*(x[0] for x in tokens.qkv)), tokens.residual[0], features)
 
-    return jax.lax.map(encode, jnp.asarray(windows.pixels), batch_size=config.windows_at_once)
-
-
-@typed
-def compared_features(tokens: WindowTokens, name: Feature) -> Float[Array, "W S D"]:
-    """What GLA compares in one of a host's passes: the VFM's patch tokens or a side of CLIP's own heads."""
-    return tokens.features if name == "vfm" else getattr(tokens.heads, name)[:, 1:]
+    return jax.lax.map(encode, jnp.asarray(windows.pixels), batch_size=config.max_tower_batch)
 
 
 @typed
-def gather_windows(
-    tokens: WindowTokens, windows: Windows, params: SegmenterParams, method: MethodConfig
-) -> Float[Array, "W S C"]:
-    """What CLIP's last attention hands to its output projection for every patch, by the method's rule."""
-    host = HOSTS[method.host]
-    if not method.gathers_by_features:
-        return window_attention(tokens.heads, host, params.clip_spec.heads)[:, 1:]
+def first_queries(
+    features: Float[Array, "W S D"], windows: Windows, params: SegmenterParams, method: MethodConfig
+) -> Float[Array, "N D"] | None:
+    """Queries of the anchors' first iteration where they are not the keys: ClearCLIP starts from neighbourhoods.
+
+    Without the global buffer a window sees no other one, so its neighbourhoods end with it.
+    """
+    if not (BASELINES[method.baseline].from_neighbours and method.proxy_anchors):
+        return None
     valid, origins = jnp.asarray(windows.valid), jnp.asarray(windows.origins)
-    values = tokens.heads.values[:, 1:]
+    fold_shards = FORMS[method.attention].fold_shards if method.global_buffer else None
+    return neighbourhood_queries(features, valid, origins, params.clip_spec.patch_size, fold_shards)
+
+
+@typed
+def window_count(windows: Windows, method: MethodConfig) -> Float[Array, ""]:
+    """W without padding, over all devices that share an image."""
+    return FORMS[method.attention].sum_over_shards(jnp.asarray(windows.valid).astype(jnp.float32).sum())
+
+
+@typed
+def buffers(
+    tokens: WindowTokens, windows: Windows, params: SegmenterParams, method: MethodConfig
+) -> tuple[tuple[Buffer, Float[Array, "N D"]], ...]:
+    """The buffer and the first queries of every pass of a baseline."""
+    valid = jnp.asarray(windows.valid)
     passes = []
-    for name in host.features:
-        features = compared_features(tokens, name)
-        first = clearclip_queries(features, valid, origins, params.clip_spec.patch_size, method)
-        passes.append(gather_values(features, values, valid, method, first))
-    return sum(passes)
+    for features in tokens.compared(method):
+        buffer = fill_buffer(features, tokens.values, valid, method)
+        first = first_queries(features, windows, params, method)
+        passes.append((buffer, buffer.keys if first is None else first))
+    return tuple(passes)
+
+
+@typed
+def aggregate_windows(
+    tokens: WindowTokens,
+    windows: Windows,
+    params: SegmenterParams,
+    method: MethodConfig,
+    count: Float[Array, ""] | None = None,
+) -> Float[Array, "W S C"]:
+    """Values of every patch as CLIP's last attention hands them to its output projection, by the method's rule.
+
+    Args:
+        tokens: outputs of the towers.
+        windows: the same windows.
+        params: for the sizes of CLIP's patches and heads.
+        method: baseline and stages of GLA.
+        count: W of the image, where these windows are a part of it.
+    """
+    if not method.attends_by_features:
+        row = BASELINES[method.baseline]
+        return window_attention(tokens.qkv, row, params.clip_spec.num_heads, method.precision)[:, 1:]
+    count = window_count(windows, method) if count is None else count
+    if not method.global_buffer:
+        return sum(
+            attend_alone(features, tokens.values, count, method, first_queries(features, windows, params, method))
+            for features in tokens.compared(method)
+        )
+    passes = (attend_buffer(buffer, count, method, first) for buffer, first in buffers(tokens, windows, params, method))
+    return sum(passes).reshape(len(windows.valid), -1, tokens.values.shape[-1])
 
 
 @typed
 def patch_features(
-    gathered: Float[Array, "W S C"], tokens: WindowTokens, params: SegmenterParams, config: SegmenterConfig
+    attended: Float[Array, "W S C"],
+    residual: Float[Array, "W t C"] | None,
+    params: SegmenterParams,
+    config: SegmenterConfig,
 ) -> Float[Array, "W S E"]:
-    """Gathered values to CLIP's joint space: out_proj, residual and MLP for whole-block hosts, ln_post, proj."""
-    dtype = jnp.dtype(config.dtype)
-    residual = None
-    if HOSTS[config.method.host].whole_block:
-        residual = resample_tokens(tokens.residual[:, 1:], gathered.shape[1]).astype(dtype)
-    clip = ClipImage(params.clip_spec, dtype)
-    joint = clip.apply({"params": params.clip}, gathered.astype(dtype), residual, method="project")
+    """Attended values to CLIP's joint space: out_proj, residual and MLP for whole-block baselines, ln_post, proj.
+
+    Args:
+        attended: the weighted values.
+        residual: input of CLIP's last block, CLS first; read by whole-block baselines alone.
+        params: of CLIP's image tower.
+        config: baseline, dtype and precision.
+    """
+    dtype, precision = jnp.dtype(config.dtype), config.method.precision
+    if BASELINES[config.method.baseline].whole_block:
+        residual = resample_tokens(residual[:, 1:], attended.shape[1], precision).astype(dtype)
+    else:
+        residual = None
+    clip = ClipImage(params.clip_spec, dtype, precision)
+    joint = clip.apply({"params": params.clip}, attended.astype(dtype), residual, method="project")
     return joint.astype(jnp.float32)
 
 
 @typed
-def token_logits(features: Float[Array, "W S E"], text_bank: Float[Array, "Q E"]) -> Float[Array, "W S Q"]:
-    """Cosine similarity of every patch with every text query; the bank's rows have length one."""
+def token_logits(
+    features: Float[Array, "W S E"], text_embeddings: Float[Array, "Q E"], precision: str = "highest"
+) -> Float[Array, "W S Q"]:
+    """Cosine similarity of every patch with every prompt; rows of text_embeddings have length one."""
     features = features.astype(jnp.float32)
-    # Lengths are divided out afterwards: unit rows would be a second copy of all features.
-    products = jnp.einsum("wse,qe->wsq", features, text_bank, precision="highest")
-    return products * inverse_lengths(features)
+    # Norms are divided out afterwards: unit rows would be a second copy of all features.
+    products = jnp.einsum("wse,qe->wsq", features, text_embeddings, precision=precision)
+    return products * inverse_norms(features)
 
 
 @typed
-def segment_features(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> Float[Array, "W S E"]:
-    """Windows to patch features in the joint space: everything that does not depend on the text."""
+def segment_features(
+    params: SegmenterParams, windows: Windows, config: SegmenterConfig, run: OneProgram | Steps = ONE_PROGRAM
+) -> Float[Array, "W S E"]:
+    """Windows to patch features in the joint space: everything that does not depend on the text.
+
+    Args:
+        params: both image towers.
+        windows: of one image; padded windows give rows without meaning.
+        config: method, dtype and what depends on the platform.
+        run: as one program or in steps.
+    """
+    method = config.method
+    if not method.global_buffer:
+        # Windows do not see each other: every chunk goes all the way by itself, and is told W.
+        return run.windows(_segment_alone, (windows,), params, config, run.whole(window_count, windows, method))
+    *compared, values, residual = run.windows(_read_tokens, (windows,), params, config)
+    total = None
+    while compared:
+        first = run.whole(first_queries, compared[0], windows, params, method)
+        # Features end here: in steps the buffer takes their place in memory.
+        buffer = run.whole(fill_buffer, compared.pop(0), values, jnp.asarray(windows.valid), method)
+        attended = attend_buffer(buffer, run.whole(window_count, windows, method), method, first, run)
+        del buffer
+        total = attended if total is None else total + attended
+    del values
+    total = total.reshape(len(windows.valid), -1, total.shape[-1])
+    return run.windows(patch_features, (total, residual), params, config)
+
+
+def _segment_alone(windows: Windows, params: SegmenterParams, config: SegmenterConfig, count: Array) -> Array:
     tokens = encode_windows(params, windows, config)
-    gathered = gather_windows(tokens, windows, params, config.method)
-    return patch_features(gathered, tokens, params, config)
+    attended = aggregate_windows(tokens, windows, params, config.method, count)
+    return patch_features(attended, tokens.residual, params, config)
+
+
+def _read_tokens(windows: Windows, params: SegmenterParams, config: SegmenterConfig) -> tuple[Array | None, ...]:
+    """Of the towers' outputs what the global buffer reads: features of each pass, values, residual or None."""
+    tokens = encode_windows(params, windows, config)
+    residual = tokens.residual if BASELINES[config.method.baseline].whole_block else None
+    return *(features.astype(jnp.float32) for features in tokens.compared(config.method)), tokens.values, residual
+
+
+@typed
+def segment_in_steps(
+    params: SegmenterParams, windows: Windows, config: SegmenterConfig, progress: Progress | None = None
+) -> Float[Array, "W S E"]:
+    """segment_features of a large image, in steps over chunks of windows and queries.
+
+    Args:
+        params: both image towers.
+        windows: W is a multiple of config.max_tower_batch, which is the chunk.
+        config: as in segment_features.
+        progress: called with (steps done, steps in all) after each.
+    """
+    total = count_steps(len(windows.valid), params.tokens(config), config)
+    return segment_features(params, windows, config, Steps(config.max_tower_batch, QUERY_CHUNK, total, progress))
+
+
+def count_steps(windows: int, tokens: int, config: SegmenterConfig) -> int:
+    """Steps that an image of `windows` windows of `tokens` tokens takes, padded to whole tower batches."""
+    chunks, method = -(-windows // config.max_tower_batch), config.method
+    if not method.global_buffer:
+        return chunks
+    rounds = 2 if method.proxy_anchors or method.dynamic_scale is not None else 1
+    query_chunks = -(-chunks * config.max_tower_batch * tokens // QUERY_CHUNK)
+    return 2 * chunks + len(BASELINES[method.baseline].features) * rounds * query_chunks
 
 
 @typed
 def segment_logits(
-    params: SegmenterParams, windows: Windows, text_bank: Float[Array, "Q E"], config: SegmenterConfig
+    params: SegmenterParams, windows: Windows, text_embeddings: Float[Array, "Q E"], config: SegmenterConfig
 ) -> Float[Array, "W S Q"]:
-    """Windows and text bank to token logits before the logit scale, float32; padded windows hold no meaning."""
-    return token_logits(segment_features(params, windows, config), text_bank)
+    """Windows and text to token logits before the logit scale, float32; rows of padded windows hold no meaning.
+
+    Args:
+        params: both image towers.
+        windows: of one image.
+        text_embeddings: a row of length one for every prompt.
+        config: method, dtype and precision.
+    """
+    return token_logits(segment_features(params, windows, config), text_embeddings, config.method.precision)

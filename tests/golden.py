@@ -22,18 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gla_jax.attention.attend import gather_values
+from gla_jax.attention.attend import aggregate_values
 from gla_jax.checkpoints.model_folder import build_vfm
 from gla_jax.config import MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.convert.clip import convert_clip_image
 from gla_jax.convert.state import convert_state
-from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, Windows, cut_windows, normalise, window_grid
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, cut_windows, normalise, window_grid
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
 from gla_jax.pipeline import (
     SegmenterParams,
     WindowTokens,
+    aggregate_windows,
     encode_windows,
-    gather_windows,
     patch_features,
     token_logits,
 )
@@ -45,7 +45,7 @@ ROWS_OVER = 0.005
 # A token reaches four times its own area between its neighbours, and up to four windows show a pixel.
 PIXELS_OVER = 16 * ROWS_OVER
 LABELS_EQUAL = 0.9999
-HOSTS = {
+BASELINES = {
     "ProxyCLIP": "proxyclip",
     "ClearCLIP": "clearclip",
     "MaskCLIP": "maskclip",
@@ -65,7 +65,7 @@ SETTINGS = {
     "KV_token_extension",
     "temperature",
 }
-Form = Literal["streaming", "dense"]
+Form = Literal["blockwise", "dense"]
 
 
 class Content(dict[str, Any]):
@@ -121,7 +121,7 @@ def method_of(config: Mapping[str, Any], host: str, form: Form, global_buffer: b
     if unknown:
         raise ValueError(f"unknown settings {', '.join(unknown)}")
     return MethodConfig(
-        host=host,
+        baseline=host,
         global_buffer=global_buffer,
         proxy_anchors=config.get("proxy_sim", False),
         anchor_iterations=config.get("mini_iters", 2),
@@ -151,7 +151,7 @@ def check_attention(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], for
     valid = jnp.ones(len(features), bool)
     for case in meta["cases"]:
         method = method_of(case["config"], "proxyclip", form, global_buffer=True)
-        found = jax.jit(gather_values)(features, values, valid, method)
+        found = jax.jit(aggregate_values)(features, values, valid, method)
         yield Result(case["name"], compare(found, data[f"out/{case['name']}"]))
 
 
@@ -162,8 +162,8 @@ def load_params(data: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Segm
         return {name.removeprefix(prefix): array for name, array in data.items() if name.startswith(prefix)}
 
     activation = meta["clip"].get("activation", "quick_gelu")
-    clip = convert_clip_image(part("clip."), activation=activation, heads=meta["clip"]["heads"])
-    dino = convert_state("dino", part("dino."), heads=meta["dino"]["num_heads"])
+    clip = convert_clip_image(part("clip."), activation=activation, num_heads=meta["clip"]["heads"])
+    dino = convert_state("dino", part("dino."), num_heads=meta["dino"]["num_heads"])
     arrays = (jax.tree.map(jnp.asarray, dict(tree)) for tree in (clip.params, dino.params))
     return SegmenterParams(clip=next(arrays), clip_spec=clip.spec, vfm=next(arrays), vfm_spec=dino.spec)
 
@@ -171,28 +171,28 @@ def load_params(data: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Segm
 def check_end_to_end(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form) -> Iterator[Result]:
     """From image and weights to patch features, stitched logits and labels."""
     params = load_params(data, meta)
-    text_bank = jnp.asarray(data["text_features"])
+    text_embeddings = jnp.asarray(data["text_features"])
     encoded: dict[tuple, WindowTokens] = {}
     dino: dict[tuple[int, int], Errors] = {}
     for case in meta["cases"]:
         height, width = case["size"]
         prefix = f"{case['name']}/{height}x{width}"
         shared = case["config"].get("KV_token_extension", False)
-        if case["clip_type"] not in HOSTS:
+        if case["clip_type"] not in BASELINES:
             raise ValueError(f"unknown clip_type {case['clip_type']}")
-        method = method_of(case["config"], HOSTS[case["clip_type"]], form, shared)
+        method = method_of(case["config"], BASELINES[case["clip_type"]], form, shared)
         config = SegmenterConfig(method=method, windows=WindowConfig(None, meta["crop"], meta["stride"]))
         grid = window_grid(height, width, config.windows)
         windows = cut_windows(data[f"image/{height}x{width}"], grid)
         # The towers see the host alone of a method: once for each is enough.
-        key = height, width, method.host
+        key = height, width, method.baseline
         if key not in encoded:
-            encoded[key] = _encode(params, windows, replace(config, method=without_gla(method.host)))
+            encoded[key] = _encode(params, windows, replace(config, method=without_gla(method.baseline)))
         if (height, width) not in dino:
             found = _dino_tokens(params, jnp.asarray(windows.pixels[: grid.count]))
             dino[height, width] = compare(found, data[f"dino_tokens/{height}x{width}"])
         features = _finish(encoded[key], windows, params, config)[: grid.count]
-        tokens = token_grid(token_logits(features, text_bank), *case["grid"])
+        tokens = token_grid(token_logits(features, text_embeddings), *case["grid"])
         plan = stitch_plan(grid, round(features.shape[1] ** 0.5), (height, width))
         logits = np.asarray(stitch(tokens, plan))
         yield Result(
@@ -216,17 +216,17 @@ _encode = jax.jit(encode_windows)
 
 @jax.jit
 def _dino_tokens(params: SegmenterParams, pixels: Array) -> Array:
-    normal = normalise(pixels, IMAGENET_MEAN, IMAGENET_DEVIATION)
+    normal = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)
     tokens = build_vfm(params.vfm_spec, jnp.float32).apply({"params": params.vfm}, normal)
-    return jnp.concatenate([tokens.class_token[:, None], tokens.patch_tokens], 1)
+    return jnp.concatenate([tokens.cls_token[:, None], tokens.patch_tokens], 1)
 
 
 @jax.jit
 def _finish(tokens: WindowTokens, windows: Windows, params: SegmenterParams, config: SegmenterConfig) -> Array:
-    return patch_features(gather_windows(tokens, windows, params, config.method), tokens, params, config)
+    return patch_features(aggregate_windows(tokens, windows, params, config.method), tokens, params, config)
 
 
-def check_file(path: Path, form: Form = "streaming") -> Iterator[Result]:
+def check_file(path: Path, form: Form = "blockwise") -> Iterator[Result]:
     """Every case of a file. Raises ValueError when it is not of the format or has no cases."""
     try:
         # Opened here: NumPy leaves a file that it opened itself open when the archive is broken.
@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--form", choices=("streaming", "dense"), default="streaming")
+    parser.add_argument("--form", choices=("blockwise", "dense"), default="blockwise")
     options = parser.parse_args(arguments)
     jax.config.update("jax_default_matmul_precision", "highest")
     passed = True

@@ -11,8 +11,8 @@ from gla_jax.towers.clip_image import ClipImageSpec
 from gla_jax.towers.clip_text import ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
 
-IMAGE = ClipImageSpec(image_size=32, patch_size=16, width=16, depth=1, heads=2, mlp_width=16, joint_width=8)
-VFM = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, heads=2, mlp_width=8)
+IMAGE = ClipImageSpec(image_size=32, patch_size=16, width=16, depth=1, num_heads=2, mlp_width=16, embed_dim=8)
+VFM = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
 
 
 def random_params(spec: Spec, seed: int) -> Params:
@@ -28,9 +28,9 @@ def small_clip() -> ClipSpec:
         context=CONTEXT,
         width=16,
         depth=1,
-        heads=2,
+        num_heads=2,
         mlp_width=16,
-        joint_width=8,
+        embed_dim=8,
         end_token=words().index(END),
     )
     return ClipSpec(IMAGE, text)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from gla_jax.attention.attend import gather_values
+from gla_jax.attention.attend import aggregate_values
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.images.windows import IMAGENET_DEVIATION, IMAGENET_MEAN, cut_windows, normalise, window_grid
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, cut_windows, normalise, window_grid
 from gla_jax.labels.label_map import class_probabilities, synonyms
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
 from gla_jax.pipeline import SegmenterParams, segment_logits, token_logits
@@ -41,17 +41,17 @@ def slope(function, point, direction, step=1e-6):
 
 
 def over_devices(features, values, valid, method):
-    """gather_values with one window on each of four devices."""
+    """aggregate_values with one window on each of four devices."""
     by_window = PartitionSpec(WINDOW_AXIS)
     mesh = jax.make_mesh((4,), (WINDOW_AXIS,), (AxisType.Auto,), devices=jax.devices()[:4])
     specs = (by_window, by_window, by_window, PartitionSpec())
-    form = jax.shard_map(gather_values, mesh=mesh, in_specs=specs, out_specs=by_window)
+    form = jax.shard_map(aggregate_values, mesh=mesh, in_specs=specs, out_specs=by_window)
     return form(features, values, valid, method)
 
 
 @pytest.mark.parametrize(
     ("form", "name"),
-    [*(("streaming", name) for name in GATHERS), ("dense", "soft"), ("sharded", "gla"), ("sharded", "soft")],
+    [*(("blockwise", name) for name in GATHERS), ("dense", "soft"), ("ring", "gla"), ("ring", "soft")],
 )
 def test_features_and_values_have_the_gradients_of_the_oracle(form, name):
     """Whoever trains a tower through the method follows these: a wrong one trains towards nothing."""
@@ -59,7 +59,7 @@ def test_features_and_values_have_the_gradients_of_the_oracle(form, name):
     features, values = clustered(11, 4)
     rng = np.random.default_rng(1)
     weights, *directions = (rng.normal(size=x.shape) for x in (values, features, values))
-    gather = over_devices if form == "sharded" else gather_values
+    gather = over_devices if form == "ring" else aggregate_values
 
     def loss(features, values):
         return (gather(features, values, jnp.ones(4, bool), method) * weights.astype(np.float32)).sum()
@@ -96,13 +96,13 @@ def test_pixels_have_the_gradient_of_the_oracle(name):
     direction = rng.normal(size=windows.pixels.shape)
 
     def loss(pixels):
-        tokens = patches(normalise(pixels, IMAGENET_MEAN, IMAGENET_DEVIATION))
+        tokens = patches(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
         features, values = (tokens @ one.astype(np.float32) for one in (to_features, to_values))
-        gathered = gather_values(features, values, jnp.asarray(windows.valid), method)
+        gathered = aggregate_values(features, values, jnp.asarray(windows.valid), method)
         return (token_logits(gathered, jnp.asarray(bank, jnp.float32)) * weights.astype(np.float32)).sum()
 
     def expected(pixels):
-        mean, deviation = (np.reshape(three, (3, 1, 1)) for three in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        mean, deviation = (np.reshape(three, (3, 1, 1)) for three in (IMAGENET_MEAN, IMAGENET_STD))
         tokens = patches((pixels - mean) / deviation)
         gathered = oracle_values(tokens @ to_features, tokens @ to_values, method)
         return (oracle.l2(gathered) @ bank.T * weights).sum()
@@ -123,7 +123,7 @@ def settings_gradient(method, names):
     weights = np.random.default_rng(1).normal(size=values.shape)
 
     def loss(method):
-        out = gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(4, bool), method)
+        out = aggregate_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(4, bool), method)
         return (out * weights.astype(np.float32)).sum()
 
     def expected(name, value):
@@ -136,8 +136,8 @@ def settings_gradient(method, names):
 
 @pytest.mark.parametrize(
     ("form", "method", "names"),
-    [("streaming", SOFT, NUMBERS), ("dense", SOFT, NUMBERS), ("streaming", FIXED, FIXED_NUMBERS)],
-    ids=["streaming", "dense", "fixed shift and scale"],
+    [("blockwise", SOFT, NUMBERS), ("dense", SOFT, NUMBERS), ("blockwise", FIXED, FIXED_NUMBERS)],
+    ids=["blockwise", "dense", "fixed shift and scale"],
 )
 def test_every_number_of_the_soft_method_has_the_gradient_of_the_oracle(form, method, names):
     """gla-jax tune follows them: rho and the shift move through soft masks alone."""
@@ -180,21 +180,21 @@ def test_pixel_probabilities_have_the_gradients_of_the_oracle():
     rng = np.random.default_rng(4)
     grid = window_grid(40, 64, SIZES)
     logits = rng.normal(size=(grid.count, 4, 4))
-    class_of_query = np.array([0, 0, 1, 2], np.int32)
+    class_of_prompt = np.array([0, 0, 1, 2], np.int32)
     weights, direction = rng.normal(size=(3, 20, 30)), rng.normal(size=logits.shape)
     plan = stitch_plan(grid, 2, (20, 30))
 
     def loss(logits, logit_scale):
         placed = token_grid(logits, len(grid.row_starts), len(grid.column_starts))
         pixels = stitch(placed, plan).transpose(0, 2, 1)
-        found = class_probabilities(pixels, synonyms(class_of_query, 3), logit_scale).transpose(1, 0, 2)
+        found = class_probabilities(pixels, synonyms(class_of_prompt, 3), logit_scale).transpose(1, 0, 2)
         return (found * weights.astype(np.float32)).sum()
 
     def expected(logits, logit_scale):
         places = len(grid.row_starts), len(grid.column_starts)
         stitched = oracle.stitch(logits, places, (40, 64), SIZES.crop, SIZES.stride, (20, 30))
         by_query = oracle.softmax(logit_scale * stitched.transpose(1, 2, 0))
-        by_class = np.stack([by_query[..., class_of_query == index].max(-1) for index in range(3)])
+        by_class = np.stack([by_query[..., class_of_prompt == index].max(-1) for index in range(3)])
         return (by_class * weights).sum()
 
     found = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(logits, jnp.float32), jnp.float32(3.0))
@@ -210,7 +210,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def banks():
-    return jnp.asarray(oracle.l2(np.random.default_rng(0).normal(size=(2, 5, IMAGE.joint_width))), jnp.float32)
+    return jnp.asarray(oracle.l2(np.random.default_rng(0).normal(size=(2, 5, IMAGE.embed_dim))), jnp.float32)
 
 
 def windows_of(*images):

@@ -19,7 +19,7 @@ FILES = list({path.name: path for path in [*OWN, *(sorted(Path(FOLDER).glob("*.n
 @pytest.mark.parametrize(
     ("path", "form"),
     # What segments images runs whole; the dense form, which is for comparison, on recorded features alone.
-    [(path, "streaming") for path in FILES] + [(path, "dense") for path in FILES if "attention" in path.stem],
+    [(path, "blockwise") for path in FILES] + [(path, "dense") for path in FILES if "attention" in path.stem],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_every_case_is_within_the_limits(path, form):

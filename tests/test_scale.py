@@ -47,7 +47,7 @@ def test_a_folder_of_fifty_sizes_compiles_once_a_bucket(segmenter):
     assert compiled[1] <= 4 * len(buckets)
 
 
-@pytest.mark.parametrize("form", ["streaming", "dense"])
+@pytest.mark.parametrize("form", ["blockwise", "dense"])
 def test_no_array_of_all_tokens_by_all_tokens_exists(segmenter, form):
     """The dense form, which has one, shows that the test would see it."""
     config = SegmenterConfig(MethodConfig(block_size=64, attention=form), WINDOWS, tower_batch=4)
@@ -57,7 +57,7 @@ def test_no_array_of_all_tokens_by_all_tokens_exists(segmenter, form):
     shapes = re.findall(r"(?:f32|pred|s32|bf16|u8)\[([\d,]+)\]", program)
     largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
     assert (largest >= tokens**2) == (form == "dense")
-    if form == "streaming":
+    if form == "blockwise":
         assert largest <= max(windows.pixels.size, tokens * 64)
 
 

@@ -33,7 +33,7 @@ class Dataset:
     """An opened benchmark: names of all images in evaluation order, and how to read one by its index.
 
     fingerprint is a hash of what the data is (Found.fingerprint, or a rendered scene), the same for folders and their
-    copy; origin says where it is; names are the classes with their queries; without labels every pixel is ignored.
+    copy; origin says where it is; names are the classes with their prompts; without labels every pixel is ignored.
     """
 
     benchmark: str
@@ -152,7 +152,7 @@ def _names_of_folder(data: Path) -> ClassNames:
 
     classes = parse_classes(read_lines(path, "class"))
     synonyms = tuple(
-        tuple(query for query, owner in zip(classes.queries, classes.class_of_query, strict=True) if owner == index)
+        tuple(prompt for prompt, owner in zip(classes.prompts, classes.class_of_prompt, strict=True) if owner == index)
         for index in range(len(classes.names))
     )
     return ClassNames(classes.names, None, {"sclip": synonyms}, {})

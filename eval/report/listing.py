@@ -6,7 +6,7 @@ from gla_jax.config import METHODS, PRESETS
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, PAPER_BENCHMARKS, class_names
 from gla_jax.eval.paper import PAPER_MIOU, PAPER_SOURCE, paper_methods, paper_miou
 from gla_jax.eval.protocols import QUERIES, Protocol, duplicates, protocol
-from gla_jax.settings.options import one_of
+from gla_jax.settings.options import check_choice
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -21,7 +21,7 @@ method  whose figure it is; other methods run under the numbers of gla
 sizes   short side/window/stride in pixels;  scale  of the logits
 t       probability below which a pixel is background; +a: a class with at most
         this share of an image's foreground is taken away
-names   classes/queries;  hash  of the whole row, names and prompts included
+names   classes/prompts;  hash  of the whole row, names and prompts included
 sclip and gla-sclip have the numbers of SCLIP's own release under the setting
 sclip; for gla-sclip, whose code is not published, that is our reading. The
 paper names no thresholds for clip-dinoiser: those of gla stand in."""
@@ -39,7 +39,7 @@ def protocols_list(keys: list[str]) -> "Group":
     """
     from rich.console import Group
 
-    named = [one_of(key, BENCHMARKS, "benchmark") for key in keys]
+    named = [check_choice(key, BENCHMARKS, "benchmark") for key in keys]
     parts: list[Table | str] = []
     for key in named or BENCHMARKS:
         parts.append(_protocols(key))
@@ -81,7 +81,7 @@ def _cells(row: Protocol) -> tuple[str, ...]:
         f"{sizes.short_side}/{sizes.crop}/{sizes.stride}",
         f"{row.logit_scale:g}",
         threshold,
-        "yours" if own else f"{len(row.classes)}/{sum(map(len, row.queries))}",
+        "yours" if own else f"{len(row.classes)}/{sum(map(len, row.prompts))}",
         "" if own else row.sha256[:8],
     )
 
@@ -95,10 +95,10 @@ def _prompts(key: str) -> "Table":
     for index, name in enumerate(class_names(key).classes):
         settings: dict[tuple[str, ...], list[str]] = {}
         for setting, own in QUERIES.items():
-            settings.setdefault(lists[own].queries[index], []).append(setting)
+            settings.setdefault(lists[own].prompts[index], []).append(setting)
         shown = "\n".join(
-            ("" if len(settings) == 1 else f"[dim]{', '.join(owners)}:[/] ") + "; ".join(queries)
-            for queries, owners in settings.items()
+            ("" if len(settings) == 1 else f"[dim]{', '.join(owners)}:[/] ") + "; ".join(prompts)
+            for prompts, owners in settings.items()
         )
         table.add_row(str(index), name, shown)
     return table

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 import jax
 import numpy as np
 
-from gla_jax.attention.baselines import HOSTS
-from gla_jax.config import Host, MethodConfig, Number, SegmenterConfig, settings_as_dict, without_gla
+from gla_jax.config import BASELINES, Host, MethodConfig, Number, SegmenterConfig, settings_as_dict, without_gla
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.dataset import Dataset, examples
 from gla_jax.eval.metrics.areas import Areas, image_areas
@@ -36,13 +35,13 @@ from gla_jax.pictures.drawing import Entry
 from gla_jax.pipeline import (
     SegmenterParams,
     WindowTokens,
+    aggregate_windows,
     encode_windows,
-    gather_windows,
     patch_features,
     token_logits,
 )
 from gla_jax.segmenter import Segmenter, check_settings
-from gla_jax.settings.options import one_of
+from gla_jax.settings.options import check_choice
 from gla_jax.support.errors import UserError
 from gla_jax.support.progress import track
 from gla_jax.support.shapes import Array, Integer, UInt8
@@ -58,9 +57,9 @@ FORMAT = "gla-jax ablation 1"
 FIELDS: dict[str, Any] = get_type_hints(MethodConfig) | {"logit_scale": Number, "threshold": Number}
 LABEL_FIELDS = ("logit_scale", "threshold")
 ABOVE_ZERO = ("logit_scale", "temperature", "mask_temperature")
-HOSTS_OF_GLA = tuple(host for host, row in HOSTS.items() if row.features)
+GLA_BASELINES = tuple(host for host, row in BASELINES.items() if row.features)
 FIGURES = {"miou": "mIoU", "aacc": "accuracy", "ber_1": "boundary error", "control_1": "control"}
-BYTES_AT_ONCE = 2**30
+MAX_BYTES = 2**30
 BARS_AT_MOST = 24
 
 
@@ -130,7 +129,7 @@ class Measured(NamedTuple):
 
 def stages(base: SegmenterConfig, host: Host) -> Ablation:
     """The paper's ablation: a host as published, then each part of GLA on top of the ones before."""
-    published, whole = without_gla(host), MethodConfig(host=host)
+    published, whole = without_gla(host), MethodConfig(baseline=host)
     shared = replace(published, global_buffer=True)
     methods = {
         f"{host} as published": published,
@@ -145,10 +144,10 @@ def stages(base: SegmenterConfig, host: Host) -> Ablation:
 def hosts(base: SegmenterConfig) -> Ablation:
     """Every host as published and, where GLA is defined on it, with GLA."""
     settings = []
-    for host in HOSTS:
+    for host in BASELINES:
         settings.append(Setting(host, replace(base, method=without_gla(host))))
-        if host in HOSTS_OF_GLA:
-            settings.append(Setting(f"{host} + GLA", replace(base, method=MethodConfig(host=host))))
+        if host in GLA_BASELINES:
+            settings.append(Setting(f"{host} + GLA", replace(base, method=MethodConfig(baseline=host))))
     return Ablation("Hosts without and with GLA", tuple(settings), {})
 
 
@@ -177,7 +176,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         field, equals, values = (part.strip() for part in text.partition("="))
         if not (equals and values):
             raise UserError(f'{text!r} is not a grid; write FIELD=VALUE,VALUE, such as "anchor_threshold=0.4,0.5".')
-        one_of(field, FIELDS, "field of a grid")
+        check_choice(field, FIELDS, "field of a grid")
         if field in axes:
             raise UserError(f"the field {field} has two grids; write all its values in one.")
         parsed = tuple(parse_value(field, value.strip()) for value in values.split(","))
@@ -192,9 +191,9 @@ def parse_value(field: str, text: str) -> Any:
     kind = FIELDS[field]
     if get_origin(kind) is Literal:
         # Sharded attention runs inside a mesh of devices alone, and computes the same.
-        return one_of(text, [choice for choice in get_args(kind) if choice != "sharded"], f"value of {field}")
+        return check_choice(text, [choice for choice in get_args(kind) if choice != "ring"], f"value of {field}")
     if kind is bool:
-        return one_of(text, ("true", "false"), f"value of {field}") == "true"
+        return check_choice(text, ("true", "false"), f"value of {field}") == "true"
     optional = NoneType in get_args(kind)
     if optional and text == "none":
         return None
@@ -229,7 +228,7 @@ def _logits(
     """Token logits [settings W S Q] of configs whose numbers are stacked along the first axis."""
 
     def one(config: SegmenterConfig) -> Array:
-        gathered = gather_windows(tokens, windows, params, config.method)
+        gathered = aggregate_windows(tokens, windows, params, config.method)
         return token_logits(patch_features(gathered, tokens, params, config), bank)
 
     return jax.vmap(one)(configs)
@@ -237,7 +236,7 @@ def _logits(
 
 def encode(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], configs: Sequence[SegmenterConfig]) -> Encoded:
     """Run the towers over the windows of an image, both of them when one of the configs reads both."""
-    reads_both = (config for config in configs if "vfm" in HOSTS[config.method.host].features)
+    reads_both = (config for config in configs if "vfm" in BASELINES[config.method.baseline].features)
     windows, grid = segmenter.prepare(image)
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, next(reads_both, configs[0]))
@@ -258,14 +257,14 @@ def by_structure(configs: Sequence[SegmenterConfig]) -> list[dict[SegmenterConfi
 
 def settings_at_once(tokens: WindowTokens, queries: int, method: MethodConfig) -> int:
     """How many settings of a method's structure go through a vmap together, so that its arrays stay bounded."""
-    values = tokens.heads.values[:, 1:]
-    features = tokens.features if "vfm" in HOSTS[method.host].features else values
+    values = tokens.qkv.values[:, 1:]
+    features = tokens.features if "vfm" in BASELINES[method.baseline].features else values
     windows, count, width = features.shape
     buffer = windows * count if method.global_buffer else count
     block = buffer if method.attention == "dense" else min(buffer, method.most_of_a_block)
     # Queries and sums of anchors, gathered values and sums; similarities, logits, mask and weights of a block.
     numbers = windows * count * (3 * width + 3 * values.shape[2] + queries) + 4 * block**2
-    return max(1, BYTES_AT_ONCE // (4 * numbers))
+    return max(1, MAX_BYTES // (4 * numbers))
 
 
 def stack_numbers(configs: Sequence[SegmenterConfig]) -> SegmenterConfig:
@@ -278,7 +277,7 @@ def label_settings(
 ) -> Iterator[Labelled]:
     """The label map of an image under every config, group by group; what lies below a threshold becomes class 0."""
     tokens, windows, window_grid, size = encoded
-    class_of_query = np.asarray(classes.class_of_query, np.int32)
+    class_of_prompt = np.asarray(classes.class_of_prompt, np.int32)
     with jax.default_matmul_precision("highest"):
         for group in by_structure(configs):
             distinct = list(group)
@@ -296,7 +295,7 @@ def label_settings(
                     for index in group[config]:
                         begun = time.perf_counter()
                         own = configs[index]
-                        labels = label_map(logits[row], where, class_of_query, own.logit_scale, own.threshold)
+                        labels = label_map(logits[row], where, class_of_prompt, own.logit_scale, own.threshold)
                         yield Labelled(index, labels, share + time.perf_counter() - begun)
 
 
@@ -305,7 +304,7 @@ def measure(
 ) -> Measured:
     """Figures of every setting over the first images of a data set, as `gla-jax eval` counts them."""
     configs = [setting.config for setting in ablation.settings]
-    bank, classes = segmenter.text_bank(row.prompts), len(row.classes)
+    bank, classes = segmenter.text_embeddings(row.vocabulary), len(row.classes)
     tallies = [Tally(Areas.zeros(classes), BoundaryCounts.zeros(), 0.0)] * len(configs)
     images = range(min(limit or len(dataset.ids), len(dataset.ids)))
     tower_seconds = 0.0
@@ -314,7 +313,7 @@ def measure(
         encoded = encode(segmenter, example.image, configs)
         tower_seconds += time.perf_counter() - begun
         resized = encoded.grid.height, encoded.grid.width
-        for index, labels, seconds in label_settings(segmenter, encoded, configs, bank, row.prompts):
+        for index, labels, seconds in label_settings(segmenter, encoded, configs, bank, row.vocabulary):
             before = tallies[index]
             tallies[index] = Tally(
                 before.areas.merge(image_areas(labels, example.label, classes, dataset.ignore)),
@@ -429,7 +428,7 @@ def picture(ablation: Ablation, measured: Measured, note: str) -> "Image.Image":
         order = order[:BARS_AT_MOST]
     shown = [ablation.settings[index] for index in order]
     methods = [setting.config.method for setting in shown]
-    with_gla = [method != without_gla(method.host) for method in methods]
+    with_gla = [method != without_gla(method.baseline) for method in methods]
     key = [Entry("with GLA: mIoU", BLUE), Entry("with GLA: boundary error", RED)]
     if not all(with_gla):
         key.append(Entry("host as published", GREY))

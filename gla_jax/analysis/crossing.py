@@ -15,10 +15,9 @@ import numpy as np
 from gla_jax.analysis.explain import attention_stages, read_mask
 from gla_jax.analysis.token_labels import UNLABELLED, token_targets
 from gla_jax.attention.attend import Queries, clearclip_queries, prepare_queries
-from gla_jax.attention.baselines import HOSTS
 from gla_jax.attention.buffer import Buffer, fill_buffer
 from gla_jax.attention.dense import attention_weights
-from gla_jax.config import MethodConfig
+from gla_jax.config import BASELINES, MethodConfig
 from gla_jax.eval.benchmarks import TINY_WORLD
 from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.images.reading import as_rgb, find_images, read_image
@@ -28,7 +27,7 @@ from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from gla_jax.support.shapes import Array, Float, Int, Integer, UInt8
 
-QUERIES_AT_ONCE = 512
+QUERY_CHUNK = 512
 IGNORED = 255
 
 
@@ -94,9 +93,9 @@ _encode = jax.jit(encode_windows)
 def _prepare(
     params: SegmenterParams, tokens: WindowTokens, windows: Windows, method: MethodConfig
 ) -> tuple[Queries, Buffer]:
-    (feature,) = HOSTS[method.host].features
+    (feature,) = BASELINES[method.baseline].features
     features, valid = compared_features(tokens, feature), jnp.asarray(windows.valid)
-    buffer = fill_buffer(features, tokens.heads.values[:, 1:], valid)
+    buffer = fill_buffer(features, tokens.qkv.values[:, 1:], valid)
     origins = jnp.asarray(windows.origins)
     first = clearclip_queries(features, valid, origins, params.clip_spec.patch_size, method)
     count = valid.astype(jnp.float32).sum()
@@ -129,7 +128,7 @@ def crossings(
     found = {}
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, segmenter.config)
-        (feature,) = HOSTS[segmenter.config.method.host].features
+        (feature,) = BASELINES[segmenter.config.method.baseline].features
         count = compared_features(tokens, feature).shape[1]
         classes = np.full((len(windows.valid), count), UNLABELLED, np.int32)
         if label is not None:
@@ -138,7 +137,7 @@ def crossings(
         for name, method in methods.items():
             queries, buffer = _prepare(segmenter.params, tokens, windows, method)
             shares = np.zeros((2, total), np.float32)
-            size = min(QUERIES_AT_ONCE, total)
+            size = min(QUERY_CHUNK, total)
             for start in range(0, total, size):
                 start = min(start, total - size)  # the last part overlaps the one before
                 about = queries, np.int32(start), buffer, classes.reshape(-1), method

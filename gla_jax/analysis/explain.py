@@ -16,11 +16,10 @@ from PIL import Image
 
 from gla_jax.attention.anchors import positives
 from gla_jax.attention.attend import clearclip_queries, prepare_queries, proxy_anchors
-from gla_jax.attention.baselines import HOSTS
 from gla_jax.attention.buffer import Buffer, fill_buffer
 from gla_jax.attention.dense import attention_weights
 from gla_jax.attention.normalize import shift
-from gla_jax.config import MethodConfig
+from gla_jax.config import BASELINES, MethodConfig
 from gla_jax.images.reading import as_rgb
 from gla_jax.images.windows import WindowGrid, Windows
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
@@ -33,7 +32,7 @@ from gla_jax.pipeline import (
     token_logits,
 )
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings.options import either
+from gla_jax.settings.options import join_or
 from gla_jax.support.errors import ImageError, UserError
 from gla_jax.support.shapes import Array, Bool, Float, Int, Integer, UInt8, typed
 from gla_jax.text.prompts import Classes, parse_classes
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # GLA on a host that compares several features gives a token several rows of attention: none of them is the one.
-METHODS_WITH_ONE_ROW = tuple(sorted(row.gla for row in HOSTS.values() if len(row.features) == 1))
+METHODS_WITH_ONE_ROW = tuple(sorted(row.gla for row in BASELINES.values() if len(row.features) == 1))
 
 
 @dataclass(frozen=True)
@@ -138,16 +137,16 @@ def attention_stages(method: MethodConfig) -> dict[str, MethodConfig]:
     Raises UserError for a method that is not the whole of GLA, or compares several features.
     """
     whole = method.global_buffer and method.proxy_anchors and method.row_mean
-    choices = either(METHODS_WITH_ONE_ROW)
+    choices = join_or(METHODS_WITH_ONE_ROW)
     if not whole or method.dynamic_shift is None or method.dynamic_scale is None:
-        raise UserError(f"a stage of GLA is off in this method on the host {method.host}; choose {choices}.")
-    if len(HOSTS[method.host].features) != 1:
+        raise UserError(f"a stage of GLA is off in this method on the host {method.baseline}; choose {choices}.")
+    if len(BASELINES[method.baseline].features) != 1:
         raise UserError(
-            f"the host {method.host} compares queries and keys apart, so a token has two rows of attention; "
+            f"the host {method.baseline} compares queries and keys apart, so a token has two rows of attention; "
             f"choose {choices}."
         )
     # All tokens of an image lie on one device here.
-    method = replace(method, attention="streaming")
+    method = replace(method, attention="blockwise")
     buffer = replace(method, proxy_anchors=False, row_mean=False, dynamic_shift=None, dynamic_scale=None)
     return {
         "Global buffer": buffer,
@@ -203,9 +202,9 @@ def query_row(
     params: SegmenterParams, tokens: WindowTokens, windows: Windows, query: Int[Array, ""], method: MethodConfig
 ) -> Row:
     """The row of attention of one token of the buffer under one method."""
-    (feature,) = HOSTS[method.host].features
+    (feature,) = BASELINES[method.baseline].features
     features, valid = compared_features(tokens, feature), jnp.asarray(windows.valid)
-    buffer = fill_buffer(features, tokens.heads.values[:, 1:], valid)
+    buffer = fill_buffer(features, tokens.qkv.values[:, 1:], valid)
     origins = jnp.asarray(windows.origins)
     first = clearclip_queries(features, valid, origins, params.clip_spec.patch_size, method)
     first = buffer.keys if first is None else first
@@ -255,7 +254,7 @@ def explain(
     stages = []
     with jax.default_matmul_precision("highest"):
         tokens = _encode(segmenter.params, windows, config)
-        (feature,) = HOSTS[config.method.host].features
+        (feature,) = BASELINES[config.method.baseline].features
         count = compared_features(tokens, feature).shape[1]
         window, token = query_token(at, pixels.shape[:2], grid, round(count**0.5))
         for name, method in methods.items():
@@ -283,10 +282,10 @@ def name_of(
 ) -> tuple[str, float]:
     """The best class of one token by what it gathered, and its probability."""
     features = patch_features(gathered, tokens, segmenter.params, segmenter.config)
-    logits = token_logits(features, segmenter.text_bank(classes))[0, 0]
+    logits = token_logits(features, segmenter.text_embeddings(classes))[0, 0]
     probabilities = np.asarray(jax.nn.softmax(float(segmenter.config.logit_scale) * logits))
     best = int(probabilities.argmax())
-    return classes.names[classes.class_of_query[best]], float(probabilities[best])
+    return classes.names[classes.class_of_prompt[best]], float(probabilities[best])
 
 
 def cover(mask: Bool[np.ndarray, "h w"], grid: WindowGrid, side: int) -> Float[np.ndarray, "W S"]:

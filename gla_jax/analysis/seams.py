@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from gla_jax.analysis.explain_pictures import NARROWEST, RED, pale, scaled, shown_size
-from gla_jax.attention.baselines import HOSTS
-from gla_jax.config import WindowConfig, without_gla
+from gla_jax.config import BASELINES, WindowConfig, without_gla
 from gla_jax.eval.metrics.boundary import WIDTHS, boundary_counts, mirrored_pairs
 from gla_jax.images.windows import WindowGrid
 from gla_jax.pictures.drawing import (
@@ -71,8 +70,8 @@ def compare_methods(
 ) -> dict[str, Segmentation]:
     """The image segmented by the host as published and by the segmenter's own method, with GLA."""
     config = segmenter.config
-    published = replace(config, method=without_gla(config.method.host))
-    name = HOSTS[config.method.host].title
+    published = replace(config, method=without_gla(config.method.baseline))
+    name = BASELINES[config.method.baseline].title
     return {name: segmenter.with_config(published)(image, classes), f"{name} + GLA": segmenter(image, classes)}
 
 

@@ -19,8 +19,7 @@ import optax
 
 from gla_jax.analysis.ablate import Encoded, encode, has_background, label_settings
 from gla_jax.analysis.token_labels import UNLABELLED, token_targets
-from gla_jax.attention.baselines import HOSTS
-from gla_jax.config import SegmenterConfig
+from gla_jax.config import BASELINES, SegmenterConfig
 from gla_jax.eval.benchmarks import TINY_WORLD
 from gla_jax.eval.datasets.dataset import TINY_WORLD_SIZE, Dataset, Example
 from gla_jax.eval.metrics.areas import Areas, image_areas
@@ -30,13 +29,13 @@ from gla_jax.outputs.files import write_text
 from gla_jax.pipeline import (
     SegmenterParams,
     WindowTokens,
+    aggregate_windows,
     compared_features,
-    gather_windows,
     patch_features,
     token_logits,
 )
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings.options import METHOD_NUMBERS, NUMBERS, PRESET_FORMAT, either
+from gla_jax.settings.options import METHOD_NUMBERS, NUMBERS, PRESET_FORMAT, join_or
 from gla_jax.support.errors import UserError
 from gla_jax.support.progress import track
 from gla_jax.support.shapes import Array, Float, Int, Integer
@@ -71,7 +70,7 @@ def coordinates(config: SegmenterConfig) -> Tuned:
     """
     method = config.method
     if not method.proxy_anchors or method.dynamic_shift is None or method.dynamic_scale is None:
-        choices = either(sorted(row.gla for row in HOSTS.values() if row.gla))
+        choices = join_or(sorted(row.gla for row in BASELINES.values() if row.gla))
         raise UserError(f"only a method with anchors and dynamic normalisation can be tuned; name {choices}.")
     rho, threshold = np.clip(method.anchor_threshold, -0.999, 0.999), np.clip(config.threshold, 0.001, 0.999)
     above_zero = np.maximum([method.dynamic_shift, method.dynamic_scale, config.logit_scale], 0.001)
@@ -101,7 +100,7 @@ class Labelled(NamedTuple):
 def labelled(segmenter: Segmenter, example: Example, ignore: int = 255) -> Labelled:
     """Run the towers over an image. Raises UserError when no token of it is labelled."""
     encoded = encode(segmenter, example.image, [segmenter.config])
-    compared = compared_features(encoded.tokens, HOSTS[segmenter.config.method.host].features[0])
+    compared = compared_features(encoded.tokens, BASELINES[segmenter.config.method.baseline].features[0])
     targets = token_targets(example.label, encoded.grid, *compared.shape[:2], ignore)
     if (targets == UNLABELLED).all():
         raise UserError(
@@ -112,7 +111,7 @@ def labelled(segmenter: Segmenter, example: Example, ignore: int = 255) -> Label
 
 def class_log_probabilities(
     logits: Float[Array, "W S Q"],
-    class_of_query: Int[Array, " Q"],
+    class_of_prompt: Int[Array, " Q"],
     config: SegmenterConfig,
     classes: int,
     background: bool,
@@ -122,7 +121,7 @@ def class_log_probabilities(
     A token falls by a sigmoid of how far its best probability is below the threshold: labels take it at once.
     """
     by_query = jnp.moveaxis(jax.nn.log_softmax(config.logit_scale * logits, axis=-1), -1, 0)
-    by_class = jax.ops.segment_max(by_query, class_of_query, classes)
+    by_class = jax.ops.segment_max(by_query, class_of_prompt, classes)
     if not background:
         return by_class
     below = (config.threshold - jnp.exp(by_class.max(0))) / THRESHOLD_WIDTH
@@ -137,15 +136,15 @@ def loss(
     windows: Windows,
     targets: Int[Array, "W S"],
     bank: Float[Array, "Q E"],
-    class_of_query: Int[Array, " Q"],
+    class_of_prompt: Int[Array, " Q"],
     params: SegmenterParams,
     classes: int,
     background: bool,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the labelled tokens of one image, every window's token by itself."""
-    gathered = gather_windows(tokens, windows, params, config.method)
+    gathered = aggregate_windows(tokens, windows, params, config.method)
     logits = token_logits(patch_features(gathered, tokens, params, config), bank)
-    by_class = class_log_probabilities(logits, class_of_query, config, classes, background)
+    by_class = class_log_probabilities(logits, class_of_prompt, config, classes, background)
     counted = (targets != UNLABELLED).astype(jnp.float32)
     picked = jnp.take_along_axis(by_class, jnp.maximum(targets, 0)[None], 0)[0]
     return -(picked * counted).sum() / counted.sum()
@@ -176,10 +175,17 @@ class Problem:
 
     def about(self, image: Labelled) -> tuple:
         """The arrays that loss reads of an image, after its config."""
-        prompts = self.row.prompts
-        class_of_query = np.asarray(prompts.class_of_query, np.int32)
+        prompts = self.row.vocabulary
+        class_of_prompt = np.asarray(prompts.class_of_prompt, np.int32)
         tokens, windows = image.encoded.tokens, image.encoded.windows
-        return tokens, windows, image.targets, self.segmenter.text_bank(prompts), class_of_query, self.segmenter.params
+        return (
+            tokens,
+            windows,
+            image.targets,
+            self.segmenter.text_embeddings(prompts),
+            class_of_prompt,
+            self.segmenter.params,
+        )
 
     @property
     def structure(self) -> dict[str, int | bool]:
@@ -216,10 +222,10 @@ def fit(
 
 def figures(problem: Problem, images: Sequence[Labelled], configs: Sequence[SegmenterConfig]) -> list[dict[str, float]]:
     """Of every configuration over some images: "loss", the mean over images, and "miou" in percent."""
-    segmenter, prompts, classes = problem.segmenter, problem.row.prompts, len(problem.row.classes)
+    segmenter, prompts, classes = problem.segmenter, problem.row.vocabulary, len(problem.row.classes)
     areas, losses = [Areas.zeros(classes)] * len(configs), np.zeros(len(configs))
     for image in images:
-        for found in label_settings(segmenter, image.encoded, configs, segmenter.text_bank(prompts), prompts):
+        for found in label_settings(segmenter, image.encoded, configs, segmenter.text_embeddings(prompts), prompts):
             areas[found.index] = areas[found.index].merge(
                 image_areas(found.labels, image.label, classes, problem.ignore)
             )

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gla_jax.attention.buffer import Buffer, unit_rows
-from gla_jax.config import MethodConfig, Number
+from gla_jax.attention.buffer import Buffer
+from gla_jax.config import MethodConfig
 from gla_jax.support.shapes import Array, Bool, Float, typed
+from gla_jax.support.vectors import l2_normalize
 
 
 class AnchorSums(NamedTuple):
@@ -29,51 +30,40 @@ class Anchors(NamedTuple):
 
 
 @typed
-def no_positives(queries: Float[Array, "q D"]) -> AnchorSums:
-    """The neutral element of merge."""
+def zero_sums(queries: Float[Array, "q D"]) -> AnchorSums:
+    """The sums over no keys, which merge leaves as they are."""
     return AnchorSums(jnp.zeros_like(queries), jnp.zeros_like(queries[:, 0]))
 
 
 @typed
-def positives(
-    queries: Float[Array, "q D"], keys: Float[Array, "b D"], valid: Bool[Array, " b"], threshold: Number
-) -> Bool[Array, "q b"]:
-    """M: which keys are valid and resemble a query by more than rho."""
-    similarity = jnp.einsum("qd,bd->qb", queries, keys, precision="highest")
-    return (similarity > threshold) & valid[None]
+def positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> Bool[Array, "q b"]:
+    """Mask M: keys that are valid and resemble a query by more than rho."""
+    similarity = jnp.einsum("qd,bd->qb", queries, buffer.keys, precision=method.precision)
+    return (similarity > method.anchor_threshold) & buffer.valid[None]
 
 
 @typed
-def soft_positives(
-    queries: Float[Array, "q D"],
-    keys: Float[Array, "b D"],
-    valid: Bool[Array, " b"],
-    threshold: Number,
-    mask_temperature: Number,
-) -> Float[Array, "q b"]:
-    """M with sigmoids of width t around rho, 0 where a key is not valid."""
-    similarity = jnp.einsum("qd,bd->qb", queries, keys, precision="highest")
-    return jax.nn.sigmoid((similarity - threshold) / mask_temperature) * valid.astype(jnp.float32)[None]
+def soft_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> Float[Array, "q b"]:
+    """Mask M with sigmoids of width mask_temperature around rho, 0 where a key is not valid."""
+    similarity = jnp.einsum("qd,bd->qb", queries, buffer.keys, precision=method.precision)
+    mask = jax.nn.sigmoid((similarity - method.anchor_threshold) / method.mask_temperature)
+    return mask * buffer.valid.astype(jnp.float32)[None]
 
 
 @typed
-def positive_sums(queries: Float[Array, "q D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
+def positive_sums(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> AnchorSums:
     """Sum and count of the positives of every query among some keys."""
-    about = queries, buffer.keys, buffer.valid, config.anchor_threshold
-    if config.mask_temperature is None:
-        mask = positives(*about).astype(jnp.float32)
+    if method.mask_temperature is None:
+        mask = positives(queries, buffer, method).astype(jnp.float32)
     else:
-        mask = soft_positives(*about, config.mask_temperature)
-    return AnchorSums(jnp.einsum("qb,bd->qd", mask, buffer.keys, precision="highest"), mask.sum(1))
+        mask = soft_positives(queries, buffer, method)
+    return AnchorSums(jnp.einsum("qb,bd->qd", mask, buffer.keys, precision=method.precision), mask.sum(1))
 
 
 @typed
 def next_anchors(sums: AnchorSums, own_keys: Float[Array, "q D"]) -> Anchors:
-    """Means of the positives as unit rows; a query without any keeps its own token.
-
-    Written as the missing part of one positive, which is all or nothing under hard masks.
-    """
-    missing = jnp.maximum(1.0 - sums.count, 0.0)
+    """Means of the positives, of length one; a query without any keeps its own token."""
+    missing = jnp.maximum(1.0 - sums.count, 0.0)  # 1 only for rows without positives (hard masks count whole tokens)
     counts = sums.count + missing
     total = sums.total + missing[:, None] * own_keys
-    return Anchors(unit_rows(total / counts[:, None]), counts)
+    return Anchors(l2_normalize(total / counts[:, None]), counts)

@@ -1,4 +1,4 @@
-"""The method in order: buffer, anchors, normalisation, attention (DESIGN 3); dense, streaming or sharded by config."""
+"""The method in order: anchors, normalisation, attention over one buffer (DESIGN 3.1, 3.2), in any of three forms."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,17 +8,18 @@ import jax.numpy as jnp
 
 from gla_jax.attention import blockwise, dense, ring
 from gla_jax.attention.anchors import Anchors, next_anchors
-from gla_jax.attention.baselines import HOSTS
-from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries
+from gla_jax.attention.buffer import Buffer, fill_buffer
 from gla_jax.attention.normalize import Normalization, normalization
 from gla_jax.config import MethodConfig
-from gla_jax.support.shapes import Array, Bool, Float, Int, typed
+from gla_jax.support.shapes import Array, Bool, Float, typed
+from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Steps
 
-FORMS = {"dense": dense, "streaming": blockwise, "sharded": ring}
+# One protocol: sum_positives, attend, sum_over_shards, fold_shards.
+FORMS = {"dense": dense, "blockwise": blockwise, "ring": ring}
 
 
 class Queries(NamedTuple):
-    """What asks the buffer: rows [q D], the counts m [q] of their anchors (1 without), and their normalisation."""
+    """Queries of attention: rows [q D], the counts m [q] of their anchors (1 without), and their normalisation."""
 
     rows: Float[Array, "q D"]
     counts: Float[Array, " q"]
@@ -27,20 +28,31 @@ class Queries(NamedTuple):
 
 @typed
 def proxy_anchors(
-    first: Float[Array, "q D"], own_keys: Float[Array, "q D"], buffer: Buffer, config: MethodConfig
+    first: Float[Array, "q D"], own_keys: Float[Array, "q D"], buffer: Buffer, method: MethodConfig
 ) -> Anchors:
-    """P and m of some tokens after T iterations that start from the queries `first`; own_keys are the tokens' keys.
+    """Anchors P and counts m of some tokens after T iterations (DESIGN 3.1).
 
-    With T = 0 the queries stay as they are and m counts the first comparison.
+    Args:
+        first: queries of the first iteration.
+        own_keys: the tokens' own keys, kept by a token that resembles none.
+        buffer: all keys that are compared.
+        method: T, rho and the form of attention; with T = 0 queries stay and m counts the first comparison.
     """
-    form = FORMS[config.attention]
+    form = FORMS[method.attention]
     anchors = Anchors(first, jnp.ones_like(first[:, 0]))
-    for _ in range(config.anchor_iterations):
-        anchors = next_anchors(form.sum_positives(anchors.queries, buffer, config), own_keys)
-    if config.anchor_iterations == 0:
-        counts = next_anchors(form.sum_positives(first, buffer, config), own_keys).counts
-        anchors = Anchors(first, counts)
+    for _ in range(method.anchor_iterations):
+        anchors = next_anchors(form.sum_positives(anchors.queries, buffer, method), own_keys)
+    if method.anchor_iterations == 0:
+        anchors = Anchors(first, next_anchors(form.sum_positives(first, buffer, method), own_keys).counts)
     return anchors
+
+
+def _attend(rows: Array, norm: Normalization, buffer: Buffer, method: MethodConfig) -> Array:
+    return FORMS[method.attention].attend(rows, norm, buffer, method)
+
+
+def _normalization(rows: Array, counts: Array, buffer: Buffer, windows: Array, method: MethodConfig) -> Normalization:
+    return normalization(rows, counts, buffer, windows, method, FORMS[method.attention].sum_over_shards)
 
 
 @typed
@@ -49,76 +61,97 @@ def prepare_queries(
     own_keys: Float[Array, "q D"],
     buffer: Buffer,
     windows: Float[Array, ""],
-    config: MethodConfig,
+    method: MethodConfig,
+    run: OneProgram | Steps = ONE_PROGRAM,
 ) -> Queries:
-    """Anchors and normalisation of some tokens; without row_mean of all tokens, since they share one mean.
+    """Anchors, then normalisation, of some tokens; without row_mean of all tokens, since they share one mean.
 
-    first: the anchors' first queries; own_keys: the tokens' keys; windows is W.
+    Args:
+        first: queries of the anchors' first iteration.
+        own_keys: the tokens' own keys, which are the queries where there are no anchors.
+        buffer: all keys that are compared.
+        windows: W.
+        method: which stages are on, and their numbers.
+        run: as one program or in steps.
     """
     rows, counts = own_keys, jnp.ones_like(own_keys[:, 0])
-    if config.proxy_anchors or config.dynamic_scale is not None:
-        anchors = proxy_anchors(first, own_keys, buffer, config)
+    if method.proxy_anchors or method.dynamic_scale is not None:
+        anchors = run.queries(proxy_anchors, (first, own_keys), buffer, method)
         counts = anchors.counts
-        rows = anchors.queries if config.proxy_anchors else rows
-    return Queries(rows, counts, normalization(rows, counts, buffer, windows, config, FORMS[config.attention].total))
+        rows = anchors.queries if method.proxy_anchors else rows
+    return Queries(rows, counts, run.whole(_normalization, rows, counts, buffer, windows, method))
 
 
 @typed
-def attend(
-    buffer: Buffer, windows: Float[Array, ""], config: MethodConfig, first: Float[Array, "N D"] | None = None
+def attend_buffer(
+    buffer: Buffer,
+    windows: Float[Array, ""],
+    method: MethodConfig,
+    first: Float[Array, "N D"] | None = None,
+    run: OneProgram | Steps = ONE_PROGRAM,
 ) -> Float[Array, "N C"]:
-    """What every token of one buffer gathers; windows is W, first replaces the keys as the anchors' first queries.
+    """Weighted values of every token of one buffer; rows of padded tokens hold finite numbers without meaning.
 
-    Rows of padded tokens hold finite numbers without meaning.
+    Args:
+        buffer: keys and values of N tokens.
+        windows: W.
+        method: which stages are on, and their numbers.
+        first: replaces the keys as queries of the anchors' first iteration.
+        run: as one program or in steps.
     """
-    queries = prepare_queries(buffer.keys if first is None else first, buffer.keys, buffer, windows, config)
-    return FORMS[config.attention].gather(queries.rows, queries.norm, buffer, config)
+    queries = prepare_queries(buffer.keys if first is None else first, buffer.keys, buffer, windows, method, run)
+    return run.queries(_attend, (queries.rows, queries.norm), buffer, method)
 
 
 @typed
-def gather_values(
+def attend_alone(
     features: Float[Array, "W S D"],
     values: Float[Array, "W n C"],
-    valid: Bool[Array, " W"],
-    config: MethodConfig,
+    windows: Float[Array, ""],
+    method: MethodConfig,
     first: Float[Array, "N D"] | None = None,
 ) -> Float[Array, "W S C"]:
-    """Gather CLIP values by feature similarity, over all windows or each window alone (config.global_buffer).
+    """Every window attends over a buffer of its own tokens.
 
-    features: before normalisation; values: of the last CLIP block, on their own token grid.
+    Args:
+        features: before normalisation.
+        values: of CLIP's last block, on their own token grid.
+        windows: W, on which the dynamic shift depends.
+        method: which stages are on, and their numbers.
+        first: replaces the keys as queries of the anchors' first iteration.
     """
-    windows, tokens, _ = features.shape
-    count = FORMS[config.attention].total(valid.astype(jnp.float32).sum())
-    if config.global_buffer:
-        out = attend(fill_buffer(features, values, valid), count, config, first)
-        return out.reshape(windows, tokens, -1)
-
     # A window lies on one device, whatever the mesh.
-    config = replace(config, attention="streaming") if config.attention == "sharded" else config
+    method = replace(method, attention="blockwise") if method.attention == "ring" else method
 
-    def alone(window: tuple[Array, Array, Array]) -> Array:
+    def alone(window: tuple[Array, Array, Array | None]) -> Array:
         own_features, own_values, own_first = window
-        # A padded window attends to itself: its rows are dropped later, and no 0/0 can arise.
-        buffer = fill_buffer(own_features[None], own_values[None], jnp.ones(1, bool))
-        return attend(buffer, count, config, own_first)
+        # Mark padding as valid here: its rows are dropped later; an empty softmax would be 0/0.
+        buffer = fill_buffer(own_features[None], own_values[None], jnp.ones(1, bool), method)
+        return attend_buffer(buffer, windows, method, own_first)
 
-    own_first = None if first is None else first.reshape(windows, tokens, -1)
+    own_first = None if first is None else first.reshape(*features.shape[:2], -1)
     return jax.lax.map(alone, (features, values, own_first))
 
 
 @typed
-def clearclip_queries(
+def aggregate_values(
     features: Float[Array, "W S D"],
+    values: Float[Array, "W n C"],
     valid: Bool[Array, " W"],
-    origins: Int[Array, "W 2"],
-    patch_size: int,
-    config: MethodConfig,
-) -> Float[Array, "N D"] | None:
-    """The first queries of a host: ClearCLIP starts its anchors from neighbourhoods, all others from the keys.
+    method: MethodConfig,
+    first: Float[Array, "N D"] | None = None,
+) -> Float[Array, "W S C"]:
+    """CLIP values weighted by feature similarity, over all windows or each window alone (method.global_buffer).
 
-    Without the global buffer a window sees no other one, so its neighbourhoods end with it.
+    Args:
+        features: before normalisation.
+        values: of CLIP's last block, on their own token grid.
+        valid: False for padded windows.
+        method: which stages are on, and their numbers.
+        first: replaces the keys as queries of the anchors' first iteration.
     """
-    if not (HOSTS[config.host].from_neighbours and config.proxy_anchors):
-        return None
-    every_part = FORMS[config.attention].every_part if config.global_buffer else None
-    return neighbourhood_queries(features, valid, origins, patch_size, every_part)
+    count = FORMS[method.attention].sum_over_shards(valid.astype(jnp.float32).sum())
+    if not method.global_buffer:
+        return attend_alone(features, values, count, method, first)
+    attended = attend_buffer(fill_buffer(features, values, valid, method), count, method, first)
+    return attended.reshape(*features.shape[:2], -1)

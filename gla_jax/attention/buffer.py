@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gla_jax.config import MethodConfig
 from gla_jax.images.interpolation import bilinear_matrix
 from gla_jax.support.shapes import Array, Bool, Float, Int, typed
+from gla_jax.support.vectors import l2_normalize
 
 # Larger than half a window; columns below 2^15 - MARGIN keep pixels apart, rows below 2^16 - MARGIN fit an int32.
 MARGIN = 2**12
@@ -22,20 +24,7 @@ class Buffer(NamedTuple):
 
 
 @typed
-def unit_rows(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """Rows of length one in float32; a zero row stays zero, and its gradient is finite."""
-    x = x.astype(jnp.float32)
-    return x * inverse_lengths(x)
-
-
-@typed
-def inverse_lengths(x: Float[Array, "*B D"]) -> Float[Array, "*B 1"]:
-    """1 / length of every row; finite for a zero row."""
-    return jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
-
-
-@typed
-def resample_tokens(values: Float[Array, "W n C"], tokens: int) -> Float[Array, "W S C"]:
+def resample_tokens(values: Float[Array, "W n C"], tokens: int, precision: str = "highest") -> Float[Array, "W S C"]:
     """Bilinear resampling of a square token grid n -> S = tokens, half-pixel centres; the same grid is untouched.
 
     Raises ValueError when n or S is not a square.
@@ -48,17 +37,19 @@ def resample_tokens(values: Float[Array, "W n C"], tokens: int) -> Float[Array, 
         raise ValueError(f"token grids are square, but n = {n} and S = {tokens}")
     matrix = jnp.asarray(bilinear_matrix(source, side))
     grid = values.astype(jnp.float32).reshape(windows, source, source, width)
-    resampled = jnp.einsum("yi,xj,wijc->wyxc", matrix, matrix, grid, precision="highest")
+    resampled = jnp.einsum("yi,xj,wijc->wyxc", matrix, matrix, grid, precision=precision)
     return resampled.reshape(windows, tokens, width)
 
 
 @typed
-def fill_buffer(features: Float[Array, "W S D"], values: Float[Array, "W n C"], valid: Bool[Array, " W"]) -> Buffer:
+def fill_buffer(
+    features: Float[Array, "W S D"], values: Float[Array, "W n C"], valid: Bool[Array, " W"], method: MethodConfig
+) -> Buffer:
     """One buffer over all windows; the values are resampled to the feature grid."""
     windows, tokens, width = features.shape
-    values = resample_tokens(values, tokens).astype(jnp.float32)
+    values = resample_tokens(values, tokens, method.precision).astype(jnp.float32)
     return Buffer(
-        unit_rows(features).reshape(windows * tokens, width),
+        l2_normalize(features).reshape(windows * tokens, width),
         values.reshape(windows * tokens, -1),
         jnp.repeat(valid, tokens),
     )
@@ -106,19 +97,25 @@ def neighbourhood_queries(
     valid: Bool[Array, " W"],
     origins: Int[Array, "W 2"],
     patch_size: int,
-    every_part: Callable | None,
+    fold_shards: Callable | None,
 ) -> Float[Array, "N D"]:
-    """ClearCLIP's first queries under GLA (DESIGN 3.4): the mean feature of the token itself, its up to 8 neighbours in
-    the window, and the tokens of other windows whose top-left pixel is the same; as unit rows.
+    """ClearCLIP's first queries under GLA as unit rows (DESIGN 3.4).
 
-    every_part is that of the attention's form: it merges over the parts of a buffer that is split. None leaves other
-    windows out.
+    The mean feature of the token itself, its up to 8 neighbours in the window, and the tokens of other windows whose
+    top-left pixel is the same.
+
+    Args:
+        features: before normalisation.
+        valid: False for padded windows.
+        origins: top-left pixel (row, column) of every window.
+        patch_size: pixels along a side of a token.
+        fold_shards: merges over the shards of a buffer (of attention's form); None leaves other windows out.
     """
     tokens, width = features.shape[1:]
     side = round(tokens**0.5)
     total, count = sums_of_neighbours(features)
-    if every_part is None:
-        return unit_rows(total / count[:, None])
+    if fold_shards is None:
+        return l2_normalize(total / count[:, None])
 
     steps = jnp.arange(side, dtype=jnp.int32) * patch_size
     rows = origins[:, 0, None, None] + steps[None, :, None]
@@ -127,9 +124,9 @@ def neighbourhood_queries(
     pixels = (rows + MARGIN) * 2**15 + columns + MARGIN
     pixels = jnp.where(valid[:, None, None], pixels, -1).reshape(-1)
     flat = features.astype(jnp.float32).reshape(-1, width)
-    same = every_part((flat, pixels), lambda part: sums_at_pixels(pixels, *part), PixelSums.merge)
+    same = fold_shards((flat, pixels), lambda part: sums_at_pixels(pixels, *part), PixelSums.merge)
     # The token itself is in both sums; a padded token is in none of `same`.
     own = valid.astype(jnp.float32).repeat(tokens)
     total = total + same.total - flat * own[:, None]
     count = count + same.count - own
-    return unit_rows(total / count[:, None])
+    return l2_normalize(total / count[:, None])

@@ -1,41 +1,41 @@
-"""The two passes over the buffer written with whole N x N matrices: readable, exact, and only for small images."""
+"""The passes over the buffer written with whole N x N matrices: readable, exact, and only for small images."""
 
 import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, positive_sums
-from gla_jax.attention.blockwise import every_part, total
+from gla_jax.attention.blockwise import fold_shards, sum_over_shards
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
 from gla_jax.config import MethodConfig
 from gla_jax.support.shapes import Array, Float, typed
 
-__all__ = ["attention_weights", "every_part", "gather", "sum_positives", "total"]
+__all__ = ["attend", "attention_weights", "fold_shards", "sum_over_shards", "sum_positives"]
 
 
 @typed
-def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
+def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, method: MethodConfig) -> AnchorSums:
     """Positives of every query among all keys."""
-    return positive_sums(queries, buffer, config)
+    return positive_sums(queries, buffer, method)
 
 
 @typed
 def attention_weights(
-    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "q N"]:
     """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0), all without masking."""
-    logits = attention_logits(queries, norm, buffer.keys)
-    if not config.drops_entries:
-        return jax.nn.softmax(jnp.where(buffer.valid[None], ordinary_logits(logits, config), -jnp.inf), axis=1)
+    logits = attention_logits(queries, norm, buffer.keys, method.precision)
+    if not method.drops_entries:
+        return jax.nn.softmax(jnp.where(buffer.valid[None], ordinary_logits(logits, method), -jnp.inf), axis=1)
     logits = jnp.where(buffer.valid[None], logits, -jnp.inf)
     keep = logits >= jnp.minimum(logits.max(1, keepdims=True), 0.0)
-    return jax.nn.softmax(jnp.where(keep, logits / config.temperature, -jnp.inf), axis=1)
+    return jax.nn.softmax(jnp.where(keep, logits / method.temperature, -jnp.inf), axis=1)
 
 
 @typed
-def gather(
-    queries: Float[Array, "N D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+def attend(
+    queries: Float[Array, "N D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "N C"]:
     """Attention weights times the values."""
-    weights = attention_weights(queries, norm, buffer, config)
-    return jnp.einsum("qk,kc->qc", weights, buffer.values, precision="highest")
+    weights = attention_weights(queries, norm, buffer, method)
+    return jnp.einsum("qk,kc->qc", weights, buffer.values, precision=method.precision)

@@ -19,37 +19,40 @@ class Normalization(NamedTuple):
 
 
 @typed
-def shift(windows: Float[Array, ""], config: MethodConfig) -> Float[Array, ""]:
+def shift(windows: Float[Array, ""], method: MethodConfig) -> Float[Array, ""]:
     """beta: 1 + alpha_beta * ln(1 + W), or the fixed shift."""
-    if config.dynamic_shift is None:
-        return jnp.asarray(config.shift, jnp.float32)
-    return 1.0 + config.dynamic_shift * jnp.log1p(windows)
+    if method.dynamic_shift is None:
+        return jnp.asarray(method.shift, jnp.float32)
+    return 1.0 + method.dynamic_shift * jnp.log1p(windows)
 
 
 @typed
-def scale(counts: Float[Array, " N"], config: MethodConfig) -> Float[Array, " N"]:
+def scale(counts: Float[Array, " N"], method: MethodConfig) -> Float[Array, " N"]:
     """gamma_i: 1 + alpha_gamma / m_i, or the fixed scale; counts m come from the anchors' last mask."""
-    if config.dynamic_scale is None:
-        return jnp.full_like(counts, config.scale)
-    return 1.0 + config.dynamic_scale / counts
+    if method.dynamic_scale is None:
+        return jnp.full_like(counts, method.scale)
+    return 1.0 + method.dynamic_scale / counts
 
 
 @typed
 def mean_similarity(
-    queries: Float[Array, "N D"], buffer: Buffer, by_row: bool, total: Callable[[Array], Array]
+    queries: Float[Array, "N D"], buffer: Buffer, method: MethodConfig, sum_over_shards: Callable[[Array], Array]
 ) -> Float[Array, " N"]:
     """mu_i without forming similarities: mean_j s_ij = P_i . mean_j K_j (DESIGN 3.3).
 
-    by_row: the mean of each query's row, clipped at 0; otherwise one mean over all queries and keys (ProxyCLIP). total
-    sums over the parts of a buffer that is split.
+    Args:
+        queries: P.
+        buffer: keys K of the whole image, or this device's part of them.
+        method: row_mean takes each query's row, clipped at 0; else one mean over all queries and keys (ProxyCLIP).
+        sum_over_shards: sums over the parts of a buffer that is split over devices.
     """
     valid = buffer.valid.astype(jnp.float32)
-    count = total(valid.sum())
-    mean_key = total(jnp.einsum("n,nd->d", valid, buffer.keys, precision="highest")) / count
-    rows = jnp.einsum("nd,d->n", queries, mean_key, precision="highest")
-    if by_row:
+    count = sum_over_shards(valid.sum())
+    mean_key = sum_over_shards(jnp.einsum("n,nd->d", valid, buffer.keys, precision=method.precision)) / count
+    rows = jnp.einsum("nd,d->n", queries, mean_key, precision=method.precision)
+    if method.row_mean:
         return jnp.maximum(rows, 0.0)
-    return jnp.zeros_like(rows) + total((rows * valid).sum()) / count
+    return jnp.zeros_like(rows) + sum_over_shards((rows * valid).sum()) / count
 
 
 @typed
@@ -58,33 +61,39 @@ def normalization(
     counts: Float[Array, " N"],
     buffer: Buffer,
     windows: Float[Array, ""],
-    config: MethodConfig,
-    total: Callable[[Array], Array],
+    method: MethodConfig,
+    sum_over_shards: Callable[[Array], Array],
 ) -> Normalization:
-    """gamma_i and gamma_i * beta * mu_i of every query; windows is the number of valid windows W.
+    """gamma_i and gamma_i * beta * mu_i of every query (DESIGN 3.2).
 
-    total sums over the parts of a buffer that is split.
+    Args:
+        queries: P.
+        counts: m, the tokens of each query's anchor.
+        buffer: keys K of the whole image, or this device's part of them.
+        windows: W, without padding.
+        method: which of shift, scale and row mean are dynamic, and their numbers.
+        sum_over_shards: sums over the parts of a buffer that is split over devices.
     """
-    gamma = scale(counts, config)
-    mean = mean_similarity(queries, buffer, config.row_mean, total)
-    return Normalization(gamma, gamma * shift(windows, config) * mean)
+    gamma = scale(counts, method)
+    mean = mean_similarity(queries, buffer, method, sum_over_shards)
+    return Normalization(gamma, gamma * shift(windows, method) * mean)
 
 
 @typed
 def attention_logits(
-    queries: Float[Array, "q D"], norm: Normalization, keys: Float[Array, "b D"]
+    queries: Float[Array, "q D"], norm: Normalization, keys: Float[Array, "b D"], precision: str = "highest"
 ) -> Float[Array, "q b"]:
-    """a_ij = scale_i * s_ij - offset_i."""
-    similarity = jnp.einsum("qd,kd->qk", queries, keys, precision="highest")
+    """a_ij = scale_i * s_ij - offset_i; precision is that of the matrix product, in JAX's words."""
+    similarity = jnp.einsum("qd,kd->qk", queries, keys, precision=precision)
     return norm.scale[:, None] * similarity - norm.offset[:, None]
 
 
 @typed
-def ordinary_logits(logits: Float[Array, "q b"], config: MethodConfig) -> Float[Array, "q b"]:
+def ordinary_logits(logits: Float[Array, "q b"], method: MethodConfig) -> Float[Array, "q b"]:
     """Logits of the ordinary softmax over all keys, where no entry is dropped: a_ij itself without masking.
 
     With soft masks it is the method's in the limit: a_ij is kept by a sigmoid instead of a_ij >= 0, and in a row of
     negative logits the largest one takes all as t goes to 0, which is the method's rule too.
     """
-    scaled = logits / config.temperature
-    return scaled + jax.nn.log_sigmoid(logits / config.mask_temperature) if config.masking else scaled
+    scaled = logits / method.temperature
+    return scaled + jax.nn.log_sigmoid(logits / method.mask_temperature) if method.masking else scaled

@@ -19,12 +19,12 @@ State = TypeVar("State")
 Part = TypeVar("Part")
 
 
-def total(partial: Array) -> Array:
-    """The sum over the devices."""
+def sum_over_shards(partial: Array) -> Array:
+    """Sum over the shards: one a device."""
     return jax.lax.psum(partial, WINDOW_AXIS)
 
 
-def every_part(part: Part, step: Callable[[Part], State], merge: Callable[[State, State], State]) -> State:
+def fold_shards(part: Part, step: Callable[[Part], State], merge: Callable[[State, State], State]) -> State:
     """Merge step(part) over the parts of all devices, which hold one of them at a time."""
     devices = jax.lax.axis_size(WINDOW_AXIS)
     ring = [(device, (device + 1) % devices) for device in range(devices)]
@@ -43,19 +43,19 @@ def every_part(part: Part, step: Callable[[Part], State], merge: Callable[[State
 
 
 @typed
-def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, config: MethodConfig) -> AnchorSums:
+def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> AnchorSums:
     """Positives of this device's queries among the keys of all devices."""
-    return every_part(buffer, lambda part: blockwise.sum_positives(queries, part, config), AnchorSums.merge)
+    return fold_shards(buffer, lambda part: blockwise.sum_positives(queries, part, method), AnchorSums.merge)
 
 
 @typed
-def gather(
-    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, config: MethodConfig
+def attend(
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "q C"]:
     """Softmax over the kept keys of all devices, times their values."""
-    partial = every_part(
+    partial = fold_shards(
         buffer,
-        lambda part: blockwise.gather_partial(queries, norm, part, config),
-        lambda a, b: a.merge(b, config),
+        lambda part: blockwise.attend_partial(queries, norm, part, method),
+        lambda a, b: a.merge(b, method),
     )
     return partial.average()

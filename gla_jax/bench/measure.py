@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gla_jax.attention.attend import gather_values
-from gla_jax.attention.buffer import unit_rows
+from gla_jax.attention.attend import aggregate_values
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.bench.memory import (
     GIB,
@@ -40,7 +39,7 @@ from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, settings_as_d
 from gla_jax.distributed.mesh import make_mesh, padded_windows, place_params
 from gla_jax.images.windows import WindowGrid, Windows, bucket
 from gla_jax.labels.label_map import Layout, label_map, layout, whole_logits
-from gla_jax.pipeline import SegmenterParams, WindowTokens, encode_windows, gather_windows, patch_features
+from gla_jax.pipeline import SegmenterParams, WindowTokens, aggregate_windows, encode_windows, patch_features
 from gla_jax.predict.cost import (
     Widths,
     attention_flops,
@@ -52,14 +51,15 @@ from gla_jax.predict.cost import (
     vfm_flops,
 )
 from gla_jax.segmenter import WINDOWS_IN_ONE_PROGRAM, Segmenter, image_grid
-from gla_jax.settings.options import one_of, settings_from_options
+from gla_jax.settings.options import check_choice, settings_from_options
 from gla_jax.support.errors import UserError
 from gla_jax.support.progress import track
 from gla_jax.support.shapes import Array
+from gla_jax.support.vectors import l2_normalize
 from gla_jax.support.version import VERSION
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.dino import DinoSpec
-from gla_jax.towers.layers import Heads
+from gla_jax.towers.layers import QKV
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -69,11 +69,11 @@ RANDOM = "random"
 PARTS = ("towers", "attention", "labels", "image")
 ALL_PARTS = "all"
 # The published pair: CLIP ViT-B/16 and DINO ViT-B/8.
-CLIP_BASE = ClipImageSpec(224, 16, width=768, depth=12, heads=12, mlp_width=3072, joint_width=512)
-DINO_BASE = DinoSpec(224, 8, width=768, depth=12, heads=12, mlp_width=3072)
+CLIP_BASE = ClipImageSpec(224, 16, width=768, depth=12, num_heads=12, mlp_width=3072, embed_dim=512)
+DINO_BASE = DinoSpec(224, 8, width=768, depth=12, num_heads=12, mlp_width=3072)
 CEILING_SIZES = {"cpu": (512, 1024, 2048)}
-CEILING_SIZES_OF_ACCELERATORS = (2048, 4096, 8192)
-SECONDS_OF_REPEATS = 60.0  # what is slower than this is repeated once
+ACCELERATOR_CEILING_SIZES = (2048, 4096, 8192)
+MAX_REPEAT_SECONDS = 60.0  # what is slower than this is repeated once
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def read_options(
     match = re.fullmatch(r"(\d+)x(\d+)", size)
     if not match or 0 in (sides := (int(match[1]), int(match[2]))):
         raise UserError(f"size {size!r} is not HEIGHTxWIDTH in pixels; write it as in 336x504.")
-    names = [one_of(name.strip(), (*PARTS, ALL_PARTS), "part") for name in parts.split(",")]
+    names = [check_choice(name.strip(), (*PARTS, ALL_PARTS), "part") for name in parts.split(",")]
     if memory_limit is not None and memory_limit <= 0:
         raise UserError(f"memory limit {memory_limit:g} is no memory; give GiB above 0.")
     return Options(
@@ -289,7 +289,7 @@ def measure_ceiling(dtype: str, sizes: Sequence[int], repeats: int) -> float:
 def repeated(run: Callable[[], Any], repeats: int) -> tuple[float, ...]:
     """Seconds of up to `repeats` runs, at least one; no more of them when they have taken a minute together."""
     taken: list[float] = []
-    while len(taken) < repeats and sum(taken) < SECONDS_OF_REPEATS:
+    while len(taken) < repeats and sum(taken) < MAX_REPEAT_SECONDS:
         begun = time.perf_counter()
         jax.block_until_ready(run())
         taken.append(time.perf_counter() - begun)
@@ -356,7 +356,7 @@ def tower_rows(params: SegmenterParams, options: Options, bench: Bench) -> Itera
 
     gathered = random_array((bucket(count), widths.tokens, widths.values))
     nothing = gathered[:, :0]
-    unread = WindowTokens(Heads(nothing, nothing, nothing), nothing, None)
+    unread = WindowTokens(QKV(nothing, nothing, nothing), nothing, None)
     work_joint = work("projection", projection_flops(clip, tokens, whole_block=False))
     yield lambda: measure_program(work_joint, bench, jax.jit(patch_features), (gathered, unread, params, config))
 
@@ -373,7 +373,7 @@ def random_image(size: tuple[int, int]) -> np.ndarray:
 
 def attention_forms(devices: int) -> tuple[str, ...]:
     """The forms of attention that are compared."""
-    return ("dense", "streaming", "sharded") if devices > 1 else ("dense", "streaming")
+    return ("dense", "blockwise", "ring") if devices > 1 else ("dense", "blockwise")
 
 
 def attention_row(form: str, part: str, windows: int, widths: Widths, options: Options, bench: Bench) -> Row:
@@ -385,9 +385,11 @@ def attention_row(form: str, part: str, windows: int, widths: Widths, options: O
         features = random_array((padded, widths.tokens, widths.features))
         return features, random_array((padded, widths.clip_tokens, widths.values)), jnp.arange(padded) < windows
 
-    if form == "sharded":
+    if form == "ring":
         return sharded_row(work, method, buffer, options.devices, bench)
-    return measure_program(work, bench, jax.jit(lambda *given: gather_values(*given, method)), buffer(bucket(windows)))
+    return measure_program(
+        work, bench, jax.jit(lambda *given: aggregate_values(*given, method)), buffer(bucket(windows))
+    )
 
 
 def sharded_row(
@@ -398,7 +400,7 @@ def sharded_row(
     given = jax.device_put(buffer(padded_windows(work.windows, mesh)), NamedSharding(mesh, split))
 
     def local(*own: Array) -> Array:
-        return gather_values(*own, method)
+        return aggregate_values(*own, method)
 
     program = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=split, out_specs=split))
     return measure_program(work, bench.of_devices(devices), program, given)
@@ -446,7 +448,7 @@ def label_row(params: SegmenterParams, bank: Array, options: Options, bench: Ben
 def image_row(form: str, params: SegmenterParams, bank: Array, options: Options, bench: Bench) -> Row:
     """An image from pixels to labels, as Segmenter does it: in one program, or in steps when it has many windows."""
     config = replace(options.config, method=replace(options.config.method, attention=form))
-    if form == "sharded":
+    if form == "ring":
         bench = bench.of_devices(options.devices)
         # The mesh chooses the form on its devices.
         segmenter = Textless(params, options.config, bench_mesh(options.devices))
@@ -467,8 +469,8 @@ def image_row(form: str, params: SegmenterParams, bank: Array, options: Options,
 def stages(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> dict[str, Array]:
     """What the towers and the method make of every token, each [W t C]."""
     tokens = encode_windows(params, windows, config)
-    joint = patch_features(gather_windows(tokens, windows, params, config.method), tokens, params, config)
-    return {"values": tokens.heads.values[:, 1:], "features": tokens.features, "joint": joint}
+    joint = patch_features(aggregate_windows(tokens, windows, params, config.method), tokens, params, config)
+    return {"values": tokens.qkv.values[:, 1:], "features": tokens.features, "joint": joint}
 
 
 def compares(options: Options) -> bool:
@@ -483,13 +485,13 @@ def agreement(params: SegmenterParams, options: Options, offline: bool = False) 
     each the cosine over all tokens, "mean" and "least". labels: the share of equal pixels, every query a class.
     """
     whole = replace(options, config=replace(options.config, dtype="float32"))
-    bank = unit_rows(random_array((options.queries, params.clip_spec.joint_width)))
+    bank = l2_normalize(random_array((options.queries, params.clip_spec.embed_dim)))
     windows, grid = Textless(params, options.config).prepare(random_image(options.size))
     found, labels = [], []
     with jax.default_matmul_precision("highest"):
         for towers, asked in ((params, options), (load_params(whole, offline), whole)):
             tokens = stages(towers, windows, asked.config)
-            found.append({name: np.asarray(unit_rows(rows[: grid.count])) for name, rows in tokens.items()})
+            found.append({name: np.asarray(l2_normalize(rows[: grid.count])) for name, rows in tokens.items()})
             labels.append(labels_of(tokens["joint"], grid, bank, asked))
     cosines = {name: (found[0][name] * found[1][name]).sum(-1) for name in found[0]}
     figures = {name: {"mean": float(each.mean()), "least": float(each.min())} for name, each in cosines.items()}
@@ -499,7 +501,7 @@ def agreement(params: SegmenterParams, options: Options, offline: bool = False) 
 def part_rows(params: SegmenterParams, options: Options, bench: Bench) -> Iterator[Callable[[], Row]]:
     """The measurements of the chosen parts, in order, each made when it is called."""
     widths = model_widths(params.clip_spec, params.vfm_spec, options.config)
-    bank = unit_rows(random_array((options.queries, params.clip_spec.joint_width)))
+    bank = l2_normalize(random_array((options.queries, params.clip_spec.embed_dim)))
     forms, windows = attention_forms(options.devices), options.grid.count
     if "towers" in options.parts:
         yield from tower_rows(params, options, bench)
@@ -549,7 +551,7 @@ def run_bench(options: Options, command: str, offline: bool = False) -> Report:
         bench_mesh(options.devices)  # before the weights are loaded
     params = load_params(options, offline)
     config, device = options.config, jax.devices()[0]
-    sizes = CEILING_SIZES.get(device.platform, CEILING_SIZES_OF_ACCELERATORS)
+    sizes = CEILING_SIZES.get(device.platform, ACCELERATOR_CEILING_SIZES)
     dtypes = sorted({"float32", config.dtype})
     limit = options.memory_limit or machine_memory(device) / 2
     ceiling = {dtype: measure_ceiling(dtype, sizes, options.repeats) for dtype in track(dtypes, "ceilings measured")}

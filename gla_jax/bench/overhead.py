@@ -29,7 +29,7 @@ from gla_jax.text.prompts import Classes
 if TYPE_CHECKING:
     from rich.table import Table
 
-TOKENS, JOINT_WIDTH = 28 * 28, 512  # of a window under DINO ViT-B/8, and CLIP's joint space
+TOKENS, EMBED_DIM = 28 * 28, 512  # of a window under DINO ViT-B/8, and CLIP's joint space
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Case:
     def row(self) -> Protocol:
         """The protocol that images are labelled under."""
         row = protocol(self.benchmark)
-        return row if self.synonyms else replace(row, queries=tuple((name,) for name in row.classes), threshold=0.0)
+        return row if self.synonyms else replace(row, prompts=tuple((name,) for name in row.classes), threshold=0.0)
 
 
 CASES = (
@@ -108,9 +108,9 @@ class ZeroTowers:
         self.config = config
         self.prepare = clock.timed("resize, cut", self._prepare)
 
-    def text_bank(self, classes: Classes) -> Float[Array, "Q E"]:
+    def text_embeddings(self, classes: Classes) -> Float[Array, "Q E"]:
         """Random unit rows."""
-        rows = np.random.default_rng(0).normal(size=(len(classes.queries), JOINT_WIDTH))
+        rows = np.random.default_rng(0).normal(size=(len(classes.prompts), EMBED_DIM))
         return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
 
     def _prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
@@ -124,7 +124,7 @@ class ZeroTowers:
 
 @cache
 def _zeros(windows: int) -> Float[Array, "W S E"]:
-    return jnp.zeros((windows, TOKENS, JOINT_WIDTH))
+    return jnp.zeros((windows, TOKENS, EMBED_DIM))
 
 
 def measure_overhead(case: Case, threads: int = 2) -> Cost:
@@ -147,7 +147,7 @@ def measure_overhead(case: Case, threads: int = 2) -> Cost:
     return Cost(
         case,
         len(row.classes),
-        len(row.prompts.queries),
+        len(row.vocabulary.queries),
         case.images / seconds,
         milliseconds,
         clock.milliseconds(case.images),

@@ -21,6 +21,8 @@ from gla_jax.towers.dino import Dino, DinoSpec
 from gla_jax.towers.dinov2 import DinoV2, DinoV2Spec
 
 FORMAT = "gla-jax model 1"
+# How config.json names fields of a spec: folders written by earlier versions stay readable.
+STORED_NAMES = {"num_heads": "heads", "embed_dim": "joint_width", "pixel_std": "pixel_deviation"}
 ALIGNMENT = 64  # bytes, of arrays that XLA takes as they are
 Params = Mapping[str, Any]
 
@@ -50,9 +52,9 @@ class Checkpoint:
     templates: tuple[str, ...] | None = None
 
 
-def build_vfm(spec: VfmSpec, dtype: jnp.dtype = jnp.float32) -> nn.Module:
-    """The Linen module of a vision foundation model's spec."""
-    return Dino(spec, dtype) if isinstance(spec, DinoSpec) else DinoV2(spec, dtype)
+def build_vfm(spec: VfmSpec, dtype: jnp.dtype = jnp.float32, **options: Any) -> nn.Module:
+    """The Linen module of a vision foundation model's spec; options: precision and head_by_head of its class."""
+    return (Dino if isinstance(spec, DinoSpec) else DinoV2)(spec, dtype, **options)
 
 
 def initial_params(spec: Spec, key: jax.Array) -> Params:
@@ -93,7 +95,7 @@ def model_digest(spec: Spec, params_sha256: str, tokenizer: bytes, templates: Se
 
     tokenizer: the content of its tokenizer.json, empty where there is none.
     """
-    parts = [dataclasses.asdict(spec), params_sha256, hashlib.sha256(tokenizer).hexdigest(), templates]
+    parts = [spec_as_dict(spec), params_sha256, hashlib.sha256(tokenizer).hexdigest(), templates]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -119,7 +121,7 @@ def write_checkpoint(
         raise ValueError(f"parameters do not fit the spec at {', '.join(wrong[:5])}")
     stored = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(storage_dtype)), dict(params))
     family = next(name for name, kind in FAMILIES.items() if isinstance(spec, kind))
-    config = {"format": FORMAT, "family": family, "spec": dataclasses.asdict(spec), "params_sha256": digest(stored)}
+    config = {"format": FORMAT, "family": family, "spec": spec_as_dict(spec), "params_sha256": digest(stored)}
     if templates is not None:
         config["templates"] = list(templates)
     with folder_written_beside(Path(folder)) as beside:
@@ -201,8 +203,17 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def spec_as_dict(spec: Spec) -> dict[str, Any]:
+    """A spec as config.json holds it."""
+    return dataclasses.asdict(spec, dict_factory=lambda items: {STORED_NAMES.get(k, k): v for k, v in items})
+
+
 def _spec_from_dict(family: str, values: Mapping[str, Any]) -> Spec:
+    names = {stored: name for name, stored in STORED_NAMES.items()}
+
+    def read(kind: type, stored: Mapping[str, Any]) -> Any:
+        return kind(**{names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+
     if family == "clip":
-        image = {name: tuple(value) if isinstance(value, list) else value for name, value in values["image"].items()}
-        return ClipSpec(ClipImageSpec(**image), ClipTextSpec(**values["text"]))
-    return FAMILIES[family](**values)
+        return ClipSpec(read(ClipImageSpec, values["image"]), read(ClipTextSpec, values["text"]))
+    return read(FAMILIES[family], values)

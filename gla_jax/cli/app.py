@@ -143,7 +143,7 @@ def segment(
         with_background(parsed, background, threshold)  # before the weights are loaded
         devices = None if mesh is None else read_mesh(mesh, spanning=True)
         segmenter = Segmenter.from_pretrained(model, config, offline=offline, mesh=devices)
-        segmenter.text_bank(parsed, prompts)
+        segmenter.text_embeddings(parsed, prompts)
         options = {"background": background, "threshold": threshold, "scores": scores, "templates": prompts}
         files = list(zip(range(len(paths)), paths, output_names(paths), strict=True))
         together = devices is not None and devices.is_multi_process
@@ -234,10 +234,10 @@ def ablate(
     from gla_jax.eval.benchmarks import TINY_WORLD
     from gla_jax.eval.runner import open_benchmark
     from gla_jax.segmenter import Segmenter
-    from gla_jax.settings.options import one_of
+    from gla_jax.settings.options import check_choice
 
-    host = one_of(host or "proxyclip", ablation.HOSTS_OF_GLA, "host of GLA")
-    one_of(preset, PRESETS, "preset")  # its rows have numbers of their own, not those of a tuned file
+    host = check_choice(host or "proxyclip", ablation.GLA_BASELINES, "host of GLA")
+    check_choice(preset, PRESETS, "preset")  # its rows have numbers of their own, not those of a tuned file
     axes = ablation.parse_axes(grid or ())
     dataset, row = open_benchmark(benchmark, data, preset)
     base = row.config("gla", dtype)
@@ -476,7 +476,7 @@ def convert(
         require_torch()
         pixels = [read_image(path) for path in find_images(images)] if images else []
     manifest = conversion.convert(
-        family.value, source, out, activation=activation, heads=heads, text_heads=text_heads, offline=offline
+        family.value, source, out, activation=activation, num_heads=heads, text_heads=text_heads, offline=offline
     )
     dropped = sum("dropped" in row for row in manifest["tensors"].values())
     typer.echo(f"{out}: {len(manifest['tensors']) - dropped} tensors converted, {dropped} dropped (see manifest.json)")

@@ -1,7 +1,7 @@
 """One program from one device to many: windows of an image split over the mesh axis `window`, images over `data`.
 
 Every device runs the towers on its own windows and keeps their queries; keys and values are split the same way and go
-round a ring (attention/sharded.py), so what a device holds shrinks as the mesh grows.
+round a ring (attention/ring.py), so what a device holds shrinks as the mesh grows.
 """
 
 import re
@@ -83,14 +83,14 @@ def _global(tree, sharding: NamedSharding):
 
 
 @partial(jax.jit, static_argnames="mesh")
-def sharded_features(
+def ring_features(
     params: SegmenterParams, windows: Windows, config: SegmenterConfig, mesh: Mesh
 ) -> Float[Array, "B W S E"]:
     """segment_features of a batch of images whose windows are split over the mesh; the result is split likewise.
 
     The attention streams on every device; B is a multiple of the mesh's data axis, W of its window axis.
     """
-    config = replace(config, method=replace(config.method, attention="sharded"))
+    config = replace(config, method=replace(config.method, attention="ring"))
 
     def local(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> Array:
         return jax.lax.map(lambda own: segment_features(params, own, config), windows)

@@ -16,7 +16,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2", ".j2k",
 )  # fmt: skip
 # Whose files of mode I hold 16 bits; elsewhere the mode is one of 32.
-FORMATS_OF_16_BITS = ("PNG", "PPM")
+FORMATS_16_BIT = ("PNG", "PPM")
 
 
 def read_image(path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
@@ -53,7 +53,7 @@ def read_image(path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     """A PIL image of any mode as RGB uint8. Raises ImageError for pixels of 32 bits, whose range is unknown."""
-    known = image.mode != "I" or image.format in FORMATS_OF_16_BITS
+    known = image.mode != "I" or image.format in FORMATS_16_BIT
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ImageError("floating-point pixels have no range that is known; save it with 8 or 16 bits.")

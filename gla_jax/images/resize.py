@@ -9,7 +9,7 @@ import numpy as np
 from gla_jax.support.shapes import Float, Int, UInt8
 
 ONE = 2048  # weight 1.0 in OpenCV's fixed point
-ROWS_OF_A_BLOCK = 32  # keeps the 32-bit intermediates of a block in a core's cache
+ROW_BLOCK = 32  # keeps the 32-bit intermediates of a block in a core's cache
 
 
 def rescale_size(height: int, width: int, short_side: int, long_side: int = 2048) -> tuple[int, int]:
@@ -41,8 +41,8 @@ def resize_uint8(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UI
     upper, lower, upper_weight, lower_weight = _rows(height, new_height)
     source = np.ascontiguousarray(image).reshape(height, width * 3)
     resized = np.empty((new_height, new_width * 3), np.uint8)
-    for top in range(0, new_height, ROWS_OF_A_BLOCK):
-        block = slice(top, min(top + ROWS_OF_A_BLOCK, new_height))
+    for top in range(0, new_height, ROW_BLOCK):
+        block = slice(top, min(top + ROW_BLOCK, new_height))
         first = upper[block.start]
         rows = source[first : lower[block.stop - 1] + 1]
         across = np.multiply(rows.take(left, axis=1, mode="clip"), left_weight, dtype=np.int32)

@@ -8,12 +8,12 @@ import numpy as np
 
 from gla_jax.config import WindowConfig
 from gla_jax.support.shapes import Array, Bool, Float, Int, UInt8
-from gla_jax.towers.clip_image import OPENAI_DEVIATION, OPENAI_MEAN, Channels
+from gla_jax.towers.clip_image import OPENAI_MEAN, OPENAI_STD, Channels
 
 CLIP_MEAN = np.array(OPENAI_MEAN, np.float32)
-CLIP_DEVIATION = np.array(OPENAI_DEVIATION, np.float32)
+CLIP_STD = np.array(OPENAI_STD, np.float32)
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class Windows(NamedTuple):

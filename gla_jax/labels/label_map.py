@@ -1,4 +1,4 @@
-"""From token logits to labels: upsampling, softmax over queries, best synonym of a class, threshold, tile by tile.
+"""From token logits to labels: upsampling, softmax over prompts, best synonym of a class, threshold, tile by tile.
 
 Stitching is one matrix along each axis (stitch.py). Across columns it is multiplied as such, on the run of tokens that
 a tile touches; down rows a pixel sees so few tokens that they are added up one by one. A tile's program knows sizes
@@ -20,17 +20,17 @@ from gla_jax.labels.stitch import axis_matrix
 from gla_jax.pipeline import token_logits
 from gla_jax.support.shapes import Array, Float, Int, typed
 
-ROWS_OF_A_TILE, COLUMNS_OF_A_TILE = 512, 256
-ROWS_AT_ONCE = 32  # of a tile, so that their logits stay in a core's cache
-TOKENS_OF_A_BAND, TAPS = 16, 2  # bands and taps are multiples of them, so that few sizes compile
-QUERIES_OF_A_CHUNK = 64
+TILE_SHAPE = 512, 256  # pixels of a tile: rows, columns
+ROW_BLOCK = 32  # of a tile, so that their logits stay in a core's cache
+BAND_MULTIPLE, TAP_MULTIPLE = 16, 2  # bands and taps are multiples of them, so that few sizes compile
+PROMPT_CHUNK = 64
 NOTHING = -1e30
 
 
 class PixelBest(NamedTuple):
-    """The best query of every pixel so far: its logit, its class, and the sum of exp(scale * (logit - best)) over all.
+    """The best prompt of every pixel so far: its logit, its class, and the sum of exp(scale * (logit - best)) over all.
 
-    All [h w]; the best probability of the softmax over the queries is then 1 / total.
+    All [h w]; the best probability of the softmax over the prompts is then 1 / total.
     """
 
     logit: Float[Array, "h w"]
@@ -38,7 +38,7 @@ class PixelBest(NamedTuple):
     total: Float[Array, "h w"]
 
     def merge(self, other: "PixelBest", logit_scale: Number) -> "PixelBest":
-        """The best of two sets of queries; of equal logits the first set wins, as argmax takes the first index."""
+        """The best of two sets of prompts; of equal logits the first set wins, as argmax takes the first index."""
         logit = jnp.maximum(self.logit, other.logit)
         total = sum(side.total * jnp.exp(logit_scale * (side.logit - logit)) for side in (self, other))
         return PixelBest(logit, jnp.where(other.logit > self.logit, other.label, self.label), total)
@@ -69,9 +69,9 @@ class Layout(NamedTuple):
     def tiles(self) -> Iterator[tuple[slice, slice, Rows, Columns]]:
         """Every tile: its pixels in the image, then what it is computed from."""
         height, width = self.size
-        for top, rows in zip(range(0, height, ROWS_OF_A_TILE), self.rows, strict=True):
-            for left, columns in zip(range(0, width, COLUMNS_OF_A_TILE), self.columns, strict=True):
-                down, across = min(top + ROWS_OF_A_TILE, height), min(left + COLUMNS_OF_A_TILE, width)
+        for top, rows in zip(range(0, height, TILE_SHAPE[0]), self.rows, strict=True):
+            for left, columns in zip(range(0, width, TILE_SHAPE[1]), self.columns, strict=True):
+                down, across = min(top + TILE_SHAPE[0], height), min(left + TILE_SHAPE[1], width)
                 yield slice(top, down), slice(left, across), rows, columns
 
 
@@ -91,13 +91,13 @@ def layout(grid: WindowGrid, tokens: int, size: tuple[int, int]) -> Layout:
 @lru_cache(maxsize=256)
 def _axis_rows(*axis: Any) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
     """Of every tile the tokens of its band, and Rows' taps and weights."""
-    return tuple((band, *row_taps(matrix)) for band, matrix in axis_bands(*axis, tile=ROWS_OF_A_TILE))
+    return tuple((band, *row_taps(matrix)) for band, matrix in axis_bands(*axis, tile=TILE_SHAPE[0]))
 
 
 @lru_cache(maxsize=256)
 def _axis_columns(*axis: Any) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Of every tile the tokens of its band, and Columns' matrix."""
-    bands = axis_bands(*axis, tile=COLUMNS_OF_A_TILE)
+    bands = axis_bands(*axis, tile=TILE_SHAPE[1])
     return tuple((band, np.ascontiguousarray(matrix.T)) for band, matrix in bands)
 
 
@@ -117,14 +117,14 @@ def axis_bands(
     matrix = matrix[:, order].reshape(tiles, tile, -1)
     touched = (matrix != 0).any(1)
     first, last = touched.argmax(1), order.size - touched[:, ::-1].argmax(1)
-    width = min(_rounded_up(int((last - first).max()), TOKENS_OF_A_BAND), order.size)
+    width = min(_rounded_up(int((last - first).max()), BAND_MULTIPLE), order.size)
     for part, begin in zip(matrix, np.minimum(first, order.size - width), strict=True):
         yield order[begin : begin + width], part[:, begin : begin + width]
 
 
 def row_taps(matrix: Float[np.ndarray, "h y"]) -> tuple[Int[np.ndarray, "h k"], Float[np.ndarray, "h k"]]:
     """The columns in which the rows of a matrix are not 0, and their entries; the same number for each."""
-    count = _rounded_up(int((matrix != 0).sum(1).max()), TAPS)
+    count = _rounded_up(int((matrix != 0).sum(1).max()), TAP_MULTIPLE)
     taps = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count].astype(np.int32)
     return taps, np.take_along_axis(matrix, taps, 1)
 
@@ -133,29 +133,40 @@ def _rounded_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def whole_logits(features: Float[Array, "W S E"], text_bank: Float[Array, "Q E"]) -> Float[Array, "W S Q"]:
-    """Token logits of all windows on one device.
+def whole_logits(
+    features: Float[Array, "W S E"], text_embeddings: Float[Array, "Q E"], precision: str = "highest"
+) -> Float[Array, "W S Q"]:
+    """Token logits of all windows on one device; precision is that of the matrix product, in JAX's words.
 
     Features that are split over a mesh come together here, on the first device of every process.
     """
     split = isinstance(features.sharding, NamedSharding) and features.sharding.mesh.size > 1
     everywhere = NamedSharding(features.sharding.mesh, PartitionSpec()) if split else None
-    with jax.default_matmul_precision("highest"):
-        logits = _token_logits(features, np.asarray(text_bank) if split else text_bank, everywhere)
+    embeddings = np.asarray(text_embeddings) if split else text_embeddings
+    logits = _token_logits(features, embeddings, everywhere, precision)
     return logits.addressable_data(0) if split else logits
 
 
-@partial(jax.jit, static_argnames="sharding")
-def _token_logits(features: Array, bank: Array, sharding: NamedSharding | None) -> Array:
-    logits = token_logits(features, bank)
+@partial(jax.jit, static_argnames=("sharding", "precision"))
+def _token_logits(features: Array, embeddings: Array, sharding: NamedSharding | None, precision: str) -> Array:
+    logits = token_logits(features, embeddings, precision)
     return logits if sharding is None else jax.lax.with_sharding_constraint(logits, sharding)
 
 
 @typed
-def across_columns(logits: Float[Array, "W S Q"], rows: Rows, columns: Columns) -> Float[Array, "y Q w"]:
-    """Logits of a tile's pixel columns at its token rows."""
+def across_columns(
+    logits: Float[Array, "W S Q"], rows: Rows, columns: Columns, precision: str = "highest"
+) -> Float[Array, "y Q w"]:
+    """Logits of a tile's pixel columns at its token rows.
+
+    Args:
+        logits: of the tokens of all windows.
+        rows: the tile's token rows.
+        columns: the tile's token columns and their stitching matrix.
+        precision: of the matrix product, in JAX's words.
+    """
     tokens = logits.reshape(-1, logits.shape[-1])[rows.starts[:, None] + columns.offsets[None]]
-    return jnp.einsum("yxq,xw->yqw", tokens, columns.matrix, precision="highest")
+    return jnp.einsum("yxq,xw->yqw", tokens, columns.matrix, precision=precision)
 
 
 @typed
@@ -167,57 +178,59 @@ def down_rows(
 
 
 @typed
-def best_of(logits: Float[Array, "h Q w"], class_of_query: Int[Array, " Q"], logit_scale: Number) -> PixelBest:
-    """The best class of every pixel: softmax over queries, max over a class's synonyms.
+def best_of(logits: Float[Array, "h Q w"], class_of_prompt: Int[Array, " Q"], logit_scale: Number) -> PixelBest:
+    """The best class of every pixel: softmax over prompts, max over a class's synonyms.
 
-    The softmax is monotonous, so the best query's class is the best class, and of equal ones the first query's.
+    The softmax is monotonous, so the best prompt's class is the best class, and of equal ones the first prompt's.
     """
-    queries = jnp.arange(logits.shape[1])[None, :, None]
+    prompts = jnp.arange(logits.shape[1])[None, :, None]
     best = logits.max(1)
     # Two plain reductions, which vectorise where argmax does not.
-    first = jnp.where(logits == best[:, None], queries, logits.shape[1]).min(1)
+    first = jnp.where(logits == best[:, None], prompts, logits.shape[1]).min(1)
     total = jnp.exp(logit_scale * (logits - best[:, None])).sum(1)
-    return PixelBest(best, class_of_query[first], total)
+    return PixelBest(best, class_of_prompt[first], total)
 
 
-def synonyms(class_of_query: Int[np.ndarray, " Q"], classes: int) -> Int[np.ndarray, "L m"]:
-    """The queries of every class, the first one again where another has more, -1 where a class has none."""
-    found = [np.flatnonzero(class_of_query == index) for index in range(classes)]
+def synonyms(class_of_prompt: Int[np.ndarray, " Q"], classes: int) -> Int[np.ndarray, "L m"]:
+    """The prompts of every class, the first one again where another has more, -1 where a class has none."""
+    found = [np.flatnonzero(class_of_prompt == index) for index in range(classes)]
     table = np.full((classes, max(map(len, found))), -1, np.int32)
-    for row, queries in zip(table, found, strict=True):
-        if len(queries):
-            row[:] = queries[0]
-            row[: len(queries)] = queries
+    for row, prompts in zip(table, found, strict=True):
+        if len(prompts):
+            row[:] = prompts[0]
+            row[: len(prompts)] = prompts
     return table
 
 
 @typed
 def class_probabilities(
-    logits: Float[Array, "h Q w"], queries: Int[Array, "L m"] | Int[np.ndarray, "L m"], logit_scale: Number
+    logits: Float[Array, "h Q w"], prompts: Int[Array, "L m"] | Int[np.ndarray, "L m"], logit_scale: Number
 ) -> Float[Array, "h L w"]:
-    """softmax(scale * logits) over the queries, then the best synonym of each class: no distribution over L.
+    """softmax(scale * logits) over the prompts, then the best synonym of each class: no distribution over L.
 
-    queries: of every class, by `synonyms`.
+    prompts: of every class, by `synonyms`.
     """
-    best = jax.nn.softmax(logit_scale * logits, axis=1)[:, queries].max(2)
-    return jnp.where((queries >= 0).any(1)[None, :, None], best, 0.0)
+    best = jax.nn.softmax(logit_scale * logits, axis=1)[:, prompts].max(2)
+    return jnp.where((prompts >= 0).any(1)[None, :, None], best, 0.0)
 
 
-@partial(jax.jit, static_argnames="thresholded")
-def _label_tile(logits, rows, columns, blocks, class_of_query, logit_scale, threshold, background, thresholded):
-    """Labels [rows columns] of the first `blocks` blocks of rows of a tile, queries in chunks."""
-    queries = logits.shape[-1]
-    size = min(QUERIES_OF_A_CHUNK, queries)
-    padding = ((0, 0), (0, -queries % size), (0, 0))
+@partial(jax.jit, static_argnames=("thresholded", "precision"))
+def _label_tile(
+    logits, rows, columns, blocks, class_of_prompt, logit_scale, threshold, background, thresholded, precision
+):
+    """Labels [rows columns] of the first `blocks` blocks of rows of a tile, prompts in chunks."""
+    prompts = logits.shape[-1]
+    size = min(PROMPT_CHUNK, prompts)
+    padding = ((0, 0), (0, -prompts % size), (0, 0))
     # A mask further down would keep XLA from fusing what is done to a pixel.
-    padded = jnp.pad(across_columns(logits, rows, columns), padding, constant_values=NOTHING)
+    padded = jnp.pad(across_columns(logits, rows, columns, precision), padding, constant_values=NOTHING)
     chunks = padded.reshape(padded.shape[0], -1, size, padded.shape[2]).transpose(1, 0, 2, 3)
-    classes = jnp.pad(class_of_query, (0, -queries % size), constant_values=-1).reshape(-1, size)
+    classes = jnp.pad(class_of_prompt, (0, -prompts % size), constant_values=-1).reshape(-1, size)
 
     def block(index: Array, labels: Array) -> Array:
-        first = index * ROWS_AT_ONCE
+        first = index * ROW_BLOCK
         taps, weights = (
-            jax.lax.dynamic_slice_in_dim(jnp.asarray(array), first, ROWS_AT_ONCE) for array in (rows.taps, rows.weights)
+            jax.lax.dynamic_slice_in_dim(jnp.asarray(array), first, ROW_BLOCK) for array in (rows.taps, rows.weights)
         )
 
         def best(chunk: Array, own: Array) -> PixelBest:
@@ -230,39 +243,48 @@ def _label_tile(logits, rows, columns, blocks, class_of_query, logit_scale, thre
                 return state.merge(best(*chunk), logit_scale), None
 
             found = jax.lax.scan(step, found, (chunks[1:], classes[1:]))[0]
-        # Without a threshold nobody asks for the softmax's denominator, and XLA drops its exponentials.
+        # Without a threshold the denominator is unused, so XLA eliminates the exponentials.
         found_labels = jnp.where(1.0 / found.total < threshold, background, found.label) if thresholded else found.label
         return jax.lax.dynamic_update_slice_in_dim(labels, found_labels, first, 0)
 
-    return jax.lax.fori_loop(0, blocks, block, jnp.zeros((ROWS_OF_A_TILE, columns.matrix.shape[1]), jnp.int32))
+    return jax.lax.fori_loop(0, blocks, block, jnp.zeros((TILE_SHAPE[0], columns.matrix.shape[1]), jnp.int32))
 
 
-_across_columns = jax.jit(across_columns)
+_across_columns = jax.jit(across_columns, static_argnames="precision")
 
 
 @jax.jit
-def _score_rows(across, taps, weights, queries, logit_scale):
-    return class_probabilities(down_rows(across, taps, weights), queries, logit_scale)
+def _score_rows(across, taps, weights, prompts, logit_scale):
+    return class_probabilities(down_rows(across, taps, weights), prompts, logit_scale)
 
 
 def label_map(
     logits: Float[Array, "W S Q"],
     where: Layout,
-    class_of_query: Int[np.ndarray, " Q"],
+    class_of_prompt: Int[np.ndarray, " Q"],
     logit_scale: float,
     threshold: float = 0.0,
     background: int = 0,
+    precision: str = "highest",
 ) -> Int[np.ndarray, "h w"]:
     """The label of every pixel of the image, int32 on the host, computed tile by tile.
 
-    Pixels whose best probability is below the threshold take the background's.
+    Args:
+        logits: of the tokens of all windows, before the logit scale.
+        where: layout of the tokens among the pixels.
+        class_of_prompt: index of the class of every prompt.
+        logit_scale: factor before the softmax over prompts.
+        threshold: pixels whose best probability is below it take the background's label.
+        background: that label.
+        precision: of the matrix product, in JAX's words.
     """
-    scalars = class_of_query, np.float32(logit_scale), np.float32(threshold), np.int32(background)
+    scalars = class_of_prompt, np.float32(logit_scale), np.float32(threshold), np.int32(background)
     # All are under way before the first one is fetched.
     tiles = []
     for down, across, rows, columns in where.tiles():
-        blocks = np.int32(-(-(down.stop - down.start) // ROWS_AT_ONCE))
-        tiles.append((down, across, _label_tile(logits, rows, columns, blocks, *scalars, thresholded=threshold > 0)))
+        blocks = np.int32(-(-(down.stop - down.start) // ROW_BLOCK))
+        static = {"thresholded": threshold > 0, "precision": precision}
+        tiles.append((down, across, _label_tile(logits, rows, columns, blocks, *scalars, **static)))
     labels = np.empty(where.size, np.int32)
     for down, across, tile in tiles:
         labels[down, across] = np.asarray(tile)[: down.stop - down.start, : across.stop - across.start]
@@ -272,18 +294,28 @@ def label_map(
 def score_map(
     logits: Float[Array, "W S Q"],
     where: Layout,
-    class_of_query: Int[np.ndarray, " Q"],
+    class_of_prompt: Int[np.ndarray, " Q"],
     logit_scale: float,
     classes: int,
+    precision: str = "highest",
 ) -> Float[np.ndarray, "L h w"]:
-    """The probability of every class at every pixel, float32 on the host, computed tile by tile."""
-    scores, queries = np.empty((classes, *where.size), np.float32), synonyms(class_of_query, classes)
+    """The probability of every class at every pixel, float32 on the host, computed tile by tile.
+
+    Args:
+        logits: of the tokens of all windows, before the logit scale.
+        where: layout of the tokens among the pixels.
+        class_of_prompt: index of the class of every prompt.
+        logit_scale: factor before the softmax over prompts.
+        classes: L.
+        precision: of the matrix product, in JAX's words.
+    """
+    scores, prompts = np.empty((classes, *where.size), np.float32), synonyms(class_of_prompt, classes)
     for down, across, rows, columns in where.tiles():
-        at_token_rows = _across_columns(logits, rows, columns)
-        for top in range(down.start, down.stop, ROWS_AT_ONCE):
-            block = slice(top - down.start, top - down.start + ROWS_AT_ONCE)
-            part = _score_rows(at_token_rows, rows.taps[block], rows.weights[block], queries, np.float32(logit_scale))
-            bottom = min(top + ROWS_AT_ONCE, down.stop)
+        at_token_rows = _across_columns(logits, rows, columns, precision=precision)
+        for top in range(down.start, down.stop, ROW_BLOCK):
+            block = slice(top - down.start, top - down.start + ROW_BLOCK)
+            part = _score_rows(at_token_rows, rows.taps[block], rows.weights[block], prompts, np.float32(logit_scale))
+            bottom = min(top + ROW_BLOCK, down.stop)
             shown = np.asarray(part)[: bottom - top, :, : across.stop - across.start]
             scores[:, top:bottom, across] = shown.transpose(1, 0, 2)
     return scores

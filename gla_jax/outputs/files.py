@@ -139,7 +139,7 @@ def summary(
         "model": segmenter.name,
         "model_hash": segmenter.model_hash,
         "classes": list(names),
-        "queries": list(classes.queries),
+        "queries": list(classes.prompts),
         "settings": settings_as_dict(segmenter.config) | {"background": background, "threshold": threshold},
         "images": [done.records[index] for index in sorted(done.records)],
         "failed": [done.failed[index] for index in sorted(done.failed)],

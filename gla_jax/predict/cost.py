@@ -16,11 +16,10 @@ import numpy as np
 from gla_jax.attention import blockwise
 from gla_jax.attention.anchors import AnchorSums
 from gla_jax.attention.attend import Queries
-from gla_jax.attention.baselines import HOSTS
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization
 from gla_jax.checkpoints.model_folder import VfmSpec
-from gla_jax.config import MethodConfig, SegmenterConfig
+from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import Windows
 from gla_jax.pipeline import SegmenterParams
 from gla_jax.staged import encode_chunk
@@ -58,7 +57,7 @@ class Widths:
 
 def model_widths(clip: ClipImageSpec, vfm: VfmSpec | None, config: SegmenterConfig) -> Widths:
     """The sizes of a window's tokens under some settings; vfm may be absent when the host does not read it."""
-    source = vfm if "vfm" in HOSTS[config.method.host].features else clip
+    source = vfm if "vfm" in BASELINES[config.method.baseline].features else clip
     crop = config.windows.crop
     return Widths((crop // source.patch_size) ** 2, (crop // clip.patch_size) ** 2, source.width, clip.width)
 
@@ -98,14 +97,14 @@ def vfm_flops(spec: VfmSpec, crop: int) -> float:
 
 def tower_flops(clip: ClipImageSpec, vfm: VfmSpec | None, config: SegmenterConfig) -> float:
     """Both towers on one window, the vision foundation model only where the host reads it."""
-    reads_vfm = "vfm" in HOSTS[config.method.host].features
+    reads_vfm = "vfm" in BASELINES[config.method.baseline].features
     crop = config.windows.crop
     return clip_flops(clip, crop) + (vfm_flops(vfm, crop) if reads_vfm else 0)
 
 
 def projection_flops(clip: ClipImageSpec, tokens: int, whole_block: bool) -> float:
     """Gathered values of some tokens to the joint space: 2 (C^2 + CE) a token, 4Ch more where the MLP runs."""
-    linear = clip.width**2 + clip.width * clip.joint_width
+    linear = clip.width**2 + clip.width * clip.embed_dim
     return 2 * tokens * (linear + (2 * clip.width * clip.mlp_width if whole_block else 0))
 
 
@@ -128,8 +127,8 @@ def attention_flops(widths: Widths, windows: int, method: MethodConfig) -> float
     A pass over one buffer of N = W S tokens, or W passes over S each when windows stay alone. A host without features
     gathers inside its windows: 4t^2 C for each of its attentions on t = 1 + n tokens.
     """
-    host = HOSTS[method.host]
-    if not method.gathers_by_features:
+    host = BASELINES[method.baseline]
+    if not method.attends_by_features:
         return windows * len(host.pairs) * 4 * (1 + widths.clip_tokens) ** 2 * widths.values
     buffers, tokens = (1, windows * widths.tokens) if method.global_buffer else (windows, widths.tokens)
     return len(host.features) * buffers * pass_flops(tokens, tokens, widths.features, widths.values, method)
@@ -138,11 +137,11 @@ def attention_flops(widths: Widths, windows: int, method: MethodConfig) -> float
 def image_flops(clip: ClipImageSpec, vfm: VfmSpec | None, windows: int, config: SegmenterConfig) -> float:
     """Everything from windows to features in the joint space, text and label map excluded."""
     widths = model_widths(clip, vfm, config)
-    tokens = windows * (widths.tokens if config.method.gathers_by_features else widths.clip_tokens)
+    tokens = windows * (widths.tokens if config.method.attends_by_features else widths.clip_tokens)
     return (
         windows * tower_flops(clip, vfm, config)
         + attention_flops(widths, windows, config.method)
-        + projection_flops(clip, tokens, HOSTS[config.method.host].whole_block)
+        + projection_flops(clip, tokens, BASELINES[config.method.baseline].whole_block)
     )
 
 
@@ -158,11 +157,11 @@ def estimate(params: SegmenterParams, config: SegmenterConfig, windows: int) -> 
     flops = image_flops(clip, vfm, windows, config)
     with jax.default_matmul_precision("highest"):
         batch = blank_windows(config.windows_at_once, config)
-        program = encode_chunk.lower(params, batch, config, method.host).compile()
+        program = encode_chunk.lower(params, batch, config, method.baseline).compile()
         of_towers = config.windows_at_once * tower_flops(clip, vfm, config)
         seconds = (flops - attention) / of_towers * _quick_seconds(lambda: program(params, batch, config))
-        if method.gathers_by_features:
-            one = replace(method, attention="streaming", proxy_anchors=True, anchor_iterations=1)
+        if method.attends_by_features:
+            one = replace(method, attention="blockwise", proxy_anchors=True, anchor_iterations=1)
             queries, buffer = random_queries(method.most_of_a_block, widths)
             program = _one_block.lower(queries, buffer, one).compile()
             of_block = pass_flops(one.most_of_a_block, one.most_of_a_block, widths.features, widths.values, one)

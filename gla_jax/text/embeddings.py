@@ -1,4 +1,4 @@
-"""The text bank: one unit feature for every query, computed once for a model, its templates and the names."""
+"""The text embeddings: one unit feature for every prompt, computed once for a model, its templates and the names."""
 
 import hashlib
 import json
@@ -19,34 +19,34 @@ from gla_jax.text.prompts import Classes, average_templates, check_templates, im
 from gla_jax.text.tokenizer import FolderTokenizer
 from gla_jax.towers.clip_text import ClipText, ClipTextSpec
 
-TEXTS_OF_A_BATCH = 64
+TEXT_BATCH = 64
 
 
-def text_bank(
+def text_embeddings(
     clip: Checkpoint,
     tokenizer: FolderTokenizer,
     classes: Classes,
     templates: Sequence[str] | None = None,
     cache_dir: Path | str | None = None,
 ) -> Float[Array, "Q E"]:
-    """Unit text features of every query, float32; templates default to CLIP's 80.
+    """Unit text features of every prompt, float32; templates default to CLIP's 80.
 
-    Kept on disk under the digest of model, templates and queries; a damaged file is made again. Warns of words that the
+    Kept on disk under the digest of model, templates and prompts; a damaged file is made again. Warns of words that the
     model does not know.
     """
     templates = imagenet_templates() if templates is None else check_templates(templates)
-    shape = len(classes.queries), clip.spec.text.joint_width
-    key = json.dumps([clip.sha256, templates, classes.queries])
+    shape = len(classes.prompts), clip.spec.text.embed_dim
+    key = json.dumps([clip.sha256, templates, classes.prompts])
     path = cache_folder("text", cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
     # Before the file is read, so that every run warns; bare, so that words are named once and not once a template.
-    tokenizer(classes.queries, clip.spec.text.context)
-    bank = _read(path, shape)
-    if bank is None:
-        texts = [template.replace("{}", query) for query in classes.queries for template in templates]
+    tokenizer(classes.prompts, clip.spec.text.context)
+    embeddings = _read(path, shape)
+    if embeddings is None:
+        texts = [template.replace("{}", prompt) for prompt in classes.prompts for template in templates]
         features = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts)
-        bank = np.asarray(average_templates(jnp.asarray(features.reshape(shape[0], len(templates), -1))))
-        _write(path, bank)
-    return jnp.asarray(bank)
+        embeddings = np.asarray(average_templates(jnp.asarray(features.reshape(shape[0], len(templates), -1))))
+        _write(path, embeddings)
+    return jnp.asarray(embeddings)
 
 
 def encode_texts(
@@ -64,14 +64,13 @@ def encode_texts(
     lengths = (ids == spec.end_token).argmax(1) + 1
     order = np.argsort(lengths, kind="stable")
     params = jax.tree.map(partial(jax.device_put, may_alias=True), dict(params))
-    features = np.empty((len(texts), spec.joint_width), np.float32)
-    for start in range(0, len(texts), TEXTS_OF_A_BATCH):
-        rows = order[start : start + TEXTS_OF_A_BATCH]
+    features = np.empty((len(texts), spec.embed_dim), np.float32)
+    for start in range(0, len(texts), TEXT_BATCH):
+        rows = order[start : start + TEXT_BATCH]
         length = min(-(-int(lengths[rows].max()) // 8) * 8, spec.context)
-        batch = np.zeros((TEXTS_OF_A_BATCH, length), np.int32)
+        batch = np.zeros((TEXT_BATCH, length), np.int32)
         batch[: len(rows)] = ids[rows, :length]
-        with jax.default_matmul_precision("highest"):
-            features[rows] = np.asarray(_encode(params, batch, spec=spec))[: len(rows)]
+        features[rows] = np.asarray(_encode(params, batch, spec=spec))[: len(rows)]
     return features
 
 
@@ -82,19 +81,20 @@ def _encode(params: Params, ids: Int[Array, "Q t"], spec: ClipTextSpec) -> Float
 
 def _read(path: Path, shape: tuple[int, int]) -> Float[np.ndarray, "Q E"] | None:
     try:
-        bank = np.load(path, allow_pickle=False)
+        embeddings = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    whole = bank.shape == shape and bank.dtype == np.float32 and np.allclose(np.square(bank).sum(1), 1, atol=1e-3)
-    return bank if whole else None
+    if embeddings.shape != shape or embeddings.dtype != np.float32:
+        return None
+    return embeddings if np.allclose(np.square(embeddings).sum(1), 1, atol=1e-3) else None
 
 
-def _write(path: Path, bank: Float[np.ndarray, "Q E"]) -> None:
+def _write(path: Path, embeddings: Float[np.ndarray, "Q E"]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(prefix=".", suffix=".npy", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            np.save(file, bank)
+            np.save(file, embeddings)
         os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)

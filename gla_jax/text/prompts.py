@@ -7,20 +7,20 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from gla_jax.attention.buffer import unit_rows
 from gla_jax.support.errors import ClassesError
 from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.vectors import l2_normalize
 
 SEPARATOR = ";"
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Class names [L], the text queries of all of them [Q] in order, and the class of each query [Q]."""
+    """Class names [L], the prompts of all of them [Q] in order, and the class of each prompt [Q]."""
 
     names: tuple[str, ...]
-    queries: tuple[str, ...]
-    class_of_query: tuple[int, ...]
+    prompts: tuple[str, ...]
+    class_of_prompt: tuple[int, ...]
 
 
 def parse_classes(lines: Iterable[str]) -> Classes:
@@ -32,8 +32,8 @@ def parse_classes(lines: Iterable[str]) -> Classes:
     if isinstance(lines, str):  # else its letters would be the classes
         raise ClassesError(f"the classes are one text, {lines!r}; give a list with one text a class: [{lines!r}].")
     names: list[str] = []
-    queries: list[str] = []
-    class_of_query: list[int] = []
+    prompts: list[str] = []
+    class_of_prompt: list[int] = []
     for line in lines:
         synonyms = [" ".join(word.split()) for word in line.split(SEPARATOR)]
         if not all(synonyms):
@@ -42,16 +42,16 @@ def parse_classes(lines: Iterable[str]) -> Classes:
             raise ClassesError(f"the class {synonyms[0]!r} is given twice; write its synonyms in one line.")
         if "," in line and len(synonyms) == 1:
             warnings.warn(f"{line!r} is read as one name; synonyms are parted by semicolons", stacklevel=2)
-        for word in queries:
+        for word in prompts:
             if word in synonyms:
-                first = names[class_of_query[queries.index(word)]]
+                first = names[class_of_prompt[prompts.index(word)]]
                 warnings.warn(f"{word!r} stands in two classes; {first!r} takes its pixels", stacklevel=2)
         names.append(synonyms[0])
-        queries.extend(synonyms)
-        class_of_query.extend([len(names) - 1] * len(synonyms))
+        prompts.extend(synonyms)
+        class_of_prompt.extend([len(names) - 1] * len(synonyms))
     if not names:
         raise ClassesError("there are no classes; name at least one.")
-    return Classes(tuple(names), tuple(queries), tuple(class_of_query))
+    return Classes(tuple(names), tuple(prompts), tuple(class_of_prompt))
 
 
 def read_lines(path: Path | str, what: str) -> list[str]:
@@ -86,5 +86,5 @@ def imagenet_templates() -> tuple[str, ...]:
 
 @typed
 def average_templates(features: Float[Array, "Q T E"]) -> Float[Array, "Q E"]:
-    """One unit feature a query: each template's feature to length one, their mean, to length one again."""
-    return unit_rows(unit_rows(features).mean(1))
+    """One unit feature a prompt: each template's feature to length one, their mean, to length one again."""
+    return l2_normalize(l2_normalize(features).mean(1))

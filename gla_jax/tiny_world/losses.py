@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gla_jax.attention.buffer import unit_rows
 from gla_jax.checkpoints.model_folder import Params
-from gla_jax.images.windows import CLIP_DEVIATION, CLIP_MEAN, IMAGENET_DEVIATION, IMAGENET_MEAN, normalise
+from gla_jax.images.windows import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
 from gla_jax.support.shapes import Array
+from gla_jax.support.vectors import l2_normalize
 from gla_jax.tiny_world import vocabulary
 from gla_jax.tiny_world.batches import NONE, SLOTS, Batch
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
@@ -102,15 +102,15 @@ def clip_loss(
     bank = text_features(params["text"], texts, towers.text)
 
     image = {"params": params["image"]}
-    pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_DEVIATION)
+    pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_STD)
     encoded = towers.image.apply(image, pixels, method="encode")
-    values = encoded.heads.values[:, 1:]
+    values = encoded.qkv.values[:, 1:]
 
     def logits_of(gathered: Array) -> Array:
         joint = towers.image.apply(image, gathered.reshape(1, -1, gathered.shape[-1]), method="project")
         # Patches that cannot know pull the phrases of a colour together; the text tower must not follow them.
         fixed = jax.lax.stop_gradient(bank)
-        return LOGIT_SCALE * jnp.einsum("...e,pe->...p", unit_rows(joint).reshape(*gathered.shape[:-1], -1), fixed)
+        return LOGIT_SCALE * jnp.einsum("...e,pe->...p", l2_normalize(joint).reshape(*gathered.shape[:-1], -1), fixed)
 
     # Averages of values: what attention by features does, over random parts of an object in one or several windows.
     share_key, patch_key, window_key = jax.random.split(key, 3)
@@ -144,7 +144,7 @@ def clip_loss(
         "scene": named_loss(joined_logits, joined_labels, joined_seen),
     }
     cls = towers.image.apply(image, encoded, method=_cls_feature)
-    cls_logits = LOGIT_SCALE / 2 * unit_rows(cls) @ bank.T
+    cls_logits = LOGIT_SCALE / 2 * l2_normalize(cls) @ bank.T
     losses["caption"] = caption_loss(cls_logits, captions, phrases_shown(counts, batch.labels))
     losses["spread"] = spread_loss(bank)
     total = losses["token"] + losses["mark"] + losses["window"] + losses["scene"] + 0.2 * losses["caption"]
@@ -160,8 +160,8 @@ def words_loss(params: Params, batch: Batch, tower: ClipImage) -> tuple[Array, d
 
     params: {"image": the tower's, "words": [C grounds + colours + marks]}.
     """
-    pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_DEVIATION)
-    values = tower.apply({"params": params["image"]}, pixels, method="encode").heads.values[:, 1:]
+    pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_STD)
+    values = tower.apply({"params": params["image"]}, pixels, method="encode").num_heads.values[:, 1:]
     values = values * jax.lax.rsqrt(jnp.square(values).mean(-1, keepdims=True) + 1e-6)
     logits = jnp.einsum("bnc,cp->bnp", values, params["words"]).reshape(*batch.slots.shape, -1)
     labels = patch_labels(batch)
@@ -187,7 +187,7 @@ def patch_labels(batch: Batch) -> Array:
 def text_features(params: Params, texts: Array, tower: ClipText) -> Array:
     """Unit features [P E] of one sentence for each of PHRASES, [P t]; zero rows for the phrases held out."""
     read = np.flatnonzero(READ)
-    features = unit_rows(tower.apply({"params": params}, jnp.asarray(texts)[read]))
+    features = l2_normalize(tower.apply({"params": params}, jnp.asarray(texts)[read]))
     return jnp.zeros((len(PHRASES), features.shape[1])).at[read].set(features)
 
 
@@ -198,7 +198,7 @@ def spread_loss(bank: Array) -> Array:
 
 
 def _cls_feature(tower: ClipImage, encoded) -> Array:
-    attended = multi_head_attention(encoded.heads, tower.spec.heads)
+    attended = multi_head_attention(encoded.qkv, tower.spec.num_heads)
     return tower.project(attended[:, :1], encoded.residual[:, :1])[:, 0]
 
 
@@ -298,8 +298,8 @@ def vfm_loss(params: Params, batch: Batch, spec: DinoSpec) -> tuple[Array, dict[
     GLA keeps keys whose similarity is above beta times the row's mean, and counts those above rho = 0.55.
     """
     scenes, views, tokens = batch.slots.shape
-    pixels = window_pixels(batch.pixels, IMAGENET_MEAN, IMAGENET_DEVIATION)
-    features = unit_rows(Dino(spec).apply({"params": params}, pixels).patch_tokens)
+    pixels = window_pixels(batch.pixels, IMAGENET_MEAN, IMAGENET_STD)
+    features = l2_normalize(Dino(spec).apply({"params": params}, pixels).patch_tokens)
     features = features.reshape(scenes, views * tokens, -1)
     picked = jnp.take_along_axis(features, batch.samples[..., None], 1)
     slots = jnp.take_along_axis(batch.slots.reshape(scenes, -1), batch.samples, 1)

@@ -30,21 +30,21 @@ from gla_jax.towers.clip_text import ClipText, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
 
 Part = Literal["clip", "vfm"]
-JOINT_WIDTH = 96
+EMBED_DIM = 96
 CLIP_SPEC = ClipSpec(
-    ClipImageSpec(image_size=224, patch_size=16, width=128, depth=4, heads=4, mlp_width=512, joint_width=JOINT_WIDTH),
+    ClipImageSpec(image_size=224, patch_size=16, width=128, depth=4, num_heads=4, mlp_width=512, embed_dim=EMBED_DIM),
     ClipTextSpec(
         vocabulary=len(vocabulary.words()),
         context=vocabulary.CONTEXT,
         width=96,
         depth=2,
-        heads=4,
+        num_heads=4,
         mlp_width=384,
-        joint_width=JOINT_WIDTH,
+        embed_dim=EMBED_DIM,
         end_token=vocabulary.words().index(vocabulary.END),
     ),
 )
-VFM_SPEC = DinoSpec(image_size=224, patch_size=8, width=96, depth=4, heads=3, mlp_width=384)
+VFM_SPEC = DinoSpec(image_size=224, patch_size=8, width=96, depth=4, num_heads=3, mlp_width=384)
 
 
 @dataclass(frozen=True)

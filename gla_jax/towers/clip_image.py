@@ -1,4 +1,4 @@
-"""CLIP's image transformer, opened at its last block (Radford et al. 2021; the hosts of GLA read q, k and v there)."""
+"""CLIP's image transformer, opened at its last block (Radford et al. 2021; baselines and GLA read q, k and v there)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gla_jax.support.shapes import Array, Float, typed
-from gla_jax.towers.layers import Activation, Block, Heads, LayerNorm, PatchTokens, multi_head_attention
+from gla_jax.towers.layers import QKV, Activation, Block, LayerNorm, PatchTokens, multi_head_attention
 
 Channels = tuple[float, float, float]
 # Of the images OpenAI trained on, RGB in 0..1; most CLIPs since have taken them over.
 OPENAI_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_DEVIATION: Channels = (0.26862954, 0.26130258, 0.27577711)
+OPENAI_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class ClipImageSpec:
     patch_size: int
     width: int
     depth: int
-    heads: int
+    num_heads: int
     mlp_width: int
-    joint_width: int
+    embed_dim: int
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
     pixel_mean: Channels = OPENAI_MEAN
-    pixel_deviation: Channels = OPENAI_DEVIATION
+    pixel_std: Channels = OPENAI_STD
 
     @property
     def grid_side(self) -> int:
@@ -41,13 +41,13 @@ class ClipImageTokens(NamedTuple):
     """What the tower knows before its last attention. Token 0 is CLS.
 
     embedded [B 1+n C]: after ln_pre; blocks: the output of every block but the last, each [B 1+n C]; residual: the
-    input of the last block (blocks[-1]); heads: q, k, v of the last block.
+    input of the last block (blocks[-1]); qkv: of the last block.
     """
 
     embedded: Array
     blocks: tuple[Array, ...]
     residual: Array
-    heads: Heads
+    qkv: QKV
 
 
 class ClipImage(nn.Module):
@@ -55,21 +55,34 @@ class ClipImage(nn.Module):
 
     spec: ClipImageSpec
     dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
+    head_by_head: bool = False
 
     def setup(self):
         spec = self.spec
-        self.patch_tokens = PatchTokens(spec.width, spec.patch_size, spec.grid_side, use_bias=False, dtype=self.dtype)
+        self.patch_tokens = PatchTokens(
+            spec.width, spec.patch_size, spec.grid_side, use_bias=False, dtype=self.dtype, precision=self.precision
+        )
         self.norm_pre = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.blocks = [
-            Block(spec.width, spec.heads, spec.mlp_width, spec.activation, spec.layer_norm_eps, dtype=self.dtype)
+            Block(
+                spec.width,
+                spec.num_heads,
+                spec.mlp_width,
+                spec.activation,
+                spec.layer_norm_eps,
+                dtype=self.dtype,
+                precision=self.precision,
+                head_by_head=self.head_by_head,
+            )
             for _ in range(spec.depth)
         ]
         self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
-        self.projection = nn.Dense(spec.joint_width, use_bias=False, dtype=self.dtype)
+        self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 
     @typed
     def encode(self, pixels: Float[Array, "B 3 h w"]) -> ClipImageTokens:
-        """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and deviation.
+        """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and std.
 
         Raises ValueError when the patch size does not divide h and w.
         """
@@ -100,5 +113,5 @@ class ClipImage(nn.Module):
 
     def image_feature(self, tokens: ClipImageTokens) -> Float[Array, "B E"]:
         """The image feature of encoded tokens."""
-        attended = multi_head_attention(tokens.heads, self.spec.heads)
+        attended = multi_head_attention(tokens.qkv, self.spec.num_heads, precision=self.precision)
         return self.project(attended[:, :1], tokens.residual[:, :1])[:, 0]

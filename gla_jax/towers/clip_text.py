@@ -17,9 +17,9 @@ class ClipTextSpec:
     context: int
     width: int
     depth: int
-    heads: int
+    num_heads: int
     mlp_width: int
-    joint_width: int
+    embed_dim: int
     end_token: int
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
@@ -30,17 +30,28 @@ class ClipText(nn.Module):
 
     spec: ClipTextSpec
     dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
+    head_by_head: bool = False
 
     def setup(self):
         spec = self.spec
         self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
         self.positions = self.param("positions", nn.initializers.normal(0.01), (spec.context, spec.width))
         self.blocks = [
-            Block(spec.width, spec.heads, spec.mlp_width, spec.activation, spec.layer_norm_eps, dtype=self.dtype)
+            Block(
+                spec.width,
+                spec.num_heads,
+                spec.mlp_width,
+                spec.activation,
+                spec.layer_norm_eps,
+                dtype=self.dtype,
+                precision=self.precision,
+                head_by_head=self.head_by_head,
+            )
             for _ in range(spec.depth)
         ]
         self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
-        self.projection = nn.Dense(spec.joint_width, use_bias=False, dtype=self.dtype)
+        self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 
     @typed
     def encode(self, token_ids: Int[Array, "Q t"]) -> tuple[Float[Array, "Q t C"], ...]:

@@ -18,7 +18,7 @@ class DinoSpec:
     patch_size: int
     width: int
     depth: int
-    heads: int
+    num_heads: int
     mlp_width: int
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
@@ -28,13 +28,13 @@ class DinoSpec:
 class VisionTokens(NamedTuple):
     """Named intermediates of a self-supervised tower.
 
-    embedded [B t C], blocks: the output of every block, each [B t C]; class_token [B C] and patch_tokens [B S C] after
+    embedded [B t C], blocks: the output of every block, each [B t C]; cls_token [B C] and patch_tokens [B S C] after
     the last LayerNorm (t counts CLS, then registers, then patches).
     """
 
     embedded: Array
     blocks: tuple[Array, ...]
-    class_token: Array
+    cls_token: Array
     patch_tokens: Array
 
 
@@ -43,6 +43,8 @@ class Dino(nn.Module):
 
     spec: DinoSpec
     dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
+    head_by_head: bool = False
 
     def setup(self):
         spec = self.spec
@@ -54,16 +56,27 @@ class Dino(nn.Module):
             use_bias=True,
             position_offset=spec.position_offset,
             dtype=self.dtype,
+            precision=self.precision,
         )
         self.blocks = [
-            Block(spec.width, spec.heads, spec.mlp_width, "gelu", spec.layer_norm_eps, spec.qkv_bias, dtype=self.dtype)
+            Block(
+                spec.width,
+                spec.num_heads,
+                spec.mlp_width,
+                "gelu",
+                spec.layer_norm_eps,
+                spec.qkv_bias,
+                dtype=self.dtype,
+                precision=self.precision,
+                head_by_head=self.head_by_head,
+            )
             for _ in range(spec.depth)
         ]
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 
     @typed
     def __call__(self, pixels: Float[Array, "B 3 h w"]) -> VisionTokens:
-        """All intermediates; pixels normalised with ImageNet's mean and deviation.
+        """All intermediates; pixels normalised with ImageNet's mean and std.
 
         Raises ValueError when the patch size does not divide h and w.
         """

@@ -22,7 +22,7 @@ class DinoV2Spec:
     patch_size: int
     width: int
     depth: int
-    heads: int
+    num_heads: int
     mlp_width: int
     activation: Literal["gelu", "swiglu"] = "gelu"
     registers: int = 0
@@ -36,6 +36,8 @@ class DinoV2(nn.Module):
 
     spec: DinoV2Spec
     dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
+    head_by_head: bool = False
 
     def setup(self):
         spec = self.spec
@@ -49,17 +51,20 @@ class DinoV2(nn.Module):
             position_resize="bicubic_antialias" if spec.registers else "bicubic",
             position_offset=spec.position_offset,
             dtype=self.dtype,
+            precision=self.precision,
         )
         self.blocks = [
             Block(
                 spec.width,
-                spec.heads,
+                spec.num_heads,
                 spec.mlp_width,
                 spec.activation,
                 spec.layer_norm_eps,
                 spec.qkv_bias,
                 layer_scale=True,
                 dtype=self.dtype,
+                precision=self.precision,
+                head_by_head=self.head_by_head,
             )
             for _ in range(spec.depth)
         ]
@@ -67,7 +72,7 @@ class DinoV2(nn.Module):
 
     @typed
     def __call__(self, pixels: Float[Array, "B 3 h w"]) -> VisionTokens:
-        """All intermediates; pixels normalised with ImageNet's mean and deviation.
+        """All intermediates; pixels normalised with ImageNet's mean and std.
 
         Raises ValueError when the patch size does not divide h and w.
         """

@@ -13,7 +13,7 @@ Activation = Literal["gelu", "quick_gelu", "swiglu"]
 PositionResize = Literal["bicubic", "bicubic_antialias"]
 
 
-class Heads(NamedTuple):
+class QKV(NamedTuple):
     """Queries, keys and values of one attention layer, heads side by side: three arrays [B t C]."""
 
     queries: Array
@@ -32,9 +32,9 @@ def gelu(x: Array) -> Array:
     return x * (half + half * jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
 
 
-def split_heads(x: Float[Array, "B t C"], heads: int) -> Float[Array, "B H t K"]:
+def split_heads(x: Float[Array, "B t C"], num_heads: int) -> Float[Array, "B H t K"]:
     """Heads side by side [B t C] to heads as an axis [B H t K]."""
-    return x.reshape(*x.shape[:-1], heads, -1).swapaxes(1, 2)
+    return x.reshape(*x.shape[:-1], num_heads, -1).swapaxes(1, 2)
 
 
 def merge_heads(x: Float[Array, "B H t K"]) -> Float[Array, "B t C"]:
@@ -49,9 +49,17 @@ def attention_weights(
     keys: Float[Array, "B H s K"],
     mask: Bool[Array, "t s"] | None = None,
     bias: Float[Array, "t s"] | None = None,
+    precision: str = "highest",
 ) -> Float[Array, "B H t s"]:
-    """softmax(q k^T / sqrt K + bias) in float32 whatever the input's dtype; mask is True where a key may be seen."""
-    return jax.nn.softmax(attention_scores(queries, keys, mask, bias), axis=-1)
+    """softmax(q k^T / sqrt K + bias) in float32 whatever the input's dtype.
+
+    Args:
+        queries, keys: one array a head.
+        mask: True where a key may be seen.
+        bias: added to the scaled scores of every head.
+        precision: of the matrix product, in JAX's words.
+    """
+    return jax.nn.softmax(attention_scores(queries, keys, mask, bias, precision), axis=-1)
 
 
 @typed
@@ -60,9 +68,10 @@ def attention_scores(
     keys: Float[Array, "B H s K"],
     mask: Bool[Array, "t s"] | None = None,
     bias: Float[Array, "t s"] | None = None,
+    precision: str = "highest",
 ) -> Float[Array, "B H t s"]:
-    """What attention_weights takes the softmax of."""
-    scores = jnp.einsum("bhtk,bhsk->bhts", queries, keys, preferred_element_type=jnp.float32)
+    """The scores of which attention_weights takes the softmax; arguments are its own."""
+    scores = jnp.einsum("bhtk,bhsk->bhts", queries, keys, precision=precision, preferred_element_type=jnp.float32)
     scores = scores * (queries.shape[-1] ** -0.5)
     if bias is not None:
         scores = scores + bias[None, None]
@@ -72,24 +81,38 @@ def attention_scores(
 
 
 @typed
-def multi_head_attention(attended: Heads, heads: int, mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
-    """Ordinary multi-head attention over heads laid side by side."""
+def multi_head_attention(
+    qkv: QKV,
+    num_heads: int,
+    mask: Bool[Array, "t t"] | None = None,
+    precision: str = "highest",
+    head_by_head: bool = False,
+) -> Float[Array, "B t C"]:
+    """Softmax attention of a transformer block.
+
+    Args:
+        qkv: three arrays [B t C], heads side by side.
+        num_heads: H, which divides C.
+        mask: True where a key may be seen; None for all.
+        precision: of both matrix products, in JAX's words.
+        head_by_head: map over heads instead of taking all in one product; the results are the same.
+    """
 
     def together(queries: Array, keys: Array, values: Array) -> Array:
-        scores = attention_scores(queries, keys, mask)
+        scores = attention_scores(queries, keys, mask, precision=precision)  # [B H t t]
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))).astype(values.dtype)
-        # A column of ones sums the weights on the way, which a reduction would do more slowly.
-        values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
-        sums = jnp.einsum("bhts,bhsk->bhtk", weights, values, preferred_element_type=jnp.float32)
+        # Append ones to the values: the same product also yields the softmax denominator.
+        values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)  # [B H t K+1]
+        sums = jnp.einsum("bhts,bhsk->bhtk", weights, values, precision=precision, preferred_element_type=jnp.float32)
         return (sums[..., :-1] / sums[..., -1:]).astype(values.dtype)
 
     def one_by_one(*split: Array) -> Array:
         by_head = tuple(x.swapaxes(0, 1)[:, :, None] for x in split)
         return jax.lax.map(lambda own: together(*own)[:, 0], by_head).swapaxes(0, 1)
 
-    split = (split_heads(x, heads) for x in attended)
-    # All weights at once leave a processor's cache: it needs 1.8 times as long for them.
-    return merge_heads(jax.lax.platform_dependent(*split, cpu=one_by_one, default=together))
+    split = (split_heads(x, num_heads) for x in qkv)
+    # On processors the weights of all heads together overflow the cache (1.8 times slower).
+    return merge_heads((one_by_one if head_by_head else together)(*split))
 
 
 @typed
@@ -153,6 +176,7 @@ class PatchTokens(nn.Module):
     position_resize: PositionResize = "bicubic"
     position_offset: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
 
     @nn.compact
     @typed
@@ -164,17 +188,19 @@ class PatchTokens(nn.Module):
         rows, columns = height // p, width // p
         patches = pixels.reshape(batch, channels, rows, p, columns, p).transpose(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(batch, rows * columns, channels * p * p)
-        tokens = nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, name="projection")(patches)
+        tokens = nn.Dense(
+            self.width, use_bias=self.use_bias, dtype=self.dtype, precision=self.precision, name="projection"
+        )(patches)
 
         normal = nn.initializers.normal(0.02)
-        class_token = self.param("class_token", normal, (self.width,))
-        class_position = self.param("class_position", normal, (self.width,))
+        cls_token = self.param("class_token", normal, (self.width,))
+        cls_position = self.param("class_position", normal, (self.width,))
         positions = self.param("positions", normal, (self.grid_side**2, self.width))
         # A loaded checkpoint holds NumPy arrays, which only jit turns into the arrays of jax that are checked for.
         grid = rows, columns
         positions = resize_positions(jnp.asarray(positions), grid, self.position_resize, self.position_offset)
         tokens = tokens + positions.astype(self.dtype)[None]
-        first = [(class_token + class_position)[None]]
+        first = [(cls_token + cls_position)[None]]
         if self.registers:
             first.append(self.param("registers", normal, (self.registers, self.width)))
         first = jnp.concatenate(first).astype(self.dtype)
@@ -187,16 +213,17 @@ class SelfAttention(nn.Module):
     width: int
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
 
     def setup(self):
         self.query, self.key, self.value = (
-            nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype) for _ in range(3)
+            nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, precision=self.precision) for _ in range(3)
         )
-        self.out = nn.Dense(self.width, dtype=self.dtype)
+        self.out = nn.Dense(self.width, dtype=self.dtype, precision=self.precision)
 
-    def project_in(self, x: Float[Array, "B t C"]) -> Heads:
+    def project_in(self, x: Float[Array, "B t C"]) -> QKV:
         """Queries, keys and values of x, each [B t C]."""
-        return Heads(self.query(x), self.key(x), self.value(x))
+        return QKV(self.query(x), self.key(x), self.value(x))
 
     def project_out(self, x: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
         """The output projection."""
@@ -209,11 +236,13 @@ class Mlp(nn.Module):
     hidden: int
     activation: Activation
     dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
         gated = self.activation == "swiglu"
-        hidden = nn.Dense(self.hidden * (2 if gated else 1), dtype=self.dtype, name="up")(x)
+        width = self.hidden * (2 if gated else 1)
+        hidden = nn.Dense(width, dtype=self.dtype, precision=self.precision, name="up")(x)
         if gated:
             gate, hidden = jnp.split(hidden, 2, axis=-1)
             hidden = jax.nn.silu(gate) * hidden
@@ -221,7 +250,7 @@ class Mlp(nn.Module):
             hidden = quick_gelu(hidden)
         else:
             hidden = gelu(hidden)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(hidden)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, precision=self.precision, name="down")(hidden)
 
 
 class LayerScale(nn.Module):
@@ -237,23 +266,25 @@ class Block(nn.Module):
     """Pre-norm transformer block, in pieces so that the last block of CLIP can be opened between them."""
 
     width: int
-    heads: int
+    num_heads: int
     hidden: int
     activation: Activation
     eps: float
     qkv_bias: bool = True
     layer_scale: bool = False
     dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
+    head_by_head: bool = False
 
     def setup(self):
         self.norm_1 = LayerNorm(self.eps, self.dtype)
-        self.attention = SelfAttention(self.width, self.qkv_bias, self.dtype)
+        self.attention = SelfAttention(self.width, self.qkv_bias, self.dtype, self.precision)
         self.norm_2 = LayerNorm(self.eps, self.dtype)
-        self.mlp = Mlp(self.hidden, self.activation, self.dtype)
+        self.mlp = Mlp(self.hidden, self.activation, self.dtype, self.precision)
         if self.layer_scale:
             self.scale_1, self.scale_2 = LayerScale(), LayerScale()
 
-    def project_in(self, tokens: Float[Array, "B t C"]) -> Heads:
+    def project_in(self, tokens: Float[Array, "B t C"]) -> QKV:
         """Queries, keys and values of the normalised tokens."""
         return self.attention.project_in(self.norm_1(tokens))
 
@@ -268,5 +299,6 @@ class Block(nn.Module):
         return tokens + (self.scale_2(out) if self.layer_scale else out)
 
     def __call__(self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
-        attended = multi_head_attention(self.project_in(tokens), self.heads, mask)
+        qkv = self.project_in(tokens)
+        attended = multi_head_attention(qkv, self.num_heads, mask, self.precision, self.head_by_head)
         return self.feed_forward(tokens + self.project_out(attended))

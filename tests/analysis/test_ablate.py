@@ -45,10 +45,10 @@ def segmenter(folder):
     made = Segmenter.from_pretrained(folder, BASE)
     features = np.asarray(made.window_features(picture(3))[0]).reshape(-1, 8)
     mean = features.mean(0) / np.linalg.norm(features.mean(0))
-    bank = np.random.default_rng(0).normal(size=(len(CLASSES.queries), 8))
+    bank = np.random.default_rng(0).normal(size=(len(CLASSES.prompts), 8))
     bank -= (bank @ mean)[:, None] * mean[None]
     bank = jnp.asarray(bank / np.linalg.norm(bank, axis=1, keepdims=True), jnp.float32)
-    made.text_bank = lambda classes, templates=None: bank
+    made.text_embeddings = lambda classes, templates=None: bank
     return made
 
 
@@ -69,7 +69,7 @@ def data(tmp_path_factory):
 def labels_of(segmenter, ablation, image):
     configs = [setting.config for setting in ablation.settings]
     encoded = ablate.encode(segmenter, image, configs)
-    bank = segmenter.text_bank(CLASSES)
+    bank = segmenter.text_embeddings(CLASSES)
     found = {row.index: row.labels for row in ablate.label_settings(segmenter, encoded, configs, bank, CLASSES)}
     return [found[index] for index in range(len(configs))]
 
@@ -122,7 +122,7 @@ def test_settings_of_different_numbers_share_a_program_and_others_do_not():
 def test_a_vmap_never_takes_more_memory_than_its_bound(segmenter):
     image, configs = picture(0), [BASE]
     tokens = ablate.encode(segmenter, image, configs).tokens
-    dense, streaming = (replace(BASE.method, attention=form, block_size=16) for form in ("dense", "streaming"))
+    dense, streaming = (replace(BASE.method, attention=form, block_size=16) for form in ("dense", "blockwise"))
     assert 1 < ablate.settings_at_once(tokens, 4, dense) < ablate.settings_at_once(tokens, 4, streaming)
     assert ablate.settings_at_once(tokens, 10**9, streaming) == 1
 
@@ -168,7 +168,7 @@ def test_stages_are_the_papers_and_end_with_the_whole_method():
         ("proxy_anchors",),
         ("row_mean", "dynamic_shift", "dynamic_scale"),
     ]
-    assert settings[-1].config.method == replace(BASE.method, host="clearclip")
+    assert settings[-1].config.method == replace(BASE.method, baseline="clearclip")
 
 
 def call(*arguments):
@@ -230,7 +230,7 @@ MISTAKES = {
     "infinite": (["--grid", "shift=inf"], "'inf' is not a value of shift"),
     "same value": (["--grid", "shift=1,1.0"], "names a value twice"),
     "same field": (["--grid", "shift=1", "--grid", "shift=2"], "the field shift has two grids"),
-    "host of the grid": (["--grid", "host=proxyclip,clip"], "GLA is not defined on the host clip"),
+    "host of the grid": (["--grid", "baseline=proxyclip,clip"], "GLA is not defined on the host clip"),
     "host": (["--host", "maskclip"], "'maskclip' is not a host of GLA"),
     "two kinds": (["--hosts", "--stages"], "choose one of them"),
     "hosts and host": (["--hosts", "--host", "sclip"], "leave --host out"),

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("at_once", [50, 512])
 def test_every_token_has_the_share_that_explain_draws(folder, monkeypatch, at_once):
-    monkeypatch.setattr(crossing, "QUERIES_AT_ONCE", at_once)
+    monkeypatch.setattr(crossing, "QUERY_CHUNK", at_once)
     segmenter = Segmenter.from_pretrained(folder, CONFIG)
     found = crossings(segmenter, IMAGE).stages
     for at in ((3, 3), (40, 20), (63, 39)):

@@ -23,16 +23,15 @@ from gla_jax.analysis.explain import (
 )
 from gla_jax.analysis.explain_pictures import NARROWEST, PANEL_HEIGHT, RED, without_slivers
 from gla_jax.analysis.seams import boundary_picture, compare_methods, flip_note, label_flips
-from gla_jax.attention.attend import clearclip_queries, gather_values
-from gla_jax.attention.baselines import HOSTS
+from gla_jax.attention.attend import aggregate_values, clearclip_queries
 from gla_jax.cli import main
-from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
+from gla_jax.config import BASELINES, METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.eval.metrics.boundary import boundary_counts
 from gla_jax.images.windows import WindowGrid, Windows, window_grid
 from gla_jax.pipeline import WindowTokens
 from gla_jax.segmenter import Segmentation, Segmenter, image_grid
 from gla_jax.support.errors import ImageError, UserError
-from gla_jax.towers.layers import Heads
+from gla_jax.towers.layers import QKV
 from tests import oracle
 from tests.small_models import random_pair
 
@@ -77,7 +76,7 @@ def some_tokens(seed, host):
     if host == "clearclip":
         heads[:, 1:] = features
     sides = [jnp.asarray(side) for side in (heads, heads, heads[::-1].copy())]
-    return WindowTokens(Heads(*sides), sides[0], jnp.asarray(features, jnp.float32))
+    return WindowTokens(QKV(*sides), sides[0], jnp.asarray(features, jnp.float32))
 
 
 def some_windows():
@@ -94,16 +93,16 @@ def rows_of(segmenter, tokens, query, method):
 )
 def test_the_row_that_is_drawn_gathers_what_the_segmentation_gathers(segmenter, name, stage):
     method = attention_stages(METHODS[name])[stage]
-    tokens, windows = some_tokens(3, method.host), some_windows()
-    values = tokens.heads.values[:, 1:]
-    features = tokens.features if name == "gla" else tokens.heads.queries[:, 1:]
+    tokens, windows = some_tokens(3, method.baseline), some_windows()
+    values = tokens.qkv.values[:, 1:]
+    features = tokens.features if name == "gla" else tokens.qkv.queries[:, 1:]
     patch = segmenter.params.clip_spec.patch_size
     valid, origins = jnp.asarray(VALID), jnp.asarray(windows.origins)
 
     @jax.jit
     def gather_all(features, values):
         first = clearclip_queries(features, valid, origins, patch, method)
-        return gather_values(features, values, valid, method, first)
+        return aggregate_values(features, values, valid, method, first)
 
     everything = gather_all(features, values)
     for query in (0, 21, 47):
@@ -148,7 +147,7 @@ def test_a_method_without_all_of_gla_is_refused_in_one_sentence():
         with pytest.raises(UserError, match="choose gla"):
             attention_stages(method)
     with pytest.raises(UserError, match=r"sclip compares .* choose gla, gla-clearclip or gla-clip"):
-        attention_stages(MethodConfig(host="sclip"))
+        attention_stages(MethodConfig(baseline="sclip"))
     for name in METHODS_WITH_ONE_ROW:
         assert len(attention_stages(METHODS[name])) == 3
 
@@ -291,11 +290,11 @@ class Named:
         return self.config
 
 
-@pytest.mark.parametrize("host", [host for host, row in HOSTS.items() if row.gla])
+@pytest.mark.parametrize("host", [host for host, row in BASELINES.items() if row.gla])
 def test_the_boundary_picture_compares_the_host_with_gla(host):
-    own = SegmenterConfig(method=MethodConfig(host=host), windows=WINDOWS)
+    own = SegmenterConfig(method=MethodConfig(baseline=host), windows=WINDOWS)
     results = compare_methods(Named(own), IMAGE, CLASSES)
-    title = HOSTS[host].title
+    title = BASELINES[host].title
     assert results == {title: replace(own, method=without_gla(host)), f"{title} + GLA": own}
 
 

@@ -1,13 +1,13 @@
-"""What each host does inside a window, against plain NumPy: a baseline's figure must be that baseline's."""
+"""What each baseline does inside a window, against plain NumPy: a baseline's figure must be that baseline's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.attention.baselines import HOSTS, neighbourhood_bias, window_attention
-from gla_jax.config import METHODS, MethodConfig
-from gla_jax.towers.layers import Heads
+from gla_jax.attention.baselines import neighbourhood_bias, window_attention
+from gla_jax.config import BASELINES, METHODS, MethodConfig
+from gla_jax.towers.layers import QKV
 
 COUNT, WIDTH, SIDE = 2, 6, 3
 
@@ -51,26 +51,26 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTS)
-def test_a_host_is_its_published_rule(name):
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_is_its_published_rule(name):
     rng = np.random.default_rng(0)
-    heads = Heads(*(jnp.asarray(rng.normal(size=(2, 1 + SIDE**2, WIDTH)), jnp.float32) for _ in range(3)))
-    found = jax.jit(window_attention, static_argnums=(1, 2))(heads, HOSTS[name], COUNT)
+    heads = QKV(*(jnp.asarray(rng.normal(size=(2, 1 + SIDE**2, WIDTH)), jnp.float32) for _ in range(3)))
+    found = jax.jit(window_attention, static_argnums=(1, 2))(heads, BASELINES[name], COUNT)
     np.testing.assert_allclose(found, RULES[name](heads), atol=1e-5)
 
 
-def test_every_host_is_a_method_and_those_with_features_have_gla():
-    """A host is one row: whoever adds it finds it under --method, and GLA on it where that is defined."""
-    for name, host in HOSTS.items():
-        assert METHODS[name].host == name
-        assert (host.gla is None) == (not host.features)
-        if host.gla:
-            assert METHODS[host.gla] == MethodConfig(host=name)
+def test_every_baseline_is_a_method_and_those_with_features_have_gla():
+    """A baseline is one row: adding it adds it under --method, and GLA on it where that is defined."""
+    for name, row in BASELINES.items():
+        assert METHODS[name].baseline == name
+        assert (row.gla is None) == (not row.features)
+        if row.gla:
+            assert METHODS[row.gla] == MethodConfig(baseline=name)
 
 
-def test_an_unknown_host_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match=r"'proxyclp' is not a host; there are .*proxyclip"):
-        MethodConfig(host="proxyclp")
+def test_an_unknown_baseline_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"'proxyclp' is not a baseline; there are .*proxyclip"):
+        MethodConfig(baseline="proxyclp")
 
 
 def test_neighbours_are_favoured_and_cls_is_not():

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from gla_jax.attention import blockwise
-from gla_jax.attention.attend import gather_values
-from gla_jax.attention.blockwise import SoftmaxPartial, every_part, gather_block, gather_further, nothing_gathered
-from gla_jax.attention.buffer import fill_buffer, neighbourhood_queries, unit_rows
+from gla_jax.attention.attend import aggregate_values
+from gla_jax.attention.blockwise import SoftmaxPartial, attend_block, attend_next_block, empty_softmax, fold_shards
+from gla_jax.attention.buffer import fill_buffer, l2_normalize, neighbourhood_queries
 from gla_jax.attention.normalize import Normalization
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import MethodConfig, without_gla
 from tests import oracle
 
-FORMS = ("dense", "streaming", "sharded")
+FORMS = ("dense", "blockwise", "ring")
 DEVICES = 4
 GLA = MethodConfig(attention="dense")
 METHODS = {
@@ -49,16 +48,16 @@ def clustered(seed: int, windows: int, tokens: int = 16, width: int = 8, channel
 
 
 def gathered(features, values, valid, method):
-    """gather_values of the form a method names; sharded: on four devices, windows padded so that each has as many."""
-    if method.attention != "sharded":
-        return jax.jit(gather_values)(features, values, valid, method)
+    """aggregate_values of the form a method names; ring: on four devices, windows padded so that each has as many."""
+    if method.attention != "ring":
+        return jax.jit(aggregate_values)(features, values, valid, method)
     windows = len(valid)
     padding = -windows % DEVICES
     split = [np.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))) for x in (features, values, valid)]
     by_window = PartitionSpec(WINDOW_AXIS)
     mesh = jax.make_mesh((DEVICES,), (WINDOW_AXIS,), (AxisType.Auto,), devices=jax.devices()[:DEVICES])
     specs = (by_window, by_window, by_window, PartitionSpec())
-    form = jax.shard_map(gather_values, mesh=mesh, in_specs=specs, out_specs=by_window)
+    form = jax.shard_map(aggregate_values, mesh=mesh, in_specs=specs, out_specs=by_window)
     return jax.jit(form)(*map(jnp.asarray, split), method)[:windows]
 
 
@@ -80,11 +79,11 @@ def assert_rows_agree(found, expected):
     assert (error > 1e-5).mean() <= 0.005, f"{(error > 1e-5).mean():.2%} of rows are off, worst {error.max():.1e}"
 
 
-# Blocks matter to the streaming form alone, and the sharded one is built of it.
+# Blocks matter to the blockwise form alone, and the ring is built of it.
 CASES = [
-    *(("streaming", *case) for case in ((1, 0, 1024), (5, 3, 7), (6, 0, 96))),
+    *(("blockwise", *case) for case in ((1, 0, 1024), (5, 3, 7), (6, 0, 96))),
     ("dense", 5, 3, 1024),
-    ("sharded", 5, 3, 7),
+    ("ring", 5, 3, 7),
 ]
 
 
@@ -113,22 +112,22 @@ def test_windows_alone_equal_the_oracle(form):
 def test_values_are_resampled_to_the_feature_grid():
     features, _ = clustered(0, 3, tokens=64)
     values = np.random.default_rng(1).normal(size=(3, 16, 6)).astype(np.float32)
-    found = jax.jit(gather_values)(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), GLA)
+    found = jax.jit(aggregate_values)(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), GLA)
     assert_rows_agree(found, oracle_values(features, oracle.resample_tokens(values.astype(np.float64), 8), GLA))
 
 
 def test_softmax_partials_merge_in_any_order():
     """Key blocks arrive in ring order on a mesh: the order must not change what a user sees."""
     features, values = clustered(5, 3)
-    buffer = fill_buffer(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool))
+    buffer = fill_buffer(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), GLA)
     queries = buffer.keys[:10]
     for offset in (0.4, 5.0):  # 5.0: every logit is negative, only the best key of all blocks may survive
         norm = Normalization(jnp.full(10, 2.0), jnp.full(10, offset))
         parts = [jax.tree.map(lambda leaf, i=i: leaf[16 * i : 16 * i + 16], buffer) for i in range(3)]
-        partials = [gather_block(queries, norm, part, GLA) for part in parts]
+        partials = [attend_block(queries, norm, part, GLA) for part in parts]
         results = []
         for order in itertools.permutations(partials):
-            total = nothing_gathered(queries, 6)
+            total = empty_softmax(queries, 6)
             for partial in order:
                 total = SoftmaxPartial.merge(total, partial, GLA)
             results.append(total.average())
@@ -140,7 +139,7 @@ def test_neighbourhood_queries_by_hand():
     """Two windows of 2 x 2 tokens that overlap by one column: token (0, 1) of the first is (0, 0) of the second."""
     features = np.arange(16, dtype=np.float32).reshape(2, 4, 2) + 1
     origins = np.array([[0, 0], [0, 8]], np.int32)
-    found = neighbourhood_queries(jnp.asarray(features), jnp.ones(2, bool), jnp.asarray(origins), 8, every_part)
+    found = neighbourhood_queries(jnp.asarray(features), jnp.ones(2, bool), jnp.asarray(origins), 8, fold_shards)
     in_window = features.sum(1)
     expected = np.stack(
         [
@@ -158,7 +157,7 @@ def test_neighbourhood_queries_by_hand():
 
 
 def test_unit_rows_of_zero_has_a_finite_gradient():
-    gradient = jax.grad(lambda x: unit_rows(x).sum())(jnp.zeros((2, 3)))
+    gradient = jax.grad(lambda x: l2_normalize(x).sum())(jnp.zeros((2, 3)))
     assert np.isfinite(gradient).all()
 
 
@@ -168,10 +167,10 @@ def test_gradients_equal_finite_differences_of_the_oracle():
     weights = np.random.default_rng(2).normal(size=values.shape)
 
     def loss(method):
-        out = gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), method)
+        out = aggregate_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), method)
         return (out * weights.astype(np.float32)).sum()
 
-    method = replace(GLA, attention="streaming", block_size=10)
+    method = replace(GLA, attention="blockwise", block_size=10)
     gradient = jax.jit(jax.grad(loss))(method)
     for name, step in (("dynamic_scale", 1e-3), ("temperature", 1e-5)):
         ends = [
@@ -188,17 +187,17 @@ def test_settings_vmap():
     arrays = jnp.asarray(features), jnp.asarray(values), jnp.ones(2, bool)
     thresholds = jnp.array([0.3, 0.55, 0.9])
     axes = replace(jax.tree.map(lambda _: None, GLA), anchor_threshold=0)
-    swept = jax.vmap(gather_values, in_axes=(None, None, None, axes))(
+    swept = jax.vmap(aggregate_values, in_axes=(None, None, None, axes))(
         *arrays, replace(GLA, anchor_threshold=thresholds)
     )
     for index, threshold in enumerate(thresholds):
-        alone = jax.jit(gather_values)(*arrays, replace(GLA, anchor_threshold=float(threshold)))
+        alone = jax.jit(aggregate_values)(*arrays, replace(GLA, anchor_threshold=float(threshold)))
         np.testing.assert_allclose(swept[index], alone, atol=1e-6)
 
 
 def test_gla_on_a_host_without_features_is_refused():
     with pytest.raises(ValueError, match="maskclip"):
-        MethodConfig(host="maskclip")
+        MethodConfig(baseline="maskclip")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -221,7 +220,7 @@ def test_soft_masks_become_the_masks(form):
 def test_soft_masks_let_one_token_of_a_negative_row_through():
     """Where every logit is negative the method keeps the largest alone; the soft form must not divide 0 by 0."""
     features, values = clustered(6, 3)
-    hard = replace(GLA, dynamic_shift=30.0, dynamic_scale=None, attention="streaming", block_size=10)
+    hard = replace(GLA, dynamic_shift=30.0, dynamic_scale=None, attention="blockwise", block_size=10)
     arrays = jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool)
     found = gathered(*arrays, replace(hard, mask_temperature=1e-5))
     assert np.isfinite(found).all()
@@ -234,11 +233,12 @@ def test_soft_gradients_equal_finite_differences(name):
     """Every setting that is tuned must have a right gradient, rho and the shift too, which hard masks cut off."""
     features, values = clustered(8, 3)
     weights = np.random.default_rng(2).normal(size=values.shape).astype(np.float32)
-    method = replace(GLA, attention="streaming", block_size=10, anchor_threshold=0.8, mask_temperature=0.1)
+    method = replace(GLA, attention="blockwise", block_size=10, anchor_threshold=0.8, mask_temperature=0.1)
 
     def loss(value):
         changed = replace(method, **{name: value})
-        return (gather_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), changed) * weights).sum()
+        found = aggregate_values(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), changed)
+        return (found * weights).sum()
 
     at = jnp.float32(getattr(method, name))
     step = 0.01 * float(at)
@@ -247,20 +247,19 @@ def test_soft_gradients_equal_finite_differences(name):
     assert float(jax.jit(jax.grad(loss))(at)) == pytest.approx(expected, rel=0.02, abs=1e-3)
 
 
-def test_a_block_in_which_no_entry_survives_is_left_alone(monkeypatch):
+def test_a_block_in_which_no_entry_survives_is_left_alone():
     """Skipping is for speed: values of such a block must not be read, and the result is that of reading them."""
     features, values = clustered(5, 3)
-    buffer = fill_buffer(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool))
+    buffer = fill_buffer(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), GLA)
     queries, norm = buffer.keys[:16], Normalization(jnp.full(16, 2.0), jnp.full(16, 1.97))  # only itself is near enough
     parts = [jax.tree.map(lambda leaf, i=i: leaf[16 * i : 16 * i + 16], buffer) for i in range(3)]
-    state = gather_block(queries, norm, parts[0], GLA)
+    state = attend_block(queries, norm, parts[0], GLA)
     unread = parts[1]._replace(values=jnp.full_like(parts[1].values, jnp.nan))
-    skipped = gather_further(state, queries, norm, unread, GLA)
+    skipping = replace(GLA, skip_blocks=True)
+    skipped = attend_next_block(state, queries, norm, unread, skipping)
     np.testing.assert_array_equal(skipped.average(), state.average())
-    read = state.merge(gather_block(queries, norm, parts[1], GLA), GLA)
+    read = state.merge(attend_block(queries, norm, parts[1], GLA), GLA)
     np.testing.assert_array_equal(skipped.average(), read.average())
-    monkeypatch.setattr(blockwise, "skips_blocks", lambda: False)
-    assert np.isnan(gather_further(state, queries, norm, unread, GLA).average()).all()
-    monkeypatch.undo()
-    everything = replace(GLA, masking=False)
-    assert np.isnan(gather_further(state, queries, norm, unread, everything).average()).all()
+    assert np.isnan(attend_next_block(state, queries, norm, unread, GLA).average()).all()
+    everything = replace(skipping, masking=False)
+    assert np.isnan(attend_next_block(state, queries, norm, unread, everything).average()).all()

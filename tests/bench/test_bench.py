@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gla_jax import config as settings
-from gla_jax.attention.attend import gather_values
+from gla_jax.attention.attend import aggregate_values
 from gla_jax.bench import measure as bench
 from gla_jax.cli import main
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
@@ -22,8 +22,8 @@ from gla_jax.towers.clip_image import ClipImageSpec
 from gla_jax.towers.dino import DinoSpec
 from tests.small_models import random_pair
 
-CLIP = ClipImageSpec(64, 16, width=96, depth=3, heads=3, mlp_width=384, joint_width=48)
-VFM = DinoSpec(64, 8, width=64, depth=3, heads=2, mlp_width=256)
+CLIP = ClipImageSpec(64, 16, width=96, depth=3, num_heads=3, mlp_width=384, embed_dim=48)
+VFM = DinoSpec(64, 8, width=64, depth=3, num_heads=2, mlp_width=256)
 CONFIG = SegmenterConfig(windows=WindowConfig(short_side=None, crop=64, stride=32), tower_batch=1)
 
 
@@ -60,7 +60,7 @@ def test_attention_operations_are_those_of_the_dense_program():
     rng = np.random.default_rng(0)
     features, values = (jnp.asarray(rng.normal(size=(windows, tokens, width)), jnp.float32) for _ in range(2))
     method = replace(METHODS["gla"], attention="dense")
-    found = counted(gather_values, features, values, jnp.ones(windows, bool), method)
+    found = counted(aggregate_values, features, values, jnp.ones(windows, bool), method)
     formula = cost.attention_flops(cost.Widths(tokens, 16, width, width), windows, method)
     assert formula < found < 1.15 * formula
 
@@ -85,7 +85,7 @@ def test_the_command_leaves_a_table_a_record_and_a_picture(tmp_path, capsys):
     content = json.loads((tmp_path / "out/bench.json").read_text())
     assert content["format"] == bench.FORMAT
     rows = {(row["part"], row["name"]): row for row in content["parts"]}
-    forms = {("attention", form) for form in ("dense", "streaming", "sharded")}
+    forms = {("attention", form) for form in ("dense", "blockwise", "ring")}
     assert forms | {("towers", "CLIP"), ("towers", "features"), ("labels", "stitching")} <= set(rows)
     for row in content["parts"] + content["sweep"]:
         assert row["seconds_median"] > 0
@@ -117,8 +117,8 @@ def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
     options += ["--sweep", "--max-windows", "32", "--memory-limit", limit, "--out", str(tmp_path / "out")]
     assert main(["bench", "--model", str(model), *options]) == 0
     rows = json.loads((tmp_path / "out/bench.json").read_text())["sweep"]
-    windows = {form: [row["windows"] for row in rows if row["name"] == form] for form in ("dense", "streaming")}
-    assert windows["streaming"] == [1, 2, 4, 8, 16, 32]
+    windows = {form: [row["windows"] for row in rows if row["name"] == form] for form in ("dense", "blockwise")}
+    assert windows["blockwise"] == [1, 2, 4, 8, 16, 32]
     assert [(row["name"], row["windows"]) for row in rows if row["stopped"]] == [("dense", windows["dense"][-1])]
     assert all(row["seconds_median"] is None for row in rows if row["stopped"])
 

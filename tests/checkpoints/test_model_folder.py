@@ -23,14 +23,14 @@ from gla_jax.checkpoints.model_folder import (
 from gla_jax.segmenter import on_device
 from gla_jax.support.errors import ModelError
 from gla_jax.support.new_folder import check_new_folder, folder_written_beside
-from gla_jax.text.embeddings import text_bank
+from gla_jax.text.embeddings import text_embeddings
 from gla_jax.text.prompts import parse_classes
 from gla_jax.text.tokenizer import load_tokenizer
 from gla_jax.tiny_world.vocabulary import tokenizer_files
 from gla_jax.towers.dino import DinoSpec
 from tests.small_models import random_params, small_clip
 
-SPEC = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, heads=2, mlp_width=8)
+SPEC = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
 
 
 @pytest.fixture
@@ -90,11 +90,11 @@ def test_the_hash_of_a_model_is_of_all_that_decides_what_it_computes(tmp_path, m
 
     def encode(params, text, tokenizer, texts):
         encoded.append(text.activation)
-        return np.ones((len(texts), text.joint_width), np.float32)
+        return np.ones((len(texts), text.embed_dim), np.float32)
 
     monkeypatch.setattr("gla_jax.text.embeddings.encode_texts", encode)
     for model in (own, other, own):
-        text_bank(model, load_tokenizer(model.folder), parse_classes(["water"]), ["{}"], tmp_path / "cache")
+        text_embeddings(model, load_tokenizer(model.folder), parse_classes(["water"]), ["{}"], tmp_path / "cache")
     assert encoded == ["quick_gelu", "gelu"]
 
 
@@ -190,7 +190,7 @@ def test_a_folder_where_nothing_can_be_made_is_one_sentence():
 
 
 def test_parameters_of_another_spec_are_refused(tmp_path, params):
-    wider = DinoSpec(image_size=32, patch_size=8, width=16, depth=1, heads=2, mlp_width=8)
+    wider = DinoSpec(image_size=32, patch_size=8, width=16, depth=1, num_heads=2, mlp_width=8)
     with pytest.raises(ValueError, match="do not fit the spec at"):
         write_checkpoint(tmp_path / "model", wider, params, {})
     assert list(tmp_path.iterdir()) == []

@@ -14,12 +14,12 @@ from gla_jax.convert import convert_clip_image, convert_state
 from gla_jax.convert.architecture import Converted
 from gla_jax.convert.pixels import Pixels, stated_pixels
 from gla_jax.support.errors import ConversionError
-from gla_jax.towers.clip_image import OPENAI_DEVIATION, OPENAI_MEAN
+from gla_jax.towers.clip_image import OPENAI_MEAN, OPENAI_STD
 from tests.convert import published
 from tests.convert.published import TEXT, as_numpy, hub_names, openai_names, saved
 
-SIZES = {"image_size": 24, "patch_size": 8, "width": 32, "depth": 2, "heads": 4, "mlp_width": 48}
-OPENAI = {"activation": "quick_gelu", "heads": 4, "text_heads": 5}
+SIZES = {"image_size": 24, "patch_size": 8, "width": 32, "depth": 2, "num_heads": 4, "mlp_width": 48}
+OPENAI = {"activation": "quick_gelu", "num_heads": 4, "text_heads": 5}
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def of_custom_text(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_clip_sizes_come_from_shapes_and_configuration(clip_saved):
     spec = convert_state("clip", *clip_saved).spec
-    image = {**SIZES, "joint_width": 16, "activation": "quick_gelu", "layer_norm_eps": 1e-5}
-    assert vars(spec.image) == {**image, "pixel_mean": OPENAI_MEAN, "pixel_deviation": OPENAI_DEVIATION}
-    assert (spec.text.width, spec.text.depth, spec.text.heads, spec.text.mlp_width) == (40, 3, 5, 56)
-    assert (spec.text.vocabulary, spec.text.context, spec.text.end_token, spec.text.joint_width) == (7, 9, 6, 16)
+    image = {**SIZES, "embed_dim": 16, "activation": "quick_gelu", "layer_norm_eps": 1e-5}
+    assert vars(spec.image) == {**image, "pixel_mean": OPENAI_MEAN, "pixel_std": OPENAI_STD}
+    assert (spec.text.width, spec.text.depth, spec.text.num_heads, spec.text.mlp_width) == (40, 3, 5, 56)
+    assert (spec.text.vocabulary, spec.text.context, spec.text.end_token, spec.text.embed_dim) == (7, 9, 6, 16)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_older_names_of_hugging_face(clip_saved):
 
 def test_the_image_tower_alone(clip_saved):
     state = {name: x for name, x in as_numpy(openai_names(clip_saved[0])).items() if name.startswith("visual.")}
-    spec, params, records = convert_clip_image(state, activation="quick_gelu", heads=4)
+    spec, params, records = convert_clip_image(state, activation="quick_gelu", num_heads=4)
     whole = convert_state("clip", *clip_saved)
     assert spec == whole.spec.image
     assert_equal_params(params, whole.params["image"])
     assert records.keys() == state.keys()
     with pytest.raises(ConversionError, match="no rule covers ln_final"):
-        convert_clip_image(state | {"ln_final.weight": np.ones(40)}, activation="quick_gelu", heads=4)
+        convert_clip_image(state | {"ln_final.weight": np.ones(40)}, activation="quick_gelu", num_heads=4)
 
 
 def open_clip_config(**model) -> dict:
@@ -116,10 +116,10 @@ def open_clip_config(**model) -> dict:
 def test_open_clip_configurations(config, activation, clip_saved):
     state = as_numpy(openai_names(clip_saved[0]))
     spec = convert_state("clip", state, config).spec
-    assert (spec.image.heads, spec.text.heads) == (4, 5)
+    assert (spec.image.num_heads, spec.text.num_heads) == (4, 5)
     assert (spec.image.activation, spec.text.activation) == (activation, activation)
     assert convert_state("clip", state, config["model_cfg"]).spec == spec
-    assert convert_state("clip", state, config, activation="gelu", heads=2).spec.image.heads == 2
+    assert convert_state("clip", state, config, activation="gelu", num_heads=2).spec.image.num_heads == 2
 
 
 HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
@@ -140,7 +140,7 @@ def test_pixels_are_normalised_as_the_files_say(config, clip_saved):
     state = as_numpy(openai_names(clip_saved[0]))
     said = {} if "model_cfg" in config else {"pixels": stated_pixels(config)}
     spec = convert_state("clip", state, open_clip_config() | config, **said).spec
-    assert (spec.image.pixel_mean, spec.image.pixel_deviation) == HALF
+    assert (spec.image.pixel_mean, spec.image.pixel_std) == HALF
 
 
 def test_pixels_of_files_that_say_nothing_or_that_they_are_not_normalised():
@@ -207,12 +207,12 @@ def test_dino_names_agree(dino_saved):
     own = {"qkv_bias": True, "layer_norm_eps": config["layer_norm_eps"], "position_offset": 0.0}
     assert vars(expected.spec) == {**SIZES, **own}
     hub = as_numpy(hub_names(state))
-    converted = convert_state("dino", hub, heads=4)
+    converted = convert_state("dino", hub, num_heads=4)
     assert converted.spec.layer_norm_eps == 1e-6
     assert converted.spec.position_offset == 0.1
     assert_equal_params(converted.params, expected.params)
     training = prefixed(hub, "module.backbone.") | {"module.head.mlp.0.weight": np.ones(3)}
-    assert_same(convert_state("dino", training, heads=4), converted)
+    assert_same(convert_state("dino", training, num_heads=4), converted)
     loaded = {name: x.numpy() for name, x in published.dino_model().state_dict().items()}
     assert_same(convert_state("dino", loaded, config), expected)
     classifier = prefixed({name: x for name, x in state.items() if "pooler" not in name}, "vit.")
@@ -235,11 +235,11 @@ def test_dinov2_names_agree(dinov2_saved):
     # Only the code of the models without registers adds to the grid.
     own = replace(expected.spec, position_offset=0.0 if expected.spec.registers else 0.1)
     expected = expected._replace(spec=own)
-    assert_same(convert_state("dinov2", hub, heads=4), expected)
+    assert_same(convert_state("dinov2", hub, num_heads=4), expected)
     chunked = {name.replace("blocks.1.", "blocks.0.1."): tensor for name, tensor in hub.items()}
-    assert_same(convert_state("dinov2", chunked, heads=4), expected)
+    assert_same(convert_state("dinov2", chunked, num_heads=4), expected)
     training = prefixed(hub, "backbone.") | {"dino_head.mlp.0.weight": np.ones(3)}
-    assert_same(convert_state("dinov2", training, heads=4), expected)
+    assert_same(convert_state("dinov2", training, num_heads=4), expected)
 
 
 def meta_state(config: transformers.PreTrainedConfig, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
@@ -299,7 +299,7 @@ def test_published_clip_sizes_on_shapes(name):
     shapes = meta_state(config, transformers.CLIPModel)
     image, text = vars(on_shapes("clip", shapes, activation="gelu")).values()
     assert (image.image_size, image.patch_size, image.width, image.depth) == (side, patch, width, depth)
-    assert (image.mlp_width, image.heads, image.joint_width, text.heads) == (mlp, heads, joint, text_heads)
+    assert (image.mlp_width, image.num_heads, image.embed_dim, text.num_heads) == (mlp, heads, joint, text_heads)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_published_clip_sizes_on_shapes(name):
 )
 def test_published_dino_sizes_on_shapes(family, width, depth, patch, places, heads):
     spec = on_shapes(family, hub_shapes(width, depth, patch, places))
-    assert (spec.image_size, spec.patch_size, spec.depth, spec.heads) == (224, patch, depth, heads)
+    assert (spec.image_size, spec.patch_size, spec.depth, spec.num_heads) == (224, patch, depth, heads)
 
 
 @pytest.mark.parametrize(("width", "depth", "heads"), [(384, 12, 6), (768, 12, 12), (1024, 24, 16)])
@@ -316,7 +316,7 @@ def test_published_dinov2_sizes_on_shapes(width, depth, heads):
     vector = jax.ShapeDtypeStruct((width,), np.float32)
     scales = {f"blocks.{i}.ls{n}.gamma": vector for i in range(depth) for n in (1, 2)}
     spec = on_shapes("dinov2", hub_shapes(width, depth, 14, 37 * 37) | scales)
-    assert (spec.image_size, spec.patch_size, spec.depth, spec.heads) == (518, 14, depth, heads)
+    assert (spec.image_size, spec.patch_size, spec.depth, spec.num_heads) == (518, 14, depth, heads)
 
 
 def changed(state: Mapping[str, np.ndarray], **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -378,6 +378,6 @@ def test_configurations_that_do_not_fit_are_said(family, config, reason, dino_sa
 def test_no_heads_are_refused_and_not_taken_for_unsaid(family, tmp_path):
     model = published.dino_model() if family == "dino" else published.dinov2_model()
     state, config = saved(model, tmp_path)
-    assert convert_state(family, state, config, heads=2).spec.heads == 2
+    assert convert_state(family, state, config, num_heads=2).spec.num_heads == 2
     with pytest.raises(ConversionError, match="0 attention heads do not divide the width 32: give another --heads"):
-        convert_state(family, state, config, heads=0)
+        convert_state(family, state, config, num_heads=0)

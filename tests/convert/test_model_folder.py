@@ -131,7 +131,7 @@ def test_pixels_are_normalised_as_the_model_was_trained(tiny_clip, tmp_path):
     (tiny_clip / "preprocessor_config.json").write_text(json.dumps(HALF))
     manifest = convert("clip", tiny_clip, tmp_path / "out")
     spec = read_checkpoint(tmp_path / "out").spec.image
-    assert (spec.pixel_mean, spec.pixel_deviation) == ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
+    assert (spec.pixel_mean, spec.pixel_std) == ((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
     assert "preprocessor_config.json" in manifest["files"]
 
 
@@ -165,10 +165,10 @@ def test_files_of_torch_hub(family, tmp_path):
     model = published.dino_model() if family == "dino" else published.dinov2_model(registers=4)
     state, config = saved(model, tmp_path)
     torch.save(hub_names(state), tmp_path / "pretrain.pth")
-    manifest = convert(family, tmp_path / "pretrain.pth", tmp_path / "out", heads=4)
+    manifest = convert(family, tmp_path / "pretrain.pth", tmp_path / "out", num_heads=4)
     assert manifest["options"] == {"heads": 4}
     loaded, expected = read_checkpoint(tmp_path / "out"), convert_state(family, state, config)
-    assert loaded.spec.heads == 4
+    assert loaded.spec.num_heads == 4
     for path, leaf in flatten_params(expected.params).items():
         np.testing.assert_array_equal(flatten_params(loaded.params)[path], leaf, err_msg=path)
     assert not (tmp_path / "out" / "tokenizer.json").exists()
@@ -177,7 +177,7 @@ def test_files_of_torch_hub(family, tmp_path):
 def test_half_precision_files_become_float32(dino_folder, tmp_path):
     model = published.dino_model().bfloat16()
     torch.save(model.state_dict(), tmp_path / "half.pth")
-    convert("dino", tmp_path / "half.pth", tmp_path / "out", heads=4)
+    convert("dino", tmp_path / "half.pth", tmp_path / "out", num_heads=4)
     leaf = read_checkpoint(tmp_path / "out").params["norm"]["scale"]
     assert leaf.dtype == np.float32
     np.testing.assert_array_equal(leaf, model.layernorm.weight.float().detach().numpy())
@@ -255,7 +255,7 @@ def save(folder, params, write=checkpoint.save_params):
     write(folder, params)
 
 checkpoint.save_params = save
-convert("dino", sys.argv[1], sys.argv[2], heads=4)
+convert("dino", sys.argv[1], sys.argv[2], num_heads=4)
 """
 
 
@@ -285,7 +285,7 @@ def test_a_run_that_is_stopped_while_it_writes_leaves_no_model(stop, dino_folder
         os.utime(left, (0, 0))  # one of this minute could be a run that is about to lock it
     else:
         assert [path.name for path in tmp_path.iterdir()] == ["pretrain.pth"]
-    convert("dino", source, out, heads=4)
+    convert("dino", source, out, num_heads=4)
     assert read_checkpoint(out).spec.width == 32
     assert [path.name for path in out.parent.iterdir()] == ["out"]  # of the killed run, nothing either
 

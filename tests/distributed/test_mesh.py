@@ -106,7 +106,7 @@ def test_the_ring_passes_every_part_to_every_device():
     spec = jax.sharding.PartitionSpec(ring.WINDOW_AXIS)
 
     def total(part):
-        return ring.every_part(part, lambda x: x.sum(keepdims=True), jnp.add)
+        return ring.fold_shards(part, lambda x: x.sum(keepdims=True), jnp.add)
 
     found = jax.shard_map(total, mesh=mesh, in_specs=spec, out_specs=spec)(jnp.arange(16.0))
     np.testing.assert_allclose(found, np.full(8, 120.0))

@@ -22,9 +22,9 @@ class ColourSegmenter:
         self.seconds = seconds
         self.banks = 0
 
-    def text_bank(self, classes):
+    def text_embeddings(self, classes):
         self.banks += 1
-        rows = np.random.default_rng(len(classes.queries)).normal(size=(len(classes.queries), 3))
+        rows = np.random.default_rng(len(classes.prompts)).normal(size=(len(classes.prompts), 3))
         return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
 
     def prepare(self, image):

@@ -35,22 +35,22 @@ def test_numbers_of_classes_and_queries(benchmark, classes, gla, proxyclip, clea
     for setting, queries in (("sclip", gla), ("proxyclip", proxyclip), ("clearclip", clearclip)):
         row = protocol(benchmark, setting)
         assert len(row.classes) == classes
-        assert sum(map(len, row.queries)) == queries
+        assert sum(map(len, row.prompts)) == queries
 
 
 def test_renamed_queries():
-    voc = dict(zip(protocol("voc21").classes, protocol("voc21").queries, strict=True))
+    voc = dict(zip(protocol("voc21").classes, protocol("voc21").prompts, strict=True))
     assert voc["boat"] == ("ship",)
     assert voc["diningtable"] == ("table",)
     assert voc["background"][:2] == ("sky", "wall")
     assert voc["person"][1] == "person in shirt"
     cityscapes = protocol("cityscapes")
-    assert cityscapes.queries[6] == ("trafficlight",)
+    assert cityscapes.prompts[6] == ("trafficlight",)
     stuff = protocol("coco_stuff164k")
-    assert stuff.queries[stuff.classes.index("dining table")] == ("diningtable",)
+    assert stuff.prompts[stuff.classes.index("dining table")] == ("diningtable",)
     thing = protocol("coco_object")
-    assert thing.queries[thing.classes.index("dining table")] == ("dining table",)
-    assert protocol("voc21", "clearclip").queries[0] == ("background",)
+    assert thing.prompts[thing.classes.index("dining table")] == ("dining table",)
+    assert protocol("voc21", "clearclip").prompts[0] == ("background",)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_class_names_are_complete(benchmark):
     names = class_names(benchmark)
     assert len(set(names.classes)) == len(names.classes)
     assert names.palette is None or len(names.palette) == len(names.classes)
-    for queries in names.queries.values():
+    for queries in names.prompts.values():
         assert len(queries) == len(names.classes)
         assert all(query == query.strip() and query for synonyms in queries for query in synonyms)
     for table in names.tables.values():
@@ -98,7 +98,7 @@ def test_every_part_of_a_row_moves_its_hash():
         replace(row, threshold=0.2),
         replace(row, logit_scale=50.0),
         replace(row, windows=replace(row.windows, stride=111)),
-        replace(row, queries=(("sky",), *row.queries[1:])),
+        replace(row, prompts=(("sky",), *row.prompts[1:])),
         replace(row, classes=("void", *row.classes[1:])),
         replace(row, area_threshold=0.1),
         protocol("voc21", "proxyclip"),
@@ -130,8 +130,8 @@ def test_the_background_prompt_that_hides_a_class_can_be_dropped():
     row = protocol("coco_object")
     assert duplicates(row) == ("bed",)
     dropped = without_duplicates(row)
-    assert "bed" not in dropped.queries[0]
-    assert dropped.queries[1:] == row.queries[1:]
+    assert "bed" not in dropped.prompts[0]
+    assert dropped.prompts[1:] == row.prompts[1:]
     assert dropped.sha256 != row.sha256
     assert without_duplicates(protocol("voc21")) == protocol("voc21")
 
@@ -151,7 +151,7 @@ def preset_file(path, prompts="sclip", **changes):
 
 def test_a_tuned_preset_is_a_protocol_of_its_own(tmp_path):
     row = protocol("voc21", preset_file(tmp_path / "mine.json"))
-    assert row.queries == protocol("voc21").queries
+    assert row.prompts == protocol("voc21").prompts
     config = row.config("gla")
     assert (config.method.anchor_threshold, config.method.dynamic_scale) == (0.5, 20.0)
     assert (row.windows.crop, row.logit_scale, row.threshold) == (112, 33.0, 0.05)
@@ -159,14 +159,14 @@ def test_a_tuned_preset_is_a_protocol_of_its_own(tmp_path):
     assert protocol("voc21", preset_file(tmp_path / "other.json", dynamic_shift=0.3)).sha256 != row.sha256
     # What was fitted on some prompts says little about others.
     row = protocol("voc21", preset_file(tmp_path / "prompts.json", prompts="proxyclip"))
-    assert row.queries == protocol("voc21", "proxyclip").queries
+    assert row.prompts == protocol("voc21", "proxyclip").prompts
     with pytest.raises(UserError, match="tuned for the method gla, not for proxyclip"):
         row.config("proxyclip")
 
 
 def test_the_method_meets_the_protocol():
     config = protocol("voc21").config("proxyclip", "bfloat16")
-    assert (config.method.host, config.method.global_buffer) == ("proxyclip", False)
+    assert (config.method.baseline, config.method.global_buffer) == ("proxyclip", False)
     assert (config.threshold, config.windows.short_side, config.dtype) == (0.1, 336, "bfloat16")
 
 

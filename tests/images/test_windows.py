@@ -79,7 +79,7 @@ def test_impossible_windows_are_refused(wrong):
 def test_a_clip_sees_pixels_by_its_own_mean_and_outside_the_image_nothing():
     """LAION's L/14 was trained with mean and deviation 0.5; by OpenAI's numbers it sees every colour shifted."""
     mean, deviation = (0.5, 0.25, 0.5), (0.5, 0.5, 0.25)
-    spec = replace(IMAGE, pixel_mean=mean, pixel_deviation=deviation)
+    spec = replace(IMAGE, pixel_mean=mean, pixel_std=deviation)
     weights = jax.tree.map(jnp.asarray, random_params(small_clip(), 0)["image"])
     image = np.random.default_rng(0).integers(0, 256, (20, 32, 3), np.uint8)
     windows = cut_windows(image, window_grid(20, 32, WindowConfig(None, crop=32, stride=16)), mean=mean)

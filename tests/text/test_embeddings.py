@@ -5,7 +5,7 @@ import pytest
 
 from gla_jax.checkpoints.model_folder import read_checkpoint
 from gla_jax.text import embeddings as module
-from gla_jax.text.embeddings import encode_texts, text_bank
+from gla_jax.text.embeddings import encode_texts, text_embeddings
 from gla_jax.text.prompts import parse_classes
 from gla_jax.text.tokenizer import load_tokenizer
 from tests.small_models import random_pair
@@ -34,8 +34,8 @@ def test_features_do_not_depend_on_the_texts_beside_them(clip, tokenizer):
 
 
 def test_rows_are_unit_means_over_the_templates(clip, tokenizer, tmp_path):
-    bank = text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
-    for row, query in zip(bank, CLASSES.queries, strict=True):
+    bank = text_embeddings(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+    for row, query in zip(bank, CLASSES.prompts, strict=True):
         texts = [template.replace("{}", query) for template in TEMPLATES]
         features = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts)
         mean = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0)
@@ -46,11 +46,11 @@ def test_the_tower_runs_once_for_a_model_its_templates_and_names(clip, tokenizer
     calls = []
     encode = module.encode_texts
     monkeypatch.setattr(module, "encode_texts", lambda *arguments: calls.append(1) or encode(*arguments))
-    first = text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
-    np.testing.assert_array_equal(text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path), first)
+    first = text_embeddings(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+    np.testing.assert_array_equal(text_embeddings(clip, tokenizer, CLASSES, TEMPLATES, tmp_path), first)
     assert len(calls) == 1
-    text_bank(clip, tokenizer, CLASSES, TEMPLATES[:1], tmp_path)
-    text_bank(clip, tokenizer, parse_classes(["water"]), TEMPLATES, tmp_path)
+    text_embeddings(clip, tokenizer, CLASSES, TEMPLATES[:1], tmp_path)
+    text_embeddings(clip, tokenizer, parse_classes(["water"]), TEMPLATES, tmp_path)
     assert len(calls) == 3
 
 
@@ -58,19 +58,19 @@ def test_unknown_words_are_named_in_every_run(clip, tokenizer, tmp_path):
     """The second run reads its features from the disk, and they mean as little as before."""
     for _ in range(2):
         with pytest.warns(UserWarning, match="the model does not know 'giraffe'") as caught:
-            text_bank(clip, tokenizer, parse_classes(["giraffe"]), TEMPLATES, tmp_path)
+            text_embeddings(clip, tokenizer, parse_classes(["giraffe"]), TEMPLATES, tmp_path)
         assert len(caught) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY garbage", None])
 def test_a_damaged_cache_file_is_made_again(clip, tokenizer, tmp_path, damage):
-    first = text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+    first = text_embeddings(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
     (path,) = tmp_path.rglob("*.npy")
     if damage is None:
         np.save(path, np.zeros_like(first))
     else:
         path.write_bytes(damage)
-    np.testing.assert_array_equal(text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path), first)
+    np.testing.assert_array_equal(text_embeddings(clip, tokenizer, CLASSES, TEMPLATES, tmp_path), first)
 
 
 def test_a_full_disk_leaves_no_part_of_a_bank(clip, tokenizer, tmp_path, monkeypatch):
@@ -80,5 +80,5 @@ def test_a_full_disk_leaves_no_part_of_a_bank(clip, tokenizer, tmp_path, monkeyp
 
     monkeypatch.setattr(module.np, "save", fail)
     with pytest.raises(OSError, match="No space"):
-        text_bank(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
+        text_embeddings(clip, tokenizer, CLASSES, TEMPLATES, tmp_path)
     assert list((tmp_path / "text").iterdir()) == []

@@ -11,13 +11,13 @@ from gla_jax.text.prompts import average_templates, check_templates, imagenet_te
 def test_synonyms_are_queries_of_one_class():
     classes = parse_classes(["cat; tabby", "grass", " sky ;  clouds  at dusk"])
     assert classes.names == ("cat", "grass", "sky")
-    assert classes.queries == ("cat", "tabby", "grass", "sky", "clouds at dusk")
-    assert classes.class_of_query == (0, 0, 1, 2, 2)
+    assert classes.prompts == ("cat", "tabby", "grass", "sky", "clouds at dusk")
+    assert classes.class_of_prompt == (0, 0, 1, 2, 2)
 
 
 def test_commas_that_look_like_synonyms_warn():
     with pytest.warns(UserWarning, match="synonyms are parted by semicolons"):
-        assert parse_classes(["cat, tabby"]).queries == ("cat, tabby",)
+        assert parse_classes(["cat, tabby"]).prompts == ("cat, tabby",)
 
 
 def test_a_word_of_two_classes_warns():

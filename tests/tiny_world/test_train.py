@@ -14,7 +14,7 @@ from gla_jax.tiny_world.train import RECIPES, Clock, TextTable, learning_rate, t
 
 def small(part):
     """The recipe of a part, narrow and shallow, on one scene a step."""
-    recipe, thin = RECIPES[part], {"width": 24, "depth": 1, "heads": 2, "mlp_width": 24}
+    recipe, thin = RECIPES[part], {"width": 24, "depth": 1, "num_heads": 2, "mlp_width": 24}
     if part == "clip":
         towers = {name: dataclasses.replace(getattr(recipe.spec, name), **thin) for name in ("image", "text")}
         spec, patch = dataclasses.replace(recipe.spec, **towers), 16

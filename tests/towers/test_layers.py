@@ -13,11 +13,11 @@ from gla_jax.towers.dino import DinoSpec
 from gla_jax.towers.dinov2 import DinoV2Spec
 from gla_jax.towers.layers import LayerNorm, attention_weights, merge_heads, split_heads
 
-IMAGE = ClipImageSpec(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_width=64, joint_width=16)
-TEXT = ClipTextSpec(vocabulary=50, context=9, width=32, depth=2, heads=2, mlp_width=64, joint_width=16, end_token=49)
+IMAGE = ClipImageSpec(image_size=32, patch_size=8, width=32, depth=2, num_heads=2, mlp_width=64, embed_dim=16)
+TEXT = ClipTextSpec(vocabulary=50, context=9, width=32, depth=2, num_heads=2, mlp_width=64, embed_dim=16, end_token=49)
 CLIP = ClipSpec(IMAGE, TEXT)
-DINO = DinoSpec(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_width=64)
-DINOV2 = DinoV2Spec(image_size=28, patch_size=14, width=32, depth=2, heads=2, mlp_width=64, registers=3)
+DINO = DinoSpec(image_size=32, patch_size=8, width=32, depth=2, num_heads=2, mlp_width=64)
+DINOV2 = DinoV2Spec(image_size=28, patch_size=14, width=32, depth=2, num_heads=2, mlp_width=64, registers=3)
 
 
 def random_params(spec):
@@ -103,11 +103,11 @@ def test_the_first_end_token_is_read_and_nothing_after_it():
 def test_attention_only_leaves_residual_and_mlp_out():
     tower = ClipImage(IMAGE).bind({"params": random_params(CLIP)["image"]})
     tokens = tower.encode(pixels(1, 3, 32, 32))
-    whole, alone = tower.project(tokens.heads.values, tokens.residual), tower.project(tokens.heads.values)
+    whole, alone = tower.project(tokens.qkv.values, tokens.residual), tower.project(tokens.qkv.values)
     changed = jax.tree.map(lambda leaf: leaf, tower.variables["params"])
     changed["blocks_1"]["mlp"] = jax.tree.map(jnp.zeros_like, changed["blocks_1"]["mlp"])
     without_mlp = ClipImage(IMAGE).bind({"params": changed})
-    np.testing.assert_array_equal(np.asarray(without_mlp.project(tokens.heads.values)), np.asarray(alone))
+    np.testing.assert_array_equal(np.asarray(without_mlp.project(tokens.qkv.values)), np.asarray(alone))
     assert float(jnp.abs(whole - alone).max()) > 0.01
 
 

@@ -39,7 +39,7 @@ def models(request, tmp_path_factory):
     convert(family, root / "saved", root / "model")
     if family == "clip":
         return root / "saved", root / "published.pth", root / "model", root / "model"
-    convert(family, root / "published.pth", root / "model of published", heads=4)
+    convert(family, root / "published.pth", root / "model of published", num_heads=4)
     return root / "saved", root / "published.pth", root / "model", root / "model of published"
 
 

@@ -80,7 +80,7 @@ def test_a_folder_brings_its_own_classes(tmp_path):
     dataset = open_dataset("folder", trees.folder(tmp_path, 3, [0, 2, 255]))
     assert dataset.ids == ("one", "two")
     assert dataset.names.classes == ("thing 0", "thing 1", "thing 2")
-    assert dataset.names.queries["sclip"][1] == ("thing 1", "object 1")
+    assert dataset.names.prompts["sclip"][1] == ("thing 1", "object 1")
     assert first_column(dataset)[:3] == [0, 2, 255]
 
 

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.attention.baselines import HOSTS
 from gla_jax.checkpoints.model_folder import ClipSpec, initial_params
-from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
+from gla_jax.config import BASELINES, METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.images.windows import Windows, cut_windows, window_grid
-from gla_jax.pipeline import SegmenterParams, WindowTokens, gather_windows, segment_features, segment_logits
+from gla_jax.pipeline import SegmenterParams, WindowTokens, aggregate_windows, segment_features, segment_logits
 from gla_jax.towers.clip_image import ClipImageSpec
 from gla_jax.towers.clip_text import ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
-from gla_jax.towers.layers import Heads
+from gla_jax.towers.layers import QKV
 
 CLIP = ClipSpec(ClipImageSpec(32, 8, 16, 2, 2, 32, 12), ClipTextSpec(20, 8, 16, 1, 2, 32, 12, 19))
 DINO = DinoSpec(32, 4, 12, 2, 2, 24)
@@ -56,16 +55,16 @@ def test_padding_and_batches_leave_no_trace(params, bank, name):
     np.testing.assert_allclose(padded[:6], exact, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [host.gla for host in HOSTS.values() if host.gla])
+@pytest.mark.parametrize("name", [row.gla for row in BASELINES.values() if row.gla])
 def test_without_the_global_buffer_a_window_sees_no_other(params, name):
     """An ablation switches the buffer off: what leaks between windows all the same would be credited to others."""
     method, windows = replace(METHODS[name], global_buffer=False), windows_of(0)
     rng = np.random.default_rng(0)
-    heads = Heads(*(rng.normal(size=(6, 17, 16)).astype(np.float32) for _ in range(3)))
+    heads = QKV(*(rng.normal(size=(6, 17, 16)).astype(np.float32) for _ in range(3)))
     tokens = WindowTokens(heads, heads.queries, rng.normal(size=(6, 64, 12)).astype(np.float32))
     changed = jax.tree.map(lambda leaf: np.concatenate([leaf[:1], leaf[1:] + rng.normal(size=leaf[1:].shape)]), tokens)
     tokens, changed = (jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), made) for made in (tokens, changed))
-    before, after = (jax.jit(gather_windows)(made, windows, params, method) for made in (tokens, changed))
+    before, after = (jax.jit(aggregate_windows)(made, windows, params, method) for made in (tokens, changed))
     np.testing.assert_array_equal(before[0], after[0])
     assert np.abs(before[1] - after[1]).max() > 1e-2
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax import segmenter as module
-from gla_jax import staged
+from gla_jax import pipeline
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.pipeline import segment_features
-from gla_jax.segmenter import Segmenter, image_windows
+from gla_jax.pipeline import segment_features, segment_in_steps
+from gla_jax.predict import model as module
+from gla_jax.predict.prepare import prepare_image
+from gla_jax.segmenter import Segmenter
 from tests.small_models import random_pair
 
 CONFIG = SegmenterConfig(windows=WindowConfig(short_side=None, crop=32, stride=16), tower_batch=3)
@@ -29,12 +30,12 @@ def segmenter(tmp_path_factory):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_steps_give_the_features_of_one_program(segmenter, name, monkeypatch):
-    monkeypatch.setattr(staged, "QUERIES_OF_A_STEP", 50)
+    monkeypatch.setattr(pipeline, "QUERY_CHUNK", 50)
     config = replace(CONFIG, method=VARIANTS[name])
-    windows, grid = image_windows(IMAGE, CONFIG.windows, lambda count: staged.padded_to_batches(count, CONFIG))
+    windows, grid, _ = prepare_image(IMAGE, CONFIG.windows, lambda count: -(-count // 3) * 3)
     assert len(windows.valid) > grid.count  # padding must leave no trace
     seen = []
-    found = staged.staged_features(segmenter.params, windows, config, lambda done, of: seen.append((done, of)))
+    found = segment_in_steps(segmenter.params, windows, config, lambda done, of: seen.append((done, of)))
     expected = jax.jit(segment_features)(segmenter.params, jax.tree.map(jnp.asarray, windows), config)
     np.testing.assert_allclose(found[: grid.count], expected[: grid.count], atol=2e-5)
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
@@ -43,7 +44,7 @@ def test_steps_give_the_features_of_one_program(segmenter, name, monkeypatch):
 
 def test_images_of_many_windows_go_in_steps(segmenter, monkeypatch):
     expected = segmenter(IMAGE, ["sand", "water"], scores=True)
-    monkeypatch.setattr(module, "WINDOWS_IN_ONE_PROGRAM", 4)
+    monkeypatch.setattr(module, "MAX_PROGRAM_WINDOWS", 4)
     seen = []
     found = segmenter(IMAGE, ["sand", "water"], scores=True, progress=lambda done, of: seen.append(done / of))
     assert seen[-1] == 1

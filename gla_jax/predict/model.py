@@ -1,0 +1,122 @@
+"""A model on its devices: parameters of the image towers and resolved settings; no text, no pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gla_jax.config import SegmenterConfig, on_platform
+from gla_jax.distributed.mesh import (
+    DATA_AXIS,
+    image_features,
+    padded_windows,
+    place_params,
+    place_windows,
+    ring_features,
+)
+from gla_jax.images.windows import Windows, bucket
+from gla_jax.pipeline import SegmenterParams, segment_features, segment_in_steps
+from gla_jax.predict.prepare import Prepared, image_grid, prepare_image
+from gla_jax.support.errors import UserError
+from gla_jax.support.shapes import Array, Float, UInt8
+from gla_jax.support.steps import Progress
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+# An image of more windows goes through in steps, so that it can be watched and interrupted.
+MAX_PROGRAM_WINDOWS = 64
+
+_segment_features = jax.jit(segment_features)
+
+
+@jax.jit
+def _batch_features(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> Float[Array, "B W S E"]:
+    return jax.vmap(lambda own: segment_features(params, own, config))(windows)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters on a device, or on all devices of a mesh, and settings whose platform numbers are filled in."""
+
+    params: SegmenterParams
+    config: SegmenterConfig
+    mesh: "Mesh | None" = None
+
+    @classmethod
+    def place(cls, params: SegmenterParams, config: SegmenterConfig, mesh: "Mesh | None" = None) -> "Model":
+        """Put parameters on the device in the towers' dtype, or on all devices of a mesh, which splits windows.
+
+        Raises UserError when settings and model do not go together.
+        """
+        check_settings(config, params)
+        dtype = jnp.dtype(config.dtype)
+        # Processors share the memory of aligned arrays of the right dtype.
+        params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype), may_alias=True), params)
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        placed = params if mesh is None else place_params(params, mesh)
+        return cls(placed, on_platform(config, platform), mesh)
+
+    def with_config(self, config: SegmenterConfig) -> "Model":
+        """The same parameters under other settings of the same dtype. Raises UserError when they do not fit."""
+        check_settings(config, self.params)
+        platform = jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+        return replace(self, config=on_platform(config, platform))
+
+    def steps_through(self, size: tuple[int, int]) -> int:
+        """Number of windows of an image of size (h, w) that goes through in steps, 0 for any other."""
+        count = image_grid(size, self.config.windows).count
+        return count if self.mesh is None and count > MAX_PROGRAM_WINDOWS else 0
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
+        """The host's work on an RGB image, which can run ahead in a thread: its working size, cut into windows."""
+
+        def padded(count: int) -> int:
+            if self.mesh is not None:
+                return padded_windows(count, self.mesh)
+            batch = self.config.max_tower_batch
+            return -(-count // batch) * batch if count > MAX_PROGRAM_WINDOWS else bucket(count)
+
+        return prepare_image(image, self.config.windows, padded, self.params.clip_spec.pixel_mean)
+
+    def features(self, images: Sequence[Prepared], progress: Progress | None = None) -> list[Float[Array, "W S E"]]:
+        """Joint-space features of every window token of images with one padded number of windows, as one program.
+
+        progress(steps done, steps) is called for images that go through in steps.
+        """
+        windows = [image.windows for image in images]
+        if self.mesh is not None:
+            groups = self.mesh.shape[DATA_AXIS]
+            # Every group of devices takes an image; what is left over takes the last one again.
+            batch = _stacked(windows + windows[-1:] * (-len(windows) % groups))
+            together = ring_features(self.params, place_windows(batch, self.mesh), self.config, self.mesh)
+            return [image_features(together, index, self.mesh) for index in range(len(windows))]
+        if images[0].grid.count > MAX_PROGRAM_WINDOWS:
+            return [segment_in_steps(self.params, one, self.config, progress) for one in windows]
+        if len(windows) == 1:
+            return [_segment_features(self.params, windows[0], self.config)]
+        return list(_batch_features(self.params, _stacked(windows), self.config))
+
+
+def _stacked(windows: Sequence[Windows]) -> Windows:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *windows)
+
+
+def check_settings(config: SegmenterConfig, params: SegmenterParams) -> None:
+    """Raise UserError when a model cannot run under some settings."""
+    method, clip, vfm = config.method, params.clip_spec, params.vfm_spec
+    if method.reads_vfm and vfm is None:
+        raise UserError(
+            f"method {method.baseline} compares features of a vision foundation model, but the model is a CLIP alone; "
+            "name a pair such as CLIP+dino-vitb8, or choose another method."
+        )
+    parts = {"CLIP": clip.patch_size} | ({"the VFM": vfm.patch_size} if method.reads_vfm else {})
+    for part, patch in parts.items():
+        if config.windows.crop % patch:
+            raise UserError(
+                f"crop {config.windows.crop} does not divide into the patches of {patch} pixels that {part} reads; "
+                f"choose a multiple of {np.lcm.reduce(list(parts.values()))}."
+            )
