@@ -19,7 +19,7 @@ import numpy as np
 
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
-from gla_jax.outputs.files import write_text
+from gla_jax.support.files import write_text
 from gla_jax.support.errors import UserError
 
 SYNC_SECONDS = 1.0

@@ -19,7 +19,7 @@ from gla_jax.eval.paper import PAPER_SOURCE, not_comparable, paper_miou
 from gla_jax.eval.protocols import common_windows, duplicates
 from gla_jax.eval.records import ImageRecord, writing_to
 from gla_jax.eval.runner import Outcome
-from gla_jax.outputs.files import write_text
+from gla_jax.support.files import write_text
 from gla_jax.support.errors import UserError
 from gla_jax.support.shapes import Float
 from gla_jax.support.version import VERSION

@@ -27,7 +27,7 @@ from gla_jax.eval.records import (
     read_records,
     writing_to,
 )
-from gla_jax.outputs.files import write_beside
+from gla_jax.support.files import write_beside
 from gla_jax.segmenter import image_grid
 from gla_jax.settings.options import check_choice
 from gla_jax.support.batches import grouped

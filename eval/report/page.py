@@ -9,7 +9,7 @@ from typing import Any
 from gla_jax.eval.records import writing_to
 from gla_jax.eval.report.pictures import Picture
 from gla_jax.eval.results import BOUNDARY
-from gla_jax.outputs.files import write_text
+from gla_jax.support.files import write_text
 
 NAMES = {
     "miou": "mIoU",

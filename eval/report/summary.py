@@ -9,7 +9,7 @@ from gla_jax.eval.paper import PAPER_SOURCE, paper_average
 from gla_jax.eval.records import writing_to
 from gla_jax.eval.report.page import NAMES, figure
 from gla_jax.eval.results import FIGURES
-from gla_jax.outputs.files import write_text
+from gla_jax.support.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table

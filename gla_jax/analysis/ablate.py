@@ -29,7 +29,7 @@ from gla_jax.eval.protocols import Protocol
 from gla_jax.eval.report.page import counted
 from gla_jax.images.windows import WindowGrid, Windows
 from gla_jax.labels.label_map import label_map, layout
-from gla_jax.outputs.files import write_png, write_text
+from gla_jax.support.files import write_png, write_text
 from gla_jax.pictures.charts import BLUE, GREY, RED, Column, bars, figure, heat_maps, lines
 from gla_jax.pictures.drawing import Entry
 from gla_jax.pipeline import (

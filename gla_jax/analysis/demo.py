@@ -12,7 +12,7 @@ from gla_jax.eval.metrics.areas import image_areas
 from gla_jax.eval.metrics.boundary import boundary_counts
 from gla_jax.images.resize import rescale_size
 from gla_jax.images.windows import window_grid
-from gla_jax.outputs.files import write_png, write_text
+from gla_jax.support.files import write_png, write_text
 from gla_jax.pictures.drawing import Entry, Panel, flat, panels, with_window_grid
 from gla_jax.segmenter import Segmenter
 from gla_jax.tiny_world.scenes import CLOTH_COLOURS, Scene, render

@@ -16,7 +16,7 @@ from gla_jax.analysis.explain import (
 from gla_jax.analysis.explain_pictures import explanation_picture, stage_note
 from gla_jax.analysis.seams import boundary_picture, compare_methods, flip_note, label_flips
 from gla_jax.images.reading import read_image
-from gla_jax.outputs.files import write_png
+from gla_jax.support.files import write_png
 from gla_jax.segmenter import Segmenter, image_grid
 from gla_jax.support.errors import UserError
 from gla_jax.support.shapes import Integer, UInt8

@@ -25,7 +25,7 @@ from gla_jax.eval.datasets.dataset import TINY_WORLD_SIZE, Dataset, Example
 from gla_jax.eval.metrics.areas import Areas, image_areas
 from gla_jax.eval.protocols import Protocol
 from gla_jax.images.windows import Windows
-from gla_jax.outputs.files import write_text
+from gla_jax.support.files import write_text
 from gla_jax.pipeline import (
     SegmenterParams,
     WindowTokens,

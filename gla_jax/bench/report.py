@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gla_jax.bench.measure import Report, Row
 from gla_jax.bench.memory import GIB
-from gla_jax.outputs.files import write_png, write_text
+from gla_jax.support.files import write_png, write_text
 from gla_jax.pictures.drawing import FIRST_COLOURS
 from gla_jax.pictures.log_chart import LogPanel, Series, log_lines
 

@@ -393,7 +393,7 @@ def crossing(
     attention_stages(config.method)  # before the weights are loaded
     prepare_jax()
     from gla_jax.analysis import crossing as measuring
-    from gla_jax.outputs.files import write_text
+    from gla_jax.support.files import write_text
     from gla_jax.segmenter import Segmenter
     from gla_jax.support.progress import track
 

@@ -124,7 +124,7 @@ def compare(
     from gla_jax.eval.records import writing_to
     from gla_jax.eval.report.compare import compare as compared
     from gla_jax.eval.report.compare import comparison_html, comparison_tables
-    from gla_jax.outputs.files import write_text
+    from gla_jax.support.files import write_text
 
     comparison = compared(first, second)
     Console().print(comparison_tables(comparison))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from gla_jax.config import settings_as_dict
 from gla_jax.distributed.processes import Processes
@@ -21,6 +19,7 @@ from gla_jax.predict.cost import estimate
 from gla_jax.segmenter import Segmentation, Segmenter, image_grid, with_background
 from gla_jax.support.batches import grouped
 from gla_jax.support.errors import ImageError
+from gla_jax.support.files import write_beside, write_png
 from gla_jax.support.progress import steps
 from gla_jax.support.shapes import UInt8
 from gla_jax.text.prompts import Classes
@@ -28,29 +27,6 @@ from gla_jax.text.prompts import Classes
 # Of the 255 bytes of a file name: the rest is for the ending and for the file that is written beside.
 NAME_BYTES = 200
 SECONDS_BETWEEN_RECORDS = 5.0
-
-
-def write_beside(path: Path, write: Callable[[Any], None]) -> None:
-    """Write a file beside its place and rename it: readers see the old one or the new one, never a part."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not there."""
-    write_beside(path, lambda file: file.write(text.encode()))
-
-
-def write_png(path: Path, image: Image.Image) -> None:
-    """A PNG file, whole or not there."""
-    write_beside(path, lambda file: image.save(file, format="PNG", optimize=False))
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:

@@ -1,6 +1,5 @@
 """Preset files: settings that gla-jax tune fitted, as JSON."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
 from gla_jax.settings.names import check_choice
 from gla_jax.support.errors import UserError
+from gla_jax.support.files import read_json
 from gla_jax.support.version import VERSION
 
 PRESET_FORMAT = "gla-jax preset 1"
@@ -37,12 +37,7 @@ class TunedPreset(NamedTuple):
 
 def read_preset(path: Path) -> TunedPreset:
     """The settings in a file that gla-jax tune wrote. Raises UserError."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"the preset {path} cannot be read ({error.strerror}); write it with gla-jax tune.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the preset {path} is not JSON ({error}); write it with gla-jax tune.") from None
+    content = read_json(path, "the preset", "write it with gla-jax tune")
     if not isinstance(content, dict) or content.get("format") != PRESET_FORMAT:
         raise UserError(f"{path} is not a preset of this program; write one with gla-jax tune.")
     try:
