@@ -1,71 +1,99 @@
-"""How far long work is: bars on a terminal, plain lines elsewhere; always on standard error."""
+"""Progress of long work: a bar on a terminal, a plain line every ten seconds elsewhere; always on standard error."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 Item = TypeVar("Item")
-SECONDS_BETWEEN_LINES = 5.0
-SECONDS_BETWEEN_STEPS = 30.0
-# A terminal has one live display: what goes on inside a tracked item is a bar of the same one.
-_shown: "list[Progress]" = []
-
-
-@contextmanager
-def _display() -> "Iterator[Progress | None]":
-    """The live display of the terminal, new or the one that is shown already; None where there is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if _shown or not console.is_terminal:
-        yield _shown[-1] if _shown else None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        _shown.append(progress)
-        try:
-            yield progress
-        finally:
-            _shown.pop()
+Advance = Callable[[int, int], None]  # (done, of)
+SECONDS_BETWEEN_LINES = 10.0
+# The counters that run now, outermost first, with the display that all share (None away from a terminal): a terminal
+# can have one live display only, so an inner counter is a second bar of it.
+_running: "list[Progress | None]" = []
 
 
 def track(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items one by one, with a bar or, away from a terminal, a line every few seconds; `what` names the work."""
-    with _display() as progress:
-        if progress is not None:
-            yield from progress.track(items, description=what)
-            return
-        said = time.monotonic()
+    """Yield the items one by one and show how many are done; `what` names the work."""
+    with counter(what) as advance:
+        advance(0, len(items))
         for done, item in enumerate(items, 1):
             yield item
-            if done == len(items) or time.monotonic() - said > SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                print(f"{what} {done}/{len(items)}", file=sys.stderr, flush=True)
+            advance(done, len(items))
+
+
+def steps(what: str) -> AbstractContextManager[Advance]:
+    """Counter of the steps of one piece of work."""
+    return counter(what, "step ")
 
 
 @contextmanager
-def steps(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, of) that shows how far one piece of work is, from its first call on."""
-    begun = said = time.monotonic()
+def counter(what: str, unit: str = "") -> Iterator[Advance]:
+    """A function advance(done, of) that shows how far some work is, its rate and the time left.
+
+    The first call says where this run starts: rate and time left count from there, so that a resumed run is not
+    credited with the work of the one before. A counter inside another one vanishes when it ends.
+
+    Args:
+        what: the name of the work, shown before the numbers.
+        unit: a word with a space before the numbers of a plain line, as "step ".
+    """
+    inner = bool(_running)
+    display = _running[-1] if inner else _new_display()
+    start: tuple[float, int] | None = None
+    last_line = time.monotonic()
     task = None
-    with _display() as progress:
 
-        def say(done: int, of: int) -> None:
-            nonlocal said, task
-            if progress is not None:
-                task = progress.add_task(what, total=of) if task is None else task
-                progress.update(task, completed=done)
-            elif time.monotonic() - said > SECONDS_BETWEEN_STEPS:
-                said = time.monotonic()
-                left = (said - begun) / done * (of - done)
-                print(f"{what}: step {done} of {of}, about {left:.0f} s left", file=sys.stderr, flush=True)
+    def advance(done: int, of: int) -> None:
+        nonlocal start, last_line, task
+        now = time.monotonic()
+        start = start or (now, done)
+        pace = _pace(done - start[1], of - done, now - start[0])
+        if display:
+            task = display.add_task(what, total=of, pace="") if task is None else task
+            display.update(task, completed=done, total=of, pace=pace)
+        elif now - last_line > SECONDS_BETWEEN_LINES or (not inner and start[1] < done == of):
+            last_line = now
+            numbers = f"{what}: {unit}{done} of {of}"
+            print(f"{numbers}, {pace}" if pace else numbers, file=sys.stderr, flush=True)
 
-        yield say
-        if task is not None:
-            progress.remove_task(task)
+    _running.append(display)
+    try:
+        if display and not inner:
+            display.start()
+        yield advance
+    finally:
+        _running.pop()
+        if display and not inner:
+            display.stop()
+        elif display and task is not None:
+            display.remove_task(task)
+
+
+def _new_display() -> "Progress | None":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    name = TextColumn("{task.description}", markup=False)  # a file may be called [/x]
+    columns = (name, BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}", markup=False))
+    # Standard output that goes to a file or a pipe is for programs: nothing of it may end on the terminal.
+    return Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty())
+
+
+def _pace(done: int, left: int, seconds: float) -> str:
+    """Rate and time left in words, empty before the first item."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    each = seconds / done
+    rate = f"{1 / each:.1f} a second" if each < 1 else f"{each:.1f} s each"
+    rest = each * left
+    if not left:
+        return rate
+    return f"{rate}, {rest:.0f} s left" if rest < 120 else f"{rate}, {rest / 60:.0f} min left"
