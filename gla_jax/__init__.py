@@ -6,28 +6,42 @@ from typing import TYPE_CHECKING, Any
 from gla_jax.support.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from gla_jax.config import METHODS, PRESETS, MethodConfig, SegmenterConfig, WindowConfig
+    from gla_jax.config import (
+        BASELINES,
+        METHODS,
+        PRESETS,
+        Baseline,
+        MethodConfig,
+        SegmenterConfig,
+        WindowConfig,
+        register_baseline,
+    )
     from gla_jax.distributed.mesh import make_mesh
     from gla_jax.pipeline import SegmenterParams, segment_features, segment_logits
     from gla_jax.segmenter import Segmentation, Segmenter
 
-_HOMES = {
-    "METHODS": "config",
-    "MethodConfig": "config",
-    "PRESETS": "config",
-    "Segmentation": "segmenter",
-    "Segmenter": "segmenter",
-    "SegmenterConfig": "config",
-    "SegmenterParams": "pipeline",
-    "WindowConfig": "config",
-    "make_mesh": "distributed.mesh",
-    "segment_features": "pipeline",
-    "segment_logits": "pipeline",
+_MODULES = {
+    "config": (
+        "BASELINES",
+        "METHODS",
+        "PRESETS",
+        "Baseline",
+        "MethodConfig",
+        "SegmenterConfig",
+        "WindowConfig",
+        "register_baseline",
+    ),
+    "distributed.mesh": ("make_mesh",),
+    "pipeline": ("SegmenterParams", "segment_features", "segment_logits"),
+    "segmenter": ("Segmentation", "Segmenter"),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "BASELINES",
     "METHODS",
     "PRESETS",
+    "Baseline",
     "MethodConfig",
     "Segmentation",
     "Segmenter",
@@ -36,12 +50,13 @@ __all__ = [
     "WindowConfig",
     "__version__",
     "make_mesh",
+    "register_baseline",
     "segment_features",
     "segment_logits",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'gla_jax' has no attribute {name!r}")
-    return getattr(import_module(f"gla_jax.{_HOMES[name]}"), name)
+    return getattr(import_module(f"gla_jax.{_MODULE_OF[name]}"), name)

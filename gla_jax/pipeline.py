@@ -15,7 +15,8 @@ from gla_jax.attention.baselines import window_attention
 from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries, resample_tokens
 from gla_jax.checkpoints.model_folder import Params, VfmSpec, build_vfm
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
-from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, normalise
+from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
+from gla_jax.images.windows import Windows
 from gla_jax.support.shapes import Array, Float, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
 from gla_jax.support.vectors import inverse_norms

@@ -254,6 +254,7 @@ class Segmenter:
         """
         pixels = [as_rgb(image) for image in images]
         parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
+        with_background(parsed, background, float(self.config.threshold if threshold is None else threshold))
         own = self if threshold is None else self.with_settings(threshold=threshold)
         names, question = own.question(parsed, background, templates)
         prepared = [own.prepare(image) for image in pixels]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax import segmenter as module
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
+from gla_jax.predict import model as module
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import ClassesError, ImageError, UserError
 from tests.small_models import random_pair

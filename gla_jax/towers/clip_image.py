@@ -6,13 +6,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from gla_jax.images.pixels import OPENAI_MEAN, OPENAI_STD, Channels
 from gla_jax.support.shapes import Array, Float, typed
 from gla_jax.towers.layers import QKV, Activation, Block, LayerNorm, PatchTokens, multi_head_attention
-
-Channels = tuple[float, float, float]
-# Of the images OpenAI trained on, RGB in 0..1; most CLIPs since have taken them over.
-OPENAI_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
