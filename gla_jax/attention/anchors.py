@@ -38,7 +38,7 @@ def zero_sums(queries: Float[Array, "q D"]) -> AnchorSums:
 @typed
 def positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> Bool[Array, "q b"]:
     """Mask M: keys that are valid and resemble a query by more than rho."""
-    similarity = jnp.einsum("qd,bd->qb", queries, buffer.keys, precision=method.precision)
+    similarity = jnp.einsum("qd,bd->qb", queries, buffer.keys, precision=method.precision)  # cosines: rows are unit
     return (similarity > method.anchor_threshold) & buffer.valid[None]
 
 
@@ -57,7 +57,8 @@ def positive_sums(queries: Float[Array, "q D"], buffer: Buffer, method: MethodCo
         mask = positives(queries, buffer, method).astype(jnp.float32)
     else:
         mask = soft_positives(queries, buffer, method)
-    return AnchorSums(jnp.einsum("qb,bd->qd", mask, buffer.keys, precision=method.precision), mask.sum(1))
+    total = jnp.einsum("qb,bd->qd", mask, buffer.keys, precision=method.precision)  # [q b] x [b D] -> [q D]
+    return AnchorSums(total, mask.sum(1))
 
 
 @typed

@@ -39,7 +39,9 @@ class SoftmaxPartial(NamedTuple):
         maximum = jnp.maximum(self.maximum, other.maximum)
         weights = []
         for side in (self, other):
+            # Rescale to the common maximum, as in any online softmax.
             weight = jnp.exp((side.maximum - maximum) / (method.temperature if drops else 1.0))
+            # Entries >= 0 always count; negative ones only where they are the maximum of the whole row.
             survives = (side.maximum >= 0) | (side.maximum == maximum)
             weights.append(jnp.where(survives, weight, 0.0) if drops else weight)
         return SoftmaxPartial(
@@ -75,9 +77,10 @@ def softmax_partial(logits: Float[Array, "q b"], keys: Buffer, method: MethodCon
     drops, valid = method.drops_entries, keys.valid[None]
     maximum = logits.max(1)
     exponents = logits - maximum[:, None]
+    # Keep every entry >= 0, or the maximum alone where all are negative (DESIGN 3.2).
     keep = (logits >= jnp.minimum(maximum, 0.0)[:, None]) & valid if drops else valid
     weights = jnp.where(keep, jnp.exp(exponents / method.temperature if drops else exponents), 0.0)
-    weighted = jnp.einsum("qk,kc->qc", weights, keys.values, precision=method.precision)
+    weighted = jnp.einsum("qk,kc->qc", weights, keys.values, precision=method.precision)  # [q b] x [b C] -> [q C]
     return SoftmaxPartial(maximum, weights.sum(1), weighted)
 
 
@@ -112,6 +115,7 @@ def attend_next_block(
 
     if not (method.drops_entries and method.skip_blocks):
         return merged()
+    # A block matters if it has an entry >= 0 or a new maximum for any query; else its weights would all be 0.
     best = logits.max(1)
     survives = (best >= 0) | (best >= state.maximum)
     return jax.lax.cond(survives.any(), merged, lambda: state)
@@ -149,6 +153,7 @@ def fold_keys(further: Callable[[State, Buffer], State], start: State, keys: Buf
     def body(state: State, block: Buffer) -> tuple[State, None]:
         return further(state, block), None
 
+    # Without checkpoint the gradient would keep the similarities of all blocks: an N x N array.
     return jax.lax.scan(jax.checkpoint(body), start, keys)[0]
 
 

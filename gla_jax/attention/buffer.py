@@ -37,6 +37,7 @@ def resample_tokens(values: Float[Array, "W n C"], tokens: int, precision: str =
         raise ValueError(f"token grids are square, but n = {n} and S = {tokens}")
     matrix = jnp.asarray(bilinear_matrix(source, side))
     grid = values.astype(jnp.float32).reshape(windows, source, source, width)
+    # Interpolation is separable: the same matrix [side source] along rows and columns.
     resampled = jnp.einsum("yi,xj,wijc->wyxc", matrix, matrix, grid, precision=precision)
     return resampled.reshape(windows, tokens, width)
 
@@ -69,6 +70,7 @@ class PixelSums(NamedTuple):
 @typed
 def sums_at_pixels(wanted: Int[Array, " n"], features: Float[Array, "b D"], pixels: Int[Array, " b"]) -> PixelSums:
     """Sum and number of the features at each wanted pixel; pixels are numbers, negative for none."""
+    # Pixels are few of many possible numbers: group the tokens by distinct pixel, sum each group, look pixels up.
     distinct, group = jnp.unique(pixels, size=pixels.size, fill_value=jnp.iinfo(jnp.int32).max, return_inverse=True)
     total = jax.ops.segment_sum(features, group, pixels.size)
     count = jax.ops.segment_sum(jnp.ones_like(features[:, 0]), group, pixels.size)
@@ -83,6 +85,7 @@ def sums_of_neighbours(features: Float[Array, "W S D"]) -> PixelSums:
     windows, tokens, width = features.shape
     side = round(tokens**0.5)
     grid = features.astype(jnp.float32).reshape(windows, side, side, width)
+    # Zero padding adds nothing to the sums, and `inside` counts the neighbours that exist.
     padded = jnp.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0)))
     inside = jnp.pad(jnp.ones((side, side), jnp.float32), 1)
     shifts = [(i, j) for i in range(3) for j in range(3)]

@@ -28,6 +28,7 @@ def attention_weights(
     if not method.drops_entries:
         return jax.nn.softmax(jnp.where(buffer.valid[None], ordinary_logits(logits, method), -jnp.inf), axis=1)
     logits = jnp.where(buffer.valid[None], logits, -jnp.inf)
+    # Every entry >= 0, or the maximum alone where all are negative.
     keep = logits >= jnp.minimum(logits.max(1, keepdims=True), 0.0)
     return jax.nn.softmax(jnp.where(keep, logits / method.temperature, -jnp.inf), axis=1)
 
@@ -37,5 +38,5 @@ def attend(
     queries: Float[Array, "N D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "N C"]:
     """Attention weights times the values."""
-    weights = attention_weights(queries, norm, buffer, method)
+    weights = attention_weights(queries, norm, buffer, method)  # [N N]
     return jnp.einsum("qk,kc->qc", weights, buffer.values, precision=method.precision)

@@ -48,10 +48,12 @@ def mean_similarity(
     """
     valid = buffer.valid.astype(jnp.float32)
     count = sum_over_shards(valid.sum())
+    # One key in place of all N: no pass over the similarities is needed for their mean.
     mean_key = sum_over_shards(jnp.einsum("n,nd->d", valid, buffer.keys, precision=method.precision)) / count
     rows = jnp.einsum("nd,d->n", queries, mean_key, precision=method.precision)
     if method.row_mean:
         return jnp.maximum(rows, 0.0)
+    # One number for all rows, repeated, so that both kinds have one shape.
     return jnp.zeros_like(rows) + sum_over_shards((rows * valid).sum()) / count
 
 

@@ -34,10 +34,11 @@ def fold_shards(part: Part, step: Callable[[Part], State], merge: Callable[[Stat
 
     def body(carry: tuple[State, Part], _: None) -> tuple[tuple[State, Part], None]:
         state, part = carry
-        # Under way while the step computes; the last pass is not needed.
+        # The transfer runs while the step computes.
         following = pass_on(part)
         return (merge(state, step(part)), following), None
 
+    # The first step has the device's own shard, which initialises the state.
     (state, _), _ = jax.lax.scan(body, (step(part), pass_on(part)), length=devices - 1)
     return state
 
