@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.support.errors import ModelError
-from gla_jax.support.new_folder import folder_written_beside, to_its_end
+from gla_jax.support.interrupts import to_its_end
+from gla_jax.support.new_folder import folder_written_beside
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.clip_text import ClipText, ClipTextSpec
 from gla_jax.towers.dino import Dino, DinoSpec

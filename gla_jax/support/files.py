@@ -2,31 +2,64 @@
 
 import json
 import os
+import secrets
+import shutil
 import stat
-import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gla_jax.support.errors import UserError
+from gla_jax.support.locks import folder_lock
 
 if TYPE_CHECKING:
     from PIL import Image
 
+SECONDS_TO_LOCK = 60  # far more than a run needs from making a folder to locking it
 MAX_JSON_BYTES = 2**28  # far above any file that this program writes
+
+
+def unfinished(path: Path) -> Path:
+    """New hidden name beside a file or folder, for what is renamed to it once it is whole."""
+    return path.parent / f".{path.name[:40]}-{secrets.token_hex(4)}.unfinished"
 
 
 def write_beside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file beside its place and rename it: readers see the old one or the new one, never a part."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name[:40]}-", suffix=".unfinished", dir=path.parent)
+    beside = unfinished(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with beside.open("xb") as file:
             write(file)
-        os.chmod(beside, 0o644)
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise
+
+
+def remove_leftovers(folder: Path, names: str = "*", min_age: float = SECONDS_TO_LOCK) -> None:
+    """Remove what killed runs left half-written in a folder; what cannot be removed stays without a word.
+
+    Folders that a running process still writes are locked and stay.
+
+    Args:
+        folder: where to look; its subfolders are not searched.
+        names: glob pattern of the first 40 characters of the names of the files and folders that were written.
+        min_age: seconds since the last change; 0 where a lock on `folder` keeps every other writer away.
+    """
+    for path in folder.glob(f".{names}-????????.unfinished"):
+        with suppress(OSError, UserError):  # removed meanwhile, not ours to remove, or in use
+            status = path.lstat()
+            if time.time() - status.st_mtime < min_age:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                with folder_lock(path, f"{path} is in use."):
+                    pass
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
