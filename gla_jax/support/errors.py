@@ -1,5 +1,7 @@
 """The errors a user can cause: each message is one sentence with the input, the reason and the way out."""
 
+import signal
+
 
 class UserError(Exception):
     """Something the user gave cannot be used; the command line prints the message alone and exits with 2."""
@@ -30,3 +32,19 @@ def about_files(error: OSError) -> str:
     reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
     where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
     return f"{where} ({reason}); see that it is there, that you may use it and that its disk has room."
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """Exit code of a command that ends with an exception, and the line it prints; empty for a bug or a plain exit.
+
+    2 for a user's mistake or files, 130 for Ctrl-C, 143 for SIGTERM, 1 for a bug.
+    """
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if isinstance(error, OSError):
+        return 2, f"error: {about_files(error)}"
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    else:
+        code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    return code, "stopped; nothing half-written is left" if code > 128 else ""
