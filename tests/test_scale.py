@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax import segmenter as module
-from gla_jax.bench.measure import Textless
 from gla_jax.config import MethodConfig, SegmenterConfig, WindowConfig
 from gla_jax.images.windows import bucket
 from gla_jax.labels import label_map as classify
 from gla_jax.outputs.files import segment_files
 from gla_jax.pipeline import segment_features
+from gla_jax.predict import model as module
 from gla_jax.predict.cost import blank_windows
-from gla_jax.segmenter import Segmenter, image_grid
+from gla_jax.predict.prepare import image_grid
+from gla_jax.segmenter import Segmenter
 from gla_jax.text.prompts import parse_classes
 from tests.small_models import random_pair
 
@@ -61,16 +61,9 @@ def test_no_array_of_all_tokens_by_all_tokens_exists(segmenter, form):
         assert largest <= max(windows.pixels.size, tokens * 64)
 
 
-def test_a_segmenter_without_text_gives_the_same_features(segmenter):
-    """The bench measures what segments images."""
-    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    found, _ = Textless(segmenter.params, segmenter.config).window_features(image)
-    np.testing.assert_array_equal(found, segmenter.window_features(image)[0])
-
-
 def test_a_large_image_is_told_what_it_costs_before(segmenter, tmp_path, monkeypatch):
     """Half an hour on a laptop must not come as a surprise."""
-    monkeypatch.setattr(module, "WINDOWS_IN_ONE_PROGRAM", 4)
+    monkeypatch.setattr(module, "MAX_PROGRAM_WINDOWS", 4)
     Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(tmp_path / "large.png")
     said = []
     files = [(0, tmp_path / "large.png", "large")]

@@ -1,4 +1,4 @@
-"""How much memory work takes: the peak of this process, the peak of a device, and what XLA plans for a program."""
+"""Memory of work: the peak of this process, the peak of a device, and what XLA plans for a program."""
 
 import os
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import jax
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 GIB = 2**30
-CLEAR_PEAK = "5"  # what Linux takes as "forget the peak of resident memory"
+CLEAR_PEAK = "5"  # Linux forgets the peak of resident memory when this is written to CLEAR
 
 
 @dataclass(frozen=True)
 class ProgramBytes:
-    """What XLA's memory_analysis says of a compiled program on one device, in bytes."""
+    """Memory of a compiled program on one device by XLA's memory_analysis, in bytes."""
 
     temporary: int
     arguments: int
@@ -26,34 +26,25 @@ class ProgramBytes:
 
 
 def program_bytes(program: jax.stages.Compiled) -> ProgramBytes | None:
-    """Temporary, argument and output bytes of a compiled program; None where the platform does not tell."""
-    found = program.memory_analysis()
-    if found is None:
+    """Temporary, argument and output bytes of a compiled program; None where the platform has no such figures."""
+    sizes = program.memory_analysis()
+    if sizes is None:
         return None
-    return ProgramBytes(found.temp_size_in_bytes, found.argument_size_in_bytes, found.output_size_in_bytes)
-
-
-def forget_host_peak() -> bool:
-    """Begin a new peak of this process's resident memory; False where only Linux's way is missing."""
-    try:
-        CLEAR.write_text(CLEAR_PEAK)
-    except OSError:
-        return False
-    return True
+    return ProgramBytes(sizes.temp_size_in_bytes, sizes.argument_size_in_bytes, sizes.output_size_in_bytes)
 
 
 def host_peak() -> int | None:
-    """The peak of this process's resident memory since forget_host_peak, in bytes; None where it is not told."""
+    """The peak of this process's resident memory since the last call, in bytes; None where Linux's way is missing."""
     try:
         lines = STATUS.read_text().splitlines()
-    except OSError:
+        CLEAR.write_text(CLEAR_PEAK)
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
         return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
-    return None if kilobytes is None else int(kilobytes) * 1024
 
 
 def device_peak(device: jax.Device) -> int | None:
-    """The most bytes in use on a device since the process began; None where it is not told (processors)."""
+    """The most bytes in use on a device since the process began; None on processors."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 

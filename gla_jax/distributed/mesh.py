@@ -1,13 +1,14 @@
-"""One program from one device to many: windows of an image split over the mesh axis `window`, images over `data`.
+"""One program on a mesh of devices: windows of an image are split over its axis `window`, images over `data`.
 
-Every device runs the towers on its own windows and keeps their queries; keys and values are split the same way and go
-round a ring (attention/ring.py), so what a device holds shrinks as the mesh grows.
+Every device runs the towers on its own windows and keeps their queries; keys and values are split the same way and
+pass round a ring (attention/ring.py), so the memory of each device shrinks as the mesh grows.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -20,15 +21,16 @@ from gla_jax.pipeline import SegmenterParams, segment_features
 from gla_jax.support.errors import UserError
 from gla_jax.support.shapes import Array, Float
 
+Tree = TypeVar("Tree")
 DATA_AXIS = "data"
 BY_WINDOW = PartitionSpec(DATA_AXIS, WINDOW_AXIS)
 EVERYWHERE = PartitionSpec()
 
 
 def make_mesh(data: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh (data, window) over some devices (default: all), `data` images at a time.
+    """A mesh (data, window) over devices (default: all), which takes `data` images at a time.
 
-    Raises UserError when the devices cannot be divided so.
+    Raises UserError when the devices do not divide into `data` groups.
     """
     devices = jax.devices() if devices is None else list(devices)
     if data < 1 or len(devices) % data:
@@ -37,22 +39,22 @@ def make_mesh(data: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     return jax.make_mesh((data, len(devices) // data), (DATA_AXIS, WINDOW_AXIS), axes, devices=devices)
 
 
-def read_mesh(given: str, spanning: bool) -> Mesh:
+def read_mesh(text: str, spanning: bool) -> Mesh:
     """A mesh as a user types it, DATAxWINDOW, over the devices of this process or, when spanning, of all processes.
 
-    Raises UserError when there are other devices.
+    Raises UserError when the text is something else or there are other devices.
     """
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", given)
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, re.ASCII)
     if not match:
-        raise UserError(f"mesh {given!r} is not DATAxWINDOW; write it as in 1x8.")
-    data, wanted = int(match[1]), int(match[1]) * int(match[2])
-    if wanted <= jax.local_device_count():
-        return make_mesh(data, jax.local_devices()[:wanted])
-    if spanning and wanted == jax.device_count():
+        raise UserError(f"mesh {text[:40]!r} is not DATAxWINDOW; write it as in 1x8.")
+    data, devices = int(match[1]), int(match[1]) * int(match[2])
+    if devices <= jax.local_device_count():
+        return make_mesh(data, jax.local_devices()[:devices])
+    if spanning and devices == jax.device_count():
         return make_mesh(data)
     of_all = f", all processes together {jax.device_count()}" if spanning and jax.process_count() > 1 else ""
     raise UserError(
-        f"the mesh {given} needs {wanted} devices, but there are {jax.local_device_count()}{of_all}; make it smaller."
+        f"the mesh {text} needs {devices} devices, but there are {jax.local_device_count()}{of_all}; make it smaller."
     )
 
 
@@ -63,7 +65,7 @@ def padded_windows(count: int, mesh: Mesh) -> int:
 
 
 def place_params(params: SegmenterParams, mesh: Mesh) -> SegmenterParams:
-    """A copy of the parameters on every device of the mesh."""
+    """A copy of the parameters, from host arrays, on every device of the mesh."""
     return _global(params, NamedSharding(mesh, EVERYWHERE))
 
 
@@ -73,9 +75,9 @@ def place_windows(windows: Windows, mesh: Mesh) -> Windows:
     return _global(windows, NamedSharding(mesh, spec))
 
 
-def _global(tree, sharding: NamedSharding):
+def _global(tree: Tree, sharding: NamedSharding) -> Tree:
     # Every process has the whole array and contributes the parts of its own devices.
-    def put(leaf):
+    def put(leaf: np.ndarray) -> jax.Array:
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
@@ -88,7 +90,11 @@ def ring_features(
 ) -> Float[Array, "B W S E"]:
     """segment_features of a batch of images whose windows are split over the mesh; the result is split likewise.
 
-    The attention streams on every device; B is a multiple of the mesh's data axis, W of its window axis.
+    Args:
+        params: on every device (place_params).
+        windows: [B W ...] by place_windows; B is a multiple of the mesh's data axis, W of its window axis.
+        config: settings; the form of attention is the ring.
+        mesh: of make_mesh.
     """
     config = replace(config, method=replace(config.method, attention="ring"))
 

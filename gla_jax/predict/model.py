@@ -54,11 +54,13 @@ class Model:
         """
         check_settings(config, params)
         dtype = jnp.dtype(config.dtype)
-        # Processors share the memory of aligned arrays of the right dtype.
-        params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, dtype), may_alias=True), params)
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        placed = params if mesh is None else place_params(params, mesh)
-        return cls(placed, on_platform(config, platform), mesh)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
+        if mesh is None:
+            # Processors share the memory of aligned arrays of the right dtype.
+            placed = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), params)
+        else:
+            placed = place_params(params, mesh)
+        return cls(placed, config, mesh).with_config(config)
 
     def with_config(self, config: SegmenterConfig) -> "Model":
         """The same parameters under other settings of the same dtype. Raises UserError when they do not fit."""

@@ -12,10 +12,13 @@ from PIL import Image
 
 from gla_jax import config as settings
 from gla_jax.attention.attend import aggregate_values
-from gla_jax.bench import measure as bench
+from gla_jax.bench import timing
+from gla_jax.bench.measure import FORMAT
+from gla_jax.bench.options import read_options
+from gla_jax.bench.parts import CLIP_BASE, DINO_BASE, random_params
 from gla_jax.cli import main
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
-from gla_jax.pipeline import encode_windows
+from gla_jax.pipeline import SegmenterParams, encode_windows
 from gla_jax.predict import cost
 from gla_jax.support.errors import UserError
 from gla_jax.towers.clip_image import ClipImageSpec
@@ -29,7 +32,7 @@ CONFIG = SegmenterConfig(windows=WindowConfig(short_side=None, crop=64, stride=3
 
 @pytest.fixture(autouse=True)
 def _small_ceiling(monkeypatch):
-    monkeypatch.setattr(bench, "CEILING_SIZES", {"cpu": (64,)})
+    monkeypatch.setitem(timing.CEILING_SIZES, "cpu", (64,))
 
 
 def counted(function, *arguments):
@@ -39,18 +42,18 @@ def counted(function, *arguments):
 
 @pytest.fixture(scope="module")
 def params():
-    return bench.random_params(CLIP, VFM, "float32")
+    return jax.tree.map(jnp.asarray, random_params(CLIP, VFM))
 
 
-@pytest.mark.parametrize("host", ["vanilla", "proxyclip"])
-def test_tower_operations_are_those_of_the_program(params, host, monkeypatch):
+@pytest.mark.parametrize("method", ["vanilla", "proxyclip"])
+def test_tower_operations_are_those_of_the_program(params, method, monkeypatch):
     """XLA also counts LayerNorm, softmax and activations, which the formulas leave out: up to a sixth at this width."""
-    # A loop counts once however often it runs, so the heads go together here.
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *split, cpu, default: default(*split))
+    # A loop counts once however often it runs.
     monkeypatch.setattr(jax.lax, "map", lambda f, xs, **_: jax.vmap(f)(xs))
-    config = replace(CONFIG, method=METHODS[host])
+    config = replace(CONFIG, method=METHODS[method])
     found = counted(encode_windows, params, cost.blank_windows(1, config), config)
-    formula = cost.tower_flops(CLIP, VFM, config)
+    vfm = cost.vfm_flops(VFM, 64) if config.method.reads_vfm else 0
+    formula = cost.clip_flops(CLIP, 64) + vfm
     assert formula < found < 1.2 * formula
 
 
@@ -67,23 +70,54 @@ def test_attention_operations_are_those_of_the_dense_program():
 
 def test_cost_grows_with_the_square_of_the_windows(params):
     """What is said before a long run must hold for images of other sizes than the measured piece."""
-    widths = cost.model_widths(CLIP, VFM, CONFIG)
+    widths = cost.model_widths(params, CONFIG)
     few, many = (cost.attention_flops(widths, count, CONFIG.method) for count in (10, 100))
     assert many == pytest.approx(100 * few)
     found = cost.estimate(params, CONFIG, 100)
     assert found.tokens == 6400
+    assert found.flops == cost.image_flops(params, 100, CONFIG)
     assert found.seconds > 0
     assert "6,400 tokens" in str(found)
 
 
+def test_seconds_of_windows_that_stay_alone_grow_with_their_number(params, monkeypatch):
+    """Towers and projection grow with the windows; the attention over all of them alone grows with the square."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))  # every step takes a second
+    alone = replace(CONFIG, method=METHODS["proxyclip"], tower_batch=2)
+    assert cost.estimate(params, alone, 100).seconds == 50
+    together = replace(alone, method=METHODS["gla"])  # towers, anchors, attention, projection
+    assert cost.estimate(params, together, 100).seconds == 2 * 50 + 2 * 50**2
+
+
+# Operations of an image of 12 windows of the published pair, in TFLOP, as release 0.1 counted them.
+FORMULAS = {
+    "gla": 3.104735588,
+    "gla-on-clip-keys": 0.450590847,
+    "gla-sclip": 0.523769131,
+    "clip": 0.423235731,
+    "maskclip": 0.399608820,
+    "sclip": 0.424666386,
+    "clearclip": 0.401039475,
+    "proxyclip": 2.311681831,
+    "proxyclip-clip": 0.401024987,
+}
+
+
+@pytest.mark.parametrize("method", FORMULAS)
+def test_formulas_stay(method):
+    params = SegmenterParams({}, CLIP_BASE, {}, DINO_BASE)
+    assert cost.image_flops(params, 12, SegmenterConfig(METHODS[method])) / 1e12 == pytest.approx(FORMULAS[method])
+
+
 def test_the_command_leaves_a_table_a_record_and_a_picture(tmp_path, capsys):
     model = random_pair(tmp_path / "model")
-    options = ["--size", "48x64", "--crop", "32", "--stride", "16", "--queries", "3", "--repeats", "1"]
+    options = ["--size", "48x64", "--crop", "32", "--stride", "16", "--prompts", "3", "--repeats", "1"]
     options += ["--sweep", "--max-windows", "4", "--devices", "2", "--out", str(tmp_path / "out")]
     assert main(["bench", "--model", str(model), *options]) == 0
     assert "| image" in capsys.readouterr().out
     content = json.loads((tmp_path / "out/bench.json").read_text())
-    assert content["format"] == bench.FORMAT
+    assert content["format"] == FORMAT
     rows = {(row["part"], row["name"]): row for row in content["parts"]}
     forms = {("attention", form) for form in ("dense", "blockwise", "ring")}
     assert forms | {("towers", "CLIP"), ("towers", "features"), ("labels", "stitching")} <= set(rows)
@@ -110,7 +144,8 @@ def test_other_dtypes_are_compared_with_float32(tmp_path, capsys):
 
 def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
     """The sweep shows where the dense form stops instead of taking the machine down with it."""
-    monkeypatch.setitem(settings.BLOCK_SIZES, "cpu", 64)  # as small beside 512 tokens as 512 beside a large image
+    small = settings.PLATFORMS["cpu"]._replace(block_size=64)
+    monkeypatch.setitem(settings.PLATFORMS, "cpu", small)  # as small beside 512 tokens as 512 beside a large image
     model = random_pair(tmp_path / "model")
     limit = str(400_000 / 2**30)
     options = ["--parts", "attention", "--size", "48x64", "--crop", "32", "--stride", "16", "--repeats", "1"]
@@ -129,10 +164,12 @@ def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
         ({"size": "336"}, "'336' is not HEIGHTxWIDTH"),
         ({"parts": "towers,legs"}, "legs"),
         ({"memory_limit": -1.0}, "no memory"),
+        ({"memory_limit": math.nan}, "memory limit nan is no memory"),
+        ({"memory_limit": math.inf}, "memory limit inf is no memory"),
         ({"dtype": "float16"}, "float16"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(options, message):
     given = {"model": "random", "size": "336x504", "dtype": "float32", "parts": "all"} | options
     with pytest.raises(UserError, match=message):
-        bench.read_options(**given)
+        read_options(given)

@@ -10,10 +10,11 @@ import pytest
 
 from gla_jax.attention import ring
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig
-from gla_jax.distributed.mesh import make_mesh, padded_windows, place_params, place_windows, read_mesh, sharded_features
+from gla_jax.distributed.mesh import make_mesh, padded_windows, place_params, place_windows, read_mesh, ring_features
 from gla_jax.images.windows import bucket
 from gla_jax.pipeline import segment_features
-from gla_jax.segmenter import Segmenter, image_windows
+from gla_jax.predict.prepare import prepare_image
+from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from tests.small_models import random_pair
 
@@ -43,10 +44,10 @@ def test_eight_devices_give_the_scores_of_one(segmenter, method):
 def test_images_go_over_the_data_axis(segmenter):
     mesh = make_mesh(data=2)
     assert mesh.shape == {"data": 2, "window": 4}
-    made = [image_windows(image, CONFIG.windows, lambda count: padded_windows(count, mesh))[0] for image in IMAGES]
+    made = [prepare_image(image, CONFIG.windows, lambda count: padded_windows(count, mesh)).windows for image in IMAGES]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *made)
     placed = place_windows(batch, mesh)
-    features = sharded_features(place_params(segmenter.params, mesh), placed, CONFIG, mesh)
+    features = ring_features(place_params(segmenter.params, mesh), placed, CONFIG, mesh)
     assert features.sharding.spec == jax.sharding.PartitionSpec("data", "window")
     for index, windows in enumerate(made):
         expected = jax.jit(segment_features)(segmenter.params, jax.tree.map(jnp.asarray, windows), CONFIG)
@@ -58,12 +59,12 @@ def test_images_go_over_the_data_axis(segmenter):
 def test_what_a_device_holds_shrinks_with_the_mesh(segmenter, devices):
     """Keys, values and queries of an image are what grows with it: each device must hold its part alone."""
     mesh = make_mesh(devices=jax.devices()[:devices])
-    windows, _ = image_windows(np.zeros((32, 32 + 16 * 15, 3), np.uint8), CONFIG.windows)
+    windows = prepare_image(np.zeros((32, 32 + 16 * 15, 3), np.uint8), CONFIG.windows).windows
     assert len(windows.valid) == 16
     placed = place_windows(windows, mesh)
     assert placed.pixels.addressable_shards[0].data.shape[0] == 16 // devices
     batch = jax.tree.map(lambda leaf: leaf[None], placed)
-    program = sharded_features.lower(place_params(segmenter.params, mesh), batch, CONFIG, mesh).compile()
+    program = ring_features.lower(place_params(segmenter.params, mesh), batch, CONFIG, mesh).compile()
     out = program(place_params(segmenter.params, mesh), batch, CONFIG)
     assert [shard.data.shape[1] for shard in out.addressable_shards] == [16 // devices] * devices
     weights = {leaf.shape[0] for leaf in jax.tree.leaves(segmenter.params) if leaf.ndim == 2}
@@ -79,8 +80,9 @@ def row_counts(program, width):
 def test_a_mesh_of_uneven_groups_is_refused(segmenter):
     with pytest.raises(UserError, match="8 devices cannot be divided into 3 equal groups"):
         make_mesh(data=3)
-    with pytest.raises(UserError, match="'2 by 4' is not DATAxWINDOW"):
-        read_mesh("2 by 4", spanning=True)
+    for text in ("2 by 4", "", "0x8", "8", "1x8x1", "-1x8", "\u0661x8", "1x" + "9" * 5000):
+        with pytest.raises(UserError, match=r"^mesh .{2,42} is not DATAxWINDOW; write it as in 1x8\.$"):
+            read_mesh(text, spanning=True)
     with pytest.raises(UserError, match="the mesh 4x4 needs 16 devices, but there are 8; make it smaller"):
         read_mesh("4x4", spanning=True)
 
