@@ -1,18 +1,23 @@
-"""Benchmark data as examples: folders, a TensorFlow Datasets copy or generated scenes, read by Grain with threads."""
+"""Benchmark data as examples: folders, a TensorFlow Datasets copy or generated scenes, read ahead by threads."""
 
 import hashlib
-import json
+import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
+from PIL import ExifTags
 
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, ClassNames, class_names
-from gla_jax.eval.datasets.folders import find_folders, find_images
-from gla_jax.eval.datasets.labels import label_code, read_image, read_label
+from gla_jax.eval.datasets.folders import find_folders
+from gla_jax.eval.datasets.labels import Ignored, LabelCode, data_errors, label_code, read_label
+from gla_jax.images.reading import opened, to_rgb
+from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import DataError
+from gla_jax.support.files import read_json
 from gla_jax.support.shapes import Integer, UInt8
 
 COPY_NAME, COPY_VERSION = "gla_benchmark", "1.0.0"
@@ -21,19 +26,24 @@ TINY_WORLD_SIZE = (336, 448)
 
 
 class Example(NamedTuple):
-    """One image: RGB uint8 [h w 3] and class indices [h w], with the data set's ignored value."""
+    """One image: RGB uint8 [h w 3] and class indices [h w], with the data set's ignored value.
+
+    ignored: the values of the label's file that are ignored, as pairs (value, pixels).
+    """
 
     image_id: str
     image: UInt8[np.ndarray, "h w 3"]
     label: Integer[np.ndarray, "h w"]
+    ignored: Ignored = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
     """An opened benchmark: names of all images in evaluation order, and how to read one by its index.
 
-    fingerprint is a hash of what the data is (Found.fingerprint, or a rendered scene), the same for folders and their
-    copy; origin says where it is; names are the classes with their prompts; without labels every pixel is ignored.
+    fingerprint is a hash of what the data is (DataFiles.fingerprint, or a rendered scene), the same for folders and
+    their copy; origin says where it is; names are the classes with their prompts; without labels every pixel is
+    ignored.
     """
 
     benchmark: str
@@ -74,10 +84,8 @@ def find_copy(benchmark: str, data: Path) -> Path | None:
         info = folder / "dataset_info.json"
         if not info.is_file():
             continue
-        try:
-            content = json.loads(info.read_text("utf-8"))
-        except ValueError as error:
-            raise DataError(f"{info} is damaged ({error}); remove its folder and prepare it again.") from error
+        content = read_json(info, "the copy is damaged:", f"remove {folder} and prepare it again", DataError)
+        content = content if isinstance(content, dict) else {}
         if (content.get("name"), content.get("configName")) != (COPY_NAME, benchmark):
             raise DataError(
                 f"{folder} is a copy of {content.get('configName') or content.get('name')}, not of {benchmark}; "
@@ -87,61 +95,57 @@ def find_copy(benchmark: str, data: Path) -> Path | None:
     return None
 
 
-Made = TypeVar("Made")
-
-
 def examples(dataset: Dataset, indices: Sequence[int], threads: int = 4) -> Iterator[Example]:
-    """The examples at some indices, in order, decoded ahead by Grain's threads."""
-    return read_ahead(dataset, indices, lambda example: example, threads)
+    """The examples at these indices, in order, read ahead by threads."""
+    return read_ahead(indices, dataset.read, threads)
 
 
-def read_ahead(
-    dataset: Dataset, indices: Sequence[int], made: Callable[[Example], Made], threads: int = 4
-) -> Iterator[Made]:
-    """What is made of the examples at some indices, in order, ahead by Grain's threads."""
-    import grain
+def example_reader(benchmark: str, code: LabelCode) -> Callable[[str, Path | bytes, Path | bytes | None], Example]:
+    """Function from an id, an image file and a label file (None without one), as paths or bytes, to an Example.
 
-    source = grain.MapDataset.source(_Indices(indices)).map(lambda index: made(dataset.read(index)))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(source.to_iter_dataset(options))
+    Images of `folder` are turned as their EXIF says, like those of `segment`, and labels belong to the turned image.
+    The benchmarks' labels belong to the images as they are stored: mmsegmentation's figures are of such pairs.
+    """
+    upright, turned = benchmark == FOLDER, itertools.count()
 
+    def read(image_id: str, image: Path | bytes, label: Path | bytes | None) -> Example:
+        name = image_id if isinstance(image, bytes) else str(image)
+        with data_errors(name), opened(image, name) as picture:
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+            pixels = to_rgb(picture, upright)
+        if orientation in range(2, 9) and not upright and next(turned) == 0:  # once for all threads
+            warnings.warn(
+                f"{name} has the EXIF orientation {orientation}; {benchmark} reads images as they are stored, without "
+                "turning them, as mmsegmentation pairs them with labels",
+                stacklevel=2,
+            )
+        size = pixels.shape[:2]
+        if label is None:
+            return Example(image_id, pixels, np.full(size, code.ignore, code.dtype))
+        classes, ignored = read_label(label, code, f"of {image_id}" if isinstance(label, bytes) else str(label))
+        if classes.shape != size:
+            turn = upright and orientation in range(5, 9) and classes.shape == size[::-1]
+            advice = f"turn the label by the image's EXIF orientation {orientation} too" if turn else "they must agree"
+            raise DataError(f"the label of {image_id} is {classes.shape}, its image {size}; {advice}.")
+        return Example(image_id, pixels, classes, ignored)
 
-class _Indices:
-    """Grain reads anything with a length and items, but takes a plain list of ints for something else."""
-
-    def __init__(self, indices: Sequence[int]):
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> int:
-        return self._indices[index]
-
-
-def checked_example(image_id: str, image: np.ndarray, label: np.ndarray) -> Example:
-    """An example whose label has the image's size. Raises DataError for another."""
-    if image.shape[:2] != label.shape:
-        raise DataError(f"the label of {image_id} is {label.shape}, its image {image.shape[:2]}; they must agree.")
-    return Example(image_id, image, label)
+    return read
 
 
 def _folders(benchmark: str, data: Path, unlabelled: bool) -> Dataset:
-    without = unlabelled and benchmark == FOLDER and not (data / BENCHMARKS[FOLDER].layouts[0].labels).exists()
-    found = find_images(BENCHMARKS[benchmark], data) if without else find_folders(BENCHMARKS[benchmark], data)
+    row = BENCHMARKS[benchmark]
+    labelled = not unlabelled or benchmark != FOLDER or (data / row.layouts[0].labels).exists()
+    files = find_folders(row, data, labelled)
     names = _names_of_folder(data) if benchmark == FOLDER else class_names(benchmark)
-    code = label_code(found.layout.encoding, len(names.classes), names.tables)
+    code = label_code(files.layout.encoding, len(names.classes), names.tables)
+    read_example = example_reader(benchmark, code)
 
     def read(index: int) -> Example:
-        pair = found.pairs[index]
-        image = read_image(pair.image, str(pair.image))
-        if pair.label is None:
-            return Example(pair.image_id, image, np.full(image.shape[:2], code.ignore, code.dtype))
-        label = read_label(pair.label, code, str(pair.label))
-        return checked_example(pair.image_id, image, label)
+        pair = files.pairs[index]
+        return read_example(pair.image_id, pair.image, pair.label)
 
-    ids = tuple(pair.image_id for pair in found.pairs)
-    return Dataset(benchmark, str(found.root), ids, read, found.fingerprint(), names, code.ignore, not without)
+    ids = tuple(pair.image_id for pair in files.pairs)
+    return Dataset(benchmark, str(files.root), ids, read, files.fingerprint(), names, code.ignore, labelled)
 
 
 def _names_of_folder(data: Path) -> ClassNames:
@@ -151,11 +155,10 @@ def _names_of_folder(data: Path) -> ClassNames:
     from gla_jax.text.prompts import parse_classes, read_lines
 
     classes = parse_classes(read_lines(path, "class"))
-    synonyms = tuple(
-        tuple(prompt for prompt, owner in zip(classes.prompts, classes.class_of_prompt, strict=True) if owner == index)
-        for index in range(len(classes.names))
-    )
-    return ClassNames(classes.names, None, {"sclip": synonyms}, {})
+    synonyms: list[list[str]] = [[] for _ in classes.names]
+    for prompt, index in zip(classes.prompts, classes.class_of_prompt, strict=True):
+        synonyms[index].append(prompt)
+    return ClassNames(classes.names, None, {"sclip": tuple(map(tuple, synonyms))}, {})
 
 
 def _tiny_world() -> Dataset:

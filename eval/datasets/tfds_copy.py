@@ -5,19 +5,22 @@ know nothing about the benchmark's own encoding.
 """
 
 import io
-import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, class_names
-from gla_jax.eval.datasets.dataset import COPY_NAME, COPY_VERSION, Dataset, Example, checked_example, find_copy
+from gla_jax.eval.datasets.dataset import COPY_NAME, COPY_VERSION, Dataset, Example, example_reader, find_copy
 from gla_jax.eval.datasets.folders import find_folders
-from gla_jax.eval.datasets.labels import label_code, read_image, read_label, write_label
+from gla_jax.eval.datasets.ids import checked_id
+from gla_jax.eval.datasets.labels import label_code, read_label, write_label
 from gla_jax.eval.records import writing_to
 from gla_jax.support.errors import DataError
+from gla_jax.support.files import read_json
 
 SPLIT = "validation"
 IDS, FINGERPRINT = "image_ids", "fingerprint"
@@ -51,14 +54,14 @@ class GlaBenchmark(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, data: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         benchmark = BENCHMARKS[self.builder_config.name]
         names = class_names(benchmark.key)
-        found = find_folders(benchmark, data)
-        code = label_code(found.layout.encoding, len(names.classes), names.tables)
+        files = find_folders(benchmark, data)
+        code = label_code(files.layout.encoding, len(names.classes), names.tables)
         # Kept apart, so that the names are known without reading the images through.
-        self.info.metadata[IDS] = [pair.image_id for pair in found.pairs]
-        self.info.metadata[FINGERPRINT] = found.fingerprint()
-        for index, pair in enumerate(found.pairs):
+        self.info.metadata[IDS] = [pair.image_id for pair in files.pairs]
+        self.info.metadata[FINGERPRINT] = files.fingerprint()
+        for index, pair in enumerate(files.pairs):
             png = io.BytesIO()
-            write_label(png, read_label(pair.label, code, str(pair.label)))
+            write_label(png, read_label(pair.label, code, str(pair.label))[0])
             yield index, {"image": str(pair.image), "label": png.getvalue()}
 
 
@@ -70,10 +73,10 @@ def prepare(benchmark: str, data: Path, out: Path) -> Path:
     """
     if benchmark not in COPIED:
         raise DataError(f"{benchmark} has no TensorFlow Datasets copy; prepare one of {', '.join(COPIED)}.")
-    found = find_folders(BENCHMARKS[benchmark], data)  # a missing folder is named before anything is written
-    if (copy := find_copy(benchmark, out)) and open_copy(benchmark, copy).fingerprint != found.fingerprint():
+    files = find_folders(BENCHMARKS[benchmark], data)  # a missing folder is named before anything is written
+    if (copy := find_copy(benchmark, out)) and open_copy(benchmark, copy).fingerprint != files.fingerprint():
         raise DataError(
-            f"{copy} is a copy of other data than {found.root} holds now; remove it or choose another --out."
+            f"{copy} is a copy of other data than {files.root} holds now; remove it or choose another --out."
         )
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -84,20 +87,45 @@ def prepare(benchmark: str, data: Path, out: Path) -> Path:
 
 def open_copy(benchmark: str, folder: Path) -> Dataset:
     """A copy as examples; nothing but ArrayRecord is needed to read it. Raises DataError for a damaged one."""
-    try:
+    with _damage(folder, folder / "dataset_info.json"):
         builder = tfds.builder_from_directory(folder)
-        metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
-        ids, fingerprint = tuple(metadata[IDS]), metadata[FINGERPRINT]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"the copy in {folder} is damaged ({error}); remove it and prepare it again.") from error
-    undecoded = {name: tfds.decode.SkipDecoding() for name in ("image", "label")}
-    records = builder.as_data_source(SPLIT, decoders=undecoded)
+        undecoded = {name: tfds.decode.SkipDecoding() for name in ("image", "label")}
+        records = builder.as_data_source(SPLIT, decoders=undecoded)
+        shards = [Path(path) for path in builder.info.splits[SPLIT].filepaths]
+        last_records = np.cumsum(builder.info.splits[SPLIT].shard_lengths)
+    path = folder / "metadata.json"
+    metadata = read_json(path, "the copy is damaged:", f"remove {folder} and prepare it again", DataError)
+    with _damage(folder, path):
+        ids = tuple(checked_id(image_id, str(path)) for image_id in metadata[IDS])
+        fingerprint = str(metadata[FINGERPRINT])
+        if len(ids) != last_records[-1] or len(set(ids)) < len(ids):
+            raise ValueError(f"{len(set(ids))} ids of {last_records[-1]} images")
     names = class_names(benchmark)
     code = label_code("plain", len(names.classes))
+    read_example = example_reader(benchmark, code)
+
+    def record(index: int) -> tuple[bytes, bytes]:
+        with _damage(folder, shards[np.searchsorted(last_records, index, side="right")]):
+            content = records[index]
+            return bytes(content["image"]), bytes(content["label"])
 
     def read(index: int) -> Example:
-        record = records[index]
-        image = read_image(record["image"], ids[index])
-        return checked_example(ids[index], image, read_label(record["label"], code, f"of {ids[index]}"))
+        return read_example(ids[index], *record(index))
 
+    for last in last_records:  # opens every file: one that is cut off or missing shows before a run begins
+        record(last - 1)
     return Dataset(benchmark, str(folder), ids, read, fingerprint, names, code.ignore)
+
+
+@contextmanager
+def _damage(folder: Path, path: Path) -> Iterator[None]:
+    """Make whatever TensorFlow Datasets and ArrayRecord raise a DataError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as fault:
+        reason = str(fault).partition("\n")[0] or type(fault).__name__
+        raise DataError(
+            f"the copy is damaged: {path} cannot be read ({reason}); remove {folder} and prepare it again."
+        ) from None

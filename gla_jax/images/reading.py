@@ -1,9 +1,12 @@
-"""Images as users have them, to RGB uint8."""
+"""Image files to RGB uint8: the one reader of every command, with one guard around Pillow."""
 
 import glob
+import io
 import os
+import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +18,103 @@ from gla_jax.support.shapes import UInt8
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2", ".j2k",
 )  # fmt: skip
-# Whose files of mode I hold 16 bits; elsewhere the mode is one of 32.
-FORMATS_16_BIT = ("PNG", "PPM")
+MAX_FILE_BYTES = 2**30  # Pillow reads WebP and AVIF files whole before it knows their size in pixels
+FORMATS_16_BIT = ("PNG", "PPM")  # their mode "I" holds 16 bits; in other formats it holds 32, of unknown range
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
 
 
-def read_image(path: Path | str) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(source: Path | str | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """An image file as RGB uint8: turned as its EXIF says, 16 bits reduced to 8, transparency laid over white.
 
-    Raises ImageError with one sentence that names the file.
+    source: a path, or the content of a file, which `name` names in messages. Raises ImageError.
     """
+    with opened(source, name) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def opened(source: Path | str | bytes, name: str | None = None) -> Iterator[Image.Image]:
+    """A PIL image that is not decoded yet. Every fault in the block is an ImageError that names the file."""
+    if not isinstance(source, bytes):
+        _check_file(source)
+    with _guard(name or str(source)), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        # Checked here too: between one and two times the limit Pillow only warns.
+        if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
+        if image.format == "EPS":  # Pillow would run Ghostscript on the file
+            raise UnidentifiedImageError
+        yield image
+
+
+def _check_file(path: Path | str) -> None:
+    """Raise ImageError unless `path` leads to a regular file of bounded size; opening a pipe would wait for ever."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image.load()
-            return to_rgb(image)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{path} is not an image, or of a kind that cannot be read, such as a TIFF with floating-point colours; "
-            "save it as JPEG or PNG."
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = Image.MAX_IMAGE_PIXELS // 1_000_000
-        raise ImageError(f"{path} has more than {limit} million pixels; cut it into pieces first.") from None
-    except FileNotFoundError:
-        raise ImageError(f"{path} does not exist.") from None
-    except IsADirectoryError:
-        raise ImageError(f"{path} is a folder; name an image in it.") from None
-    except OSError as error:
-        if error.strerror:  # from the operating system, and not from the decoder
-            raise ImageError(f"{path} cannot be read ({error.strerror}).") from None
-        raise ImageError(f"{path} is damaged or cut off ({error}).") from None
-    except (SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise ImageError(f"{path} is damaged or cut off ({error}).") from None
+        status = os.stat(path)
+    except (OSError, ValueError) as fault:  # ValueError: a NUL in the path
+        reason = f"cannot be read ({getattr(fault, 'strerror', fault)})"
+        raise ImageError(f"{path} {'does not exist' if isinstance(fault, FileNotFoundError) else reason}.") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{path} is a folder; name an image in it.")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path} is a pipe, a socket or a device, and never opened; name an image file.")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; save the image in a smaller file.")
 
 
-def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """A PIL image of any mode as RGB uint8. Raises ImageError for pixels of 32 bits, whose range is unknown."""
-    known = image.mode != "I" or image.format in FORMATS_16_BIT
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ImageError("floating-point pixels have no range that is known; save it with 8 or 16 bits.")
-    if not known:
-        raise ImageError("pixels of 32 bits have no range that is known; save it with 8 or 16 bits.")
+@contextmanager
+def _guard(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageError as fault:
+        raise ImageError(f"{name}: {fault}") from None
+    except Exception as fault:  # on damaged files Pillow's decoders raise nearly every kind
+        match fault:
+            case UnidentifiedImageError():
+                reason = "is not an image, or of a kind that cannot be read, such as a TIFF with floating-point colours"
+                reason += "; save it as JPEG or PNG"
+            case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+                reason = f"has more than {Image.MAX_IMAGE_PIXELS // 1_000_000} million pixels; cut it into pieces first"
+            case MemoryError():
+                reason = "needs more memory than there is, or is damaged"
+            case OSError(strerror=str(system)):  # from the operating system, not from a decoder
+                reason = f"cannot be read ({system})"
+            case _:
+                reason = f"is damaged or cut off ({str(fault).partition(chr(10))[0] or type(fault).__name__})"
+        raise ImageError(f"{name} {reason}.") from None
+
+
+def grey_step(image: Image.Image) -> int:
+    """Factor by which Pillow scales the grey values of a file of 2 or 4 bits; 1 for others and once it is decoded."""
+    mode = image.tile[0][3] if getattr(image, "tile", None) else None
+    return {"L;2": 85, "L;4": 17}.get(mode[0] if isinstance(mode, tuple) else mode, 1)
+
+
+def to_rgb(image: Image.Image, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
+    """A PIL image of any mode as RGB uint8, turned as its EXIF says if upright.
+
+    Raises ImageError for an empty image and for pixels whose range is unknown: floating-point and 32-bit ones.
+    """
+    if min(image.size) < 1:
+        raise ImageError(f"an image of {image.width} x {image.height} pixels is empty.")
+    kind = {"F": "floating-point pixels", "I": "pixels of 32 bits"}.get(image.mode)
+    if kind and not (image.mode == "I" and image.format in FORMATS_16_BIT):
+        raise ImageError(f"{kind} have no range that is known; save it with 8 or 16 bits.")
+    tags = getattr(image, "tag_v2", {})
+    if isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= grey_step(image)  # Pillow scales the pixels alone
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+        most = 4095 if tags.get(BITS_PER_SAMPLE) == (12,) else 65535
+        wide, levels = np.asarray(image), np.arange(most + 1)
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts such files of up to 8 bits alone
+            levels = levels[::-1]
+        grey = ((levels * 255 + most // 2) // most).astype(np.uint8)[wide]
+        grey[wide == image.info.get("transparency", -1)] = 255
         return np.repeat(grey[..., None], 3, axis=-1)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
 
 
@@ -75,37 +123,70 @@ def as_rgb(image: Image.Image | np.ndarray | Path | str) -> UInt8[np.ndarray, "h
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        with _guard(getattr(image, "filename", None) or "the image"):
+            return to_rgb(image)
     array = np.asarray(image)
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or (array.ndim == 3 and array.shape[2] != 3)
-        or not array.size
-    ):
+    if array.dtype != np.uint8 or array.shape[2:] not in ((), (3,)) or array.ndim < 2 or not array.size:
         raise ImageError(
             f"an array of dtype {array.dtype} and shape {list(array.shape)} is not an image; give uint8 [h w 3] in RGB."
         )
     return np.repeat(array[..., None], 3, axis=-1) if array.ndim == 2 else array
 
 
-def find_images(inputs: Iterable[str | Path]) -> list[Path]:
-    """The image files that files, folders (not their subfolders) and glob patterns name, each once, in order.
+def find_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[Path]:
+    """The image files that files, folders and glob patterns name, each once, in order.
 
-    Raises ImageError when an input names none.
+    Images in subfolders count if recursive, and are mentioned by a warning otherwise. Raises ImageError when an input
+    names no image or cannot be read.
     """
-    found: dict[Path, None] = {}
-    for given in inputs:
-        path = Path(given)
-        if os.path.isdir(given):  # which, unlike Path's, is False for a name too long to be one
-            matches = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    images: dict[Path, None] = {}
+    for entry in inputs:
+        if os.path.isdir(entry):  # unlike Path's, False for a name that is too long
+            try:
+                below = sorted(path for path in files_below(Path(entry)) if path.suffix.lower() in SUFFIXES)
+            except OSError as fault:
+                raise ImageError(f"the folder {entry} cannot be read ({fault.strerror}).") from None
+            matches = [path for path in below if recursive or path.parent == Path(entry)]
+            skipped = f"{entry} has {len(below) - len(matches)} images in subfolders"
+            if not below:
+                raise ImageError(f"the folder {entry} holds no images ({', '.join(SUFFIXES)}).")
             if not matches:
-                raise ImageError(f"the folder {path} holds no images ({', '.join(SUFFIXES)}).")
-        elif os.path.exists(given):
-            matches = [path]
+                raise ImageError(f"{skipped} and none beside them; add --recursive.")
+            if len(matches) < len(below):
+                warnings.warn(f"{skipped}, which are skipped; add --recursive", stacklevel=2)
+        elif os.path.exists(entry):
+            matches = [Path(entry)]
         else:
-            matches = sorted(Path(name) for name in glob.glob(str(given), recursive=True) if not os.path.isdir(name))
+            matches = sorted(Path(name) for name in glob.glob(str(entry), recursive=True) if not os.path.isdir(name))
             if not matches:
-                raise ImageError(f"{given} does not exist.")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+                raise ImageError(f"{entry} does not exist.")
+        images.update(dict.fromkeys(matches))
+    return list(images)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and below it. A subfolder that cannot be read is skipped with a warning.
+
+    Links to folders are followed; each folder is entered once, so that links which form a loop come to an end.
+    """
+    entered: set[tuple[int, int]] = set()
+    waiting, links = [str(folder)], []
+    while waiting or links:
+        path = (waiting or links).pop()  # links last: a file that links lead to as well has its own path
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as fault:
+            if not entered:
+                raise
+            warnings.warn(f"{path} cannot be read ({fault.strerror}) and is skipped", stacklevel=2)
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            linked = entry.is_symlink()
+            if os.path.isdir(entry.path) if linked else entry.is_dir():
+                (links if linked else waiting).append(entry.path)
+            else:
+                yield Path(entry.path)

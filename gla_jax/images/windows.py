@@ -1,19 +1,13 @@
-"""Sliding windows over an image: where they lie, their pixels, and the padding that keeps compiled programs few."""
+"""Sliding windows over an image: their places, their pixels, and the padding that keeps compiled programs few."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.config import WindowConfig
+from gla_jax.images.pixels import OPENAI_MEAN, Channels
 from gla_jax.support.shapes import Array, Bool, Float, Int, UInt8
-from gla_jax.towers.clip_image import OPENAI_MEAN, OPENAI_STD, Channels
-
-CLIP_MEAN = np.array(OPENAI_MEAN, np.float32)
-CLIP_STD = np.array(OPENAI_STD, np.float32)
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class Windows(NamedTuple):
@@ -63,17 +57,12 @@ def axis_starts(length: int, crop: int, stride: int) -> tuple[int, ...]:
 
 def window_grid(height: int, width: int, config: WindowConfig) -> WindowGrid:
     """The windows of a resized image of height x width pixels."""
-    return WindowGrid(
-        height,
-        width,
-        config.crop,
-        axis_starts(height, config.crop, config.stride),
-        axis_starts(width, config.crop, config.stride),
-    )
+    rows, columns = (axis_starts(length, config.crop, config.stride) for length in (height, width))
+    return WindowGrid(height, width, config.crop, rows, columns)
 
 
 def bucket(count: int) -> int:
-    """The padded size for count things: eight sizes an octave, so at most an eighth is padding above 8."""
+    """Padded number of `count` things: eight sizes an octave, so that above 8 at most an eighth is padding."""
     if count <= 8:
         return count
     step = 2 ** ((count - 1).bit_length() - 4)
@@ -83,9 +72,13 @@ def bucket(count: int) -> int:
 def cut_windows(
     image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, padded: int | None = None, mean: Channels = OPENAI_MEAN
 ) -> Windows:
-    """The windows of a resized uint8 image, on the host, padded to `padded` windows (default: the bucket of W).
+    """The windows of a resized image, as NumPy arrays.
 
-    Pixels outside the image take the mean colour of the CLIP, which its normalisation turns into zero padding.
+    Args:
+        image: RGB uint8 [h w 3], of the grid's size.
+        grid: places of the W windows.
+        padded: number of windows of the result, by default the bucket of W.
+        mean: RGB in 0..1 of pixels outside the image; CLIP's normalisation turns its own mean into zeros.
     """
     padded = bucket(grid.count) if padded is None else padded
     crop = grid.crop
@@ -98,15 +91,7 @@ def cut_windows(
     for window, (row, column) in enumerate(grid.origins):
         top, left = max(row, 0), max(column, 0)
         piece = planes[:, top : row + crop, left : column + crop]
-        if piece.shape != pixels[window].shape:
+        if piece.shape != pixels[window].shape:  # only the windows that reach beyond the image
             pixels[window] = colour
         pixels[window, :, top - row :, left - column :][:, : piece.shape[1], : piece.shape[2]] = piece
     return Windows(pixels, np.arange(padded) < grid.count, origins)
-
-
-def normalise(
-    pixels: Float[Array, "W 3 c c"], mean: Channels | np.ndarray, deviation: Channels | np.ndarray
-) -> Float[Array, "W 3 c c"]:
-    """(pixels - mean) / deviation per channel."""
-    mean, deviation = (jnp.asarray(x, jnp.float32).reshape(1, 3, 1, 1) for x in (mean, deviation))
-    return (pixels - mean) / deviation

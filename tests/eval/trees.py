@@ -1,5 +1,7 @@
 """Small data sets in the layouts users have, with labels that are known pixel by pixel."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,19 @@ def save_label(path: Path, label: np.ndarray, palette: bool = False) -> None:
     if palette:
         picture.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
     picture.save(path)
+
+
+def packed_png(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG whose pixels have 1, 2, 4 or 8 bits, with the values as they are."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :].reshape(len(values), -1)
+    lines = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def voc(root: Path, values: list[int], stems: tuple[str, ...] = ("b", "a")) -> Path:

@@ -1,10 +1,19 @@
 """Images as users have them: every mode becomes the RGB a viewer shows, every bad file is one sentence."""
 
+import inspect
+import io
+import os
+import socket
+import struct
+import sys
+import zlib
+
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from gla_jax.images import reading
 from gla_jax.images.reading import as_rgb, find_images, read_image
 from gla_jax.support.errors import ImageError
 
@@ -148,7 +157,9 @@ def test_files_folders_and_patterns_name_each_image_once(tmp_path):
     for name in ("b.png", "a.jpg", "notes.txt", "sub/c.png", "d.AVIF", "e.jp2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = find_images([tmp_path / "b.png", tmp_path, f"{tmp_path}/**/*.png"])
+    # A folder whose subfolders hold images says now that it skips these.
+    with pytest.warns(UserWarning, match="has 1 images in subfolders, which are skipped; add --recursive"):
+        found = find_images([tmp_path / "b.png", tmp_path, f"{tmp_path}/**/*.png"])
     assert found == [tmp_path / name for name in ("b.png", "a.jpg", "d.AVIF", "e.jp2", "sub/c.png")]
 
 
@@ -157,3 +168,195 @@ def test_an_input_without_images_is_named(tmp_path):
         find_images([tmp_path])
     with pytest.raises(ImageError, match=r"none\*\.png does not exist"):
         find_images([f"{tmp_path}/none*.png"])
+
+
+def test_subfolders_are_searched_when_asked(tmp_path):
+    for name in ("b.png", "only/below/c.JPG", "sub/a.tif", "sub/notes.txt", "x.png/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path], recursive=True)]
+    assert found == ["b.png", "only/below/c.JPG", "sub/a.tif", "x.png/d.png"]
+    with pytest.raises(ImageError, match="has 1 images in subfolders and none beside them; add --recursive"):
+        find_images([tmp_path / "only"])
+
+
+def test_links_in_a_circle_come_to_an_end_and_name_each_image_once(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+    (tmp_path / "a/to_b").symlink_to(tmp_path / "b", target_is_directory=True)
+    (tmp_path / "b/to_a").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "b/up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    assert find_images([tmp_path], recursive=True) == [tmp_path / "a/a.png", tmp_path / "b/b.png"]
+
+
+def test_folders_nested_deep_are_searched(tmp_path):
+    """Each level would take a frame of a search that calls itself."""
+    folder = tmp_path.joinpath(*["d"] * 200)
+    folder.mkdir(parents=True)
+    (folder / "a.png").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 150)
+    try:
+        assert find_images([tmp_path], recursive=True) == [folder / "a.png"]
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(RuntimeError("x"), struct.error("x"), OverflowError("x"), ZeroDivisionError("x"), KeyError("x")),
+        *(IndexError("x"), AttributeError("x"), UserWarning("x"), RecursionError("x"), TypeError("x"), EOFError()),
+        *(MemoryError(), SyntaxError("x\ny"), OSError("x"), zlib.error("x"), NotImplementedError("x")),
+    ],
+    ids=repr,
+)
+def test_whatever_pillow_raises_is_one_sentence_that_names_the_file(tmp_path, monkeypatch, fault):
+    def broken(*_):
+        raise fault
+
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    monkeypatch.setattr(reading, "to_rgb", broken)
+    with pytest.raises(ImageError, match=r"a\.png (is damaged or cut off|needs more memory)") as caught:
+        read_image(tmp_path / "a.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_avif_is_named(tmp_path):
+    """Pillow raises a RuntimeError for it."""
+    Image.fromarray(PIXELS).save(tmp_path / "m.avif")
+    content = bytearray((tmp_path / "m.avif").read_bytes())
+    content[81] = 0
+    (tmp_path / "m.avif").write_bytes(content)
+    with pytest.raises(ImageError, match=r"m\.avif is (damaged|not an image)"):
+        read_image(tmp_path / "m.avif")
+
+
+def test_pipes_sockets_and_devices_are_named_and_never_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    monkeypatch.chdir(tmp_path)  # the names of sockets are short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.png")
+        for name in (tmp_path / "pipe.png", tmp_path / "link.png", "socket.png", "/dev/zero"):
+            with pytest.raises(ImageError, match=f"{name} is a pipe, a socket or a device, and never opened"):
+                read_image(name)
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
+    for name, reason in (("nowhere", "does not exist"), ("itself", r"cannot be read \(Too many levels")):
+        with pytest.raises(ImageError, match=rf"{name}\.png {reason}"):
+            read_image(tmp_path / f"{name}.png")
+    with pytest.raises(ImageError, match=r"cannot be read \(embedded null"):
+        read_image("a\0.png")
+
+
+def test_sizes_are_bounded(tmp_path, monkeypatch):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    for limit in (PIXELS.size // 3 - 1, 10):  # Pillow warns of the first and refuses the second
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ImageError, match=r"a\.png has more than 0 million pixels; cut it"):
+            read_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PIXELS.size // 3)
+    assert read_image(tmp_path / "a.png").shape == PIXELS.shape
+    with open(tmp_path / "huge.webp", "wb") as file:
+        file.write(b"RIFF\xff\xff\xff\xffWEBPVP8 ")
+        file.truncate(2**40)
+    with pytest.raises(ImageError, match=r"huge\.webp is larger than 1024 MiB"):
+        read_image(tmp_path / "huge.webp")
+    (tmp_path / "empty.ppm").write_bytes(b"P6 0 5 255\n")
+    with pytest.raises(ImageError, match=r"empty\.ppm"):
+        read_image(tmp_path / "empty.ppm")
+    with pytest.raises(ImageError, match="an image of 0 x 5 pixels is empty"):
+        as_rgb(Image.new("RGB", (0, 5)))
+
+
+def test_a_file_is_never_handed_to_another_program(tmp_path):
+    """Pillow gives EPS to Ghostscript."""
+    Image.fromarray(PIXELS).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png is not an image, or of a kind that cannot be read"):
+        read_image(tmp_path / "a.png")
+
+
+def png(depth, rows, *chunks):
+    """A grey PNG of packed rows with extra chunks (type, data)."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", len(rows[0]) * 8 // depth, len(rows), depth, 0, 0, 0, 0)
+    parts = [
+        (b"IHDR", header),
+        *chunks,
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def tiff(data, width, bits, photometric=1, order="<"):
+    """An uncompressed grey TIFF of one row."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data))
+    return start + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+WIDE = np.array([0, 257, 32768, 65535])
+
+
+@pytest.mark.parametrize(
+    ("content", "grey"),
+    [
+        (png(16, [WIDE.astype(">u2").tobytes()]), [0, 1, 128, 255]),
+        (tiff(WIDE.astype("<u2").tobytes(), 4, 16), [0, 1, 128, 255]),
+        (tiff(WIDE.astype(">u2").tobytes(), 4, 16, order=">"), [0, 1, 128, 255]),
+        (tiff(WIDE.astype("<u2").tobytes(), 4, 16, photometric=0), [255, 254, 127, 0]),
+        (tiff(bytes([0x00, 0x00, 0x10, 0x80, 0x0F, 0xFF]), 4, 12), [0, 1, 128, 255]),
+        (tiff(bytes([0b00011011]), 4, 2, photometric=0), [255, 170, 85, 0]),
+        (png(2, [bytes([0b00011011])]), [0, 85, 170, 255]),
+        # A grey value that is transparent is named at the file's own depth.
+        (png(16, [WIDE.astype(">u2").tobytes()], (b"tRNS", struct.pack(">H", 257))), [0, 255, 128, 255]),
+        (png(8, [bytes([0, 1, 128, 255])], (b"tRNS", struct.pack(">H", 1))), [0, 255, 128, 255]),
+        (png(2, [bytes([0b00011011])], (b"tRNS", struct.pack(">H", 1))), [0, 255, 170, 255]),
+        (png(1, [bytes([0b00011011])], (b"tRNS", struct.pack(">H", 0))), [255] * 8),
+    ],
+)
+def test_grey_of_every_depth_is_what_a_viewer_shows(tmp_path, content, grey):
+    (tmp_path / "a.png").write_bytes(content)
+    assert read_image(tmp_path / "a.png")[0].tolist() == [[value] * 3 for value in grey]
+
+
+@pytest.mark.parametrize("mode", ["PA", "LA", "RGBa", "RGBA", "P"])
+def test_every_kind_of_transparency_is_laid_over_white(mode):
+    image = Image.fromarray(np.dstack([PIXELS, np.zeros((24, 32), np.uint8)]))
+    if mode == "P":
+        image = Image.new("P", (4, 4), 1)
+        image.putpalette([9, 9, 9, 255, 5, 5, 5, 0], "RGBA")
+    else:
+        image = image.convert(mode)
+    assert as_rgb(image).min() == 255
+
+
+def test_lab_becomes_rgb(tmp_path):
+    rgb = Image.new("RGB", (4, 4), (200, 90, 5))
+    profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+    lab = ImageCms.profileToProfile(rgb, *profiles, outputMode="LAB")
+    assert np.abs(saved(tmp_path, lab, "a.tif")[0, 0].astype(int) - [200, 90, 5]).max() <= 4
+
+
+def test_bytes_are_read_under_the_name_they_are_given():
+    content = io.BytesIO()
+    Image.fromarray(PIXELS).save(content, "PNG")
+    np.testing.assert_array_equal(read_image(content.getvalue(), "record 3"), PIXELS)
+    with pytest.raises(ImageError, match="record 4 is not an image"):
+        read_image(b"", "record 4")
+
+
+def test_a_damaged_picture_of_the_caller_is_one_sentence(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    with Image.open(tmp_path / "a.png") as image, pytest.raises(ImageError, match=r"a\.png is damaged or cut off"):
+        as_rgb(image)

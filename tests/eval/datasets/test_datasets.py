@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from gla_jax.eval.datasets.dataset import examples, open_dataset
+from gla_jax.eval.datasets.ids import checked_id
 from gla_jax.eval.datasets.labels import label_code, read_label
 from gla_jax.eval.metrics.areas import image_areas
 from gla_jax.eval.protocols import protocol
 from gla_jax.eval.runner import Run, measure, prediction_path
+from gla_jax.images.reading import read_image
 from gla_jax.support.errors import DataError
 from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
@@ -130,7 +132,7 @@ def test_tiny_world_needs_nothing():
     assert example.label.max() < len(dataset.names.classes)
 
 
-def test_grain_reads_the_asked_ones_in_order(tmp_path):
+def test_threads_read_the_asked_ones_in_order(tmp_path):
     dataset = open_dataset("voc21", trees.voc(tmp_path / "VOC2012", [0], tuple("fdbcae")))
     assert [example.image_id for example in examples(dataset, [4, 0, 3], threads=2)] == ["a", "f", "c"]
 
@@ -186,6 +188,142 @@ def test_errors_in_threads_reach_the_caller(tmp_path):
     (root / "JPEGImages/a.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"a\.jpg cannot be read"):
         list(examples(open_dataset("voc21", root), [0, 1]))
+
+
+def stored_turned(path, orientation, image):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(image).save(path, exif=exif)
+
+
+def test_a_folder_s_images_are_those_of_segment(tmp_path):
+    """Of a 16-bit ramp beside the same image in 8 bits the data set once read a white one."""
+    root = trees.folder(tmp_path, 3, [0])
+    ramp = np.linspace(0, 65535, 9 * 12).reshape(9, 12).astype(np.uint16)
+    Image.fromarray(ramp).save(root / "images/one.png")
+    (root / "images/two.jpg").unlink()
+    Image.fromarray(((ramp.astype(int) * 255 + 32767) // 65535).astype(np.uint8)).save(root / "images/two.png")
+    dataset = open_dataset("folder", root)
+    one, two = (dataset.read(index).image for index in range(2))
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, read_image(root / "images/one.png"))
+    Image.new("RGBA", (12, 9)).save(root / "images/one.png")
+    assert dataset.read(0).image.min() == 255  # transparent
+
+
+def test_a_folder_s_images_are_turned_and_its_labels_are_not(tmp_path):
+    root = trees.folder(tmp_path, 3, [0, 1])
+    image = trees.save_image(root / "images/one.png")
+    stored_turned(root / "images/one.png", 3, np.rot90(image, 2))
+    example = open_dataset("folder", root).read(0)
+    np.testing.assert_array_equal(example.image, image)
+    assert example.label[:, 0].tolist() == [0, 1] * 4 + [0]
+    stored_turned(root / "images/one.png", 6, np.rot90(image))
+    np.testing.assert_array_equal(open_dataset("folder", root).read(0).image, image)
+    trees.save_label(root / "labels/one.png", np.zeros((12, 9), np.uint8))
+    with pytest.raises(DataError, match=r"label of one is \(12, 9\).*turn the label by the image's EXIF orientation 6"):
+        open_dataset("folder", root).read(0)
+
+
+def test_a_benchmark_s_images_are_read_as_stored_which_is_said_once(tmp_path):
+    root = trees.voc(tmp_path, [0])
+    for stem in ("a", "b"):
+        image = np.asarray(Image.open(root / f"JPEGImages/{stem}.jpg"))
+        stored_turned(root / f"JPEGImages/{stem}.jpg", 6, image)
+    dataset = open_dataset("voc21", root)
+    with pytest.warns(UserWarning, match="EXIF orientation 6; voc21 reads images as they are stored") as caught:
+        read = list(examples(dataset, [0, 1, 0, 1]))
+    assert len(caught) == 1
+    assert {example.image.shape for example in read} == {(9, 12, 3)}
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 1, 2, 3], [0, 1, 2, 9], [0, 255]])
+def test_index_files_of_few_bits_hold_their_indices(tmp_path, values):
+    """Pillow reads grey values of 2 and 4 bits as multiples of 85 and 17, those of 1 bit as booleans."""
+    label = trees.label_of([value for value in values if value < 10])
+    for bits in (1, 2, 4, 8):
+        if label.max() < 2**bits:
+            packed = trees.packed_png(label, bits)
+            read, ignored = read_label(packed, label_code("plain", 10), "x")
+            np.testing.assert_array_equal(read, label)
+            assert (read.dtype, ignored) == (np.uint8, ())
+
+
+def test_labels_of_16_bits_serve_few_classes(tmp_path):
+    root = trees.folder(tmp_path, 3, [0, 2, 255, 65535], np.uint16)
+    dataset = open_dataset("folder", root)
+    assert first_column(dataset)[:4] == [0, 2, 255, 255]
+    assert dataset.read(0).ignored == ((255, 2 * 12), (65535, 2 * 12))
+    trees.save_label(root / "labels/one.png", trees.label_of([0, 300], np.uint16))
+    with pytest.raises(DataError, match="value 300, which stands for none of the 3 classes"):
+        dataset.read(0)
+
+
+def test_the_values_that_are_ignored_are_counted(tmp_path):
+    """0 and 255 in place of 0 and 1 would be half a label without a word."""
+    example = open_dataset("folder", trees.folder(tmp_path / "a", 2, [0, 255])).read(0)
+    assert example.ignored == ((255, 4 * 12),)
+    assert open_dataset("voc20", trees.voc(tmp_path / "b", [0, 1, 255])).read(0).ignored == ((0, 36), (255, 36))
+    assert open_dataset("folder", trees.folder(tmp_path / "c", 255, [0, 255])).read(0).ignored == ((255, 48),)
+    assert open_dataset("folder", trees.folder(tmp_path / "d", 2, [0, 1])).read(0).ignored == ()
+
+
+UNSAFE = (
+    "/abs/x",
+    "../x",
+    "a/../../x",
+    "a//x",
+    "a/",
+    "./x",
+    "C:x",
+    "c:/x",
+    "a\\..\\x",
+    "a\0x",
+    "a\tx",
+    "a\x1bx",
+    "\udce4x",
+)
+
+
+@pytest.mark.parametrize("image_id", [*UNSAFE, "", None, 3, ["x"]])
+def test_ids_that_could_lead_outside_are_refused(image_id):
+    with pytest.raises(DataError, match="plain relative name"):
+        checked_id(image_id, "a file")
+
+
+@pytest.mark.parametrize("image_id", ["a", "lindau/lindau_0", "a b.c-d", "...x", "Übung", "12:30", "x" * 300])
+def test_ids_that_stay_inside_are_taken(image_id):
+    assert checked_id(image_id, "a file") == image_id
+
+
+@pytest.mark.parametrize("image_id", [name for name in UNSAFE if name != "\udce4x"])
+def test_a_split_file_cannot_lead_outside(tmp_path, image_id):
+    """A line with a path would write predictions there."""
+    root = trees.voc(tmp_path, [0])
+    split = root / "ImageSets/Segmentation/val.txt"
+    split.write_text(f"b\n{image_id}\n")
+    with pytest.raises(DataError, match=r"val\.txt, line 2, has .* for an image id; an id is a plain relative name"):
+        open_dataset("voc21", root)
+
+
+def test_split_files_that_are_no_text_and_names_too_long_are_named(tmp_path):
+    root = trees.voc(tmp_path, [0])
+    split = root / "ImageSets/Segmentation/val.txt"
+    split.write_text("b\n" + "x" * 300)
+    with pytest.raises(DataError, match="1 of 2 images are missing"):
+        open_dataset("voc21", root)
+    split.write_bytes(b"b\n\xff\xfe")
+    with pytest.raises(DataError, match=r"val\.txt is not UTF-8 text"):
+        open_dataset("voc21", root)
+
+
+@pytest.mark.parametrize("name", ["JPEGImages/a.jpg", "SegmentationClass/a.png", "ImageSets/Segmentation/val.txt"])
+def test_pipes_in_a_data_set_are_not_opened(tmp_path, name):
+    root = trees.voc(tmp_path, [0])
+    (root / name).unlink()
+    os.mkfifo(root / name)
+    with pytest.raises(DataError, match=name.rpartition("/")[2]):
+        open_dataset("voc21", root)
 
 
 # What can be seen in the pictures, written down by hand: every class that takes a thousandth of the pixels or more.

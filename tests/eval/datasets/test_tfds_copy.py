@@ -47,6 +47,39 @@ def test_copies_are_not_mistaken_for_each_other(tmp_path):
         open_dataset("camvid", copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("array_record", lambda content: content[:10], "array_record-00000-of-00001 cannot be read"),
+        ("array_record", lambda content: content[:-1], "array_record-00000-of-00001 cannot be read"),
+        ("array_record", lambda content: bytes(len(content)), "array_record-00000-of-00001 cannot be read"),
+        ("array_record", None, "array_record-00000-of-00001 cannot be read"),
+        (
+            "metadata.json",
+            lambda content: content.replace(b'"a"', b'"../a"'),
+            r"metadata\.json has '\.\./a' for an image id",
+        ),
+        ("metadata.json", lambda content: content.replace(b'"a"', b'"b"'), r"metadata\.json cannot be read \(1 ids"),
+        ("metadata.json", lambda content: b"[]", r"metadata\.json cannot be read"),
+        ("metadata.json", lambda content: b"[" * 100_000, r"metadata\.json is nested too deep"),
+        ("dataset_info.json", lambda content: content[:-5], r"dataset_info\.json is not JSON"),
+        ("dataset_info.json", lambda content: b"[]", "not of voc21"),
+        ("dataset_info.json", lambda content: content.replace(b'"splits"', b'"spilts"'), "cannot be read"),
+        ("features.json", lambda content: content[:-5], "cannot be read"),
+        ("features.json", None, "cannot be read"),
+    ],
+)
+def test_a_damaged_copy_is_one_sentence_that_names_the_file(tmp_path, name, damage, message):
+    copy = prepare("voc21", trees.voc(tmp_path / "VOC2012", [0]), tmp_path / "copies")
+    (path,) = (path for path in copy.iterdir() if name in path.name)
+    if damage:
+        path.write_bytes(damage(path.read_bytes()))
+    else:
+        path.unlink()
+    with pytest.raises(DataError, match=message):
+        open_dataset("voc21", copy)
+
+
 def test_nothing_is_written_for_data_that_is_missing(tmp_path):
     with pytest.raises(DataError, match="JPEGImages does not exist"):
         prepare("voc21", tmp_path, tmp_path / "copies")
