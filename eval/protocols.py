@@ -1,4 +1,4 @@
-"""Frozen protocols: for every benchmark and setting of the paper the prompts, sizes, threshold and logit scale.
+"""Frozen protocols: for every benchmark and preset the prompts, sizes, threshold and logit scale.
 
 The hash of a protocol stands in every result file, so that figures of different protocols are never put side by side.
 A row that changes is another protocol: figures measured before cannot be compared with those measured after.
@@ -8,11 +8,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gla_jax.config import METHODS, PRESETS, SegmenterConfig, WindowConfig
+from gla_jax.config import DEFAULT_PRESET, DTYPES, METHODS, PRESET_ALIASES, PRESETS, SegmenterConfig, WindowConfig
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, class_names
-from gla_jax.settings.options import DTYPES, METHOD_NUMBERS, PRESET_SUFFIX, check_choice, read_preset
+from gla_jax.settings.names import check_choice
+from gla_jax.settings.options import method_name, named_preset, preset_name, with_fields
+from gla_jax.settings.preset_file import METHOD_NUMBERS, PRESET_SUFFIX, read_preset
 from gla_jax.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,149 +22,164 @@ if TYPE_CHECKING:
 
 TUNED = "tuned"  # the setting of a row from a file of gla-jax tune
 
-# Whose prompts a setting uses: the paper's CLIP-DINOiser setting renames nothing, as ClearCLIP.
-PROMPT_LISTS = {"sclip": "sclip", "proxyclip": "proxyclip", "clearclip": "clearclip", "clip-dinoiser": "clearclip"}
-# CLIP-DINOiser's thresholds are not published for this method: GLA's own stand in.
-THRESHOLDS = {
-    "sclip": {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1},
-    "proxyclip": {"voc21": 0.2, "context60": 0.15, "coco_object": 0.25},
-    "clearclip": {"voc21": 0.5, "context60": 0.15, "coco_object": 0.4},
-    "clip-dinoiser": {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1},
+# List of prompts of each preset: the paper's CLIP-DINOiser setting renames nothing, as ClearCLIP.
+PROMPT_LISTS = {
+    "336-224-112": "sclip-prompts",
+    "448-336-112": "proxyclip-prompts",
+    "448-448-224": "clearclip-prompts",
+    "448-448-224-scale-50": "clearclip-prompts",
 }
-# The released configurations treat Cityscapes by itself.
-CITYSCAPES = {"sclip": {"short_side": 560}, "proxyclip": {"crop": 224}, "clearclip": {"crop": 224}}
-
-# SCLIP's own release deviates from GLA's rows, and its published figures were measured so; that SCLIP with GLA was
+# CLIP-DINOiser's thresholds are not published for this method: GLA's stand in.
+THRESHOLDS = {
+    "336-224-112": {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1},
+    "448-336-112": {"voc21": 0.2, "context60": 0.15, "coco_object": 0.25},
+    "448-448-224": {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1},
+    "448-448-224-scale-50": {"voc21": 0.5, "context60": 0.15, "coco_object": 0.4},
+}
+# The released configurations have other sizes for Cityscapes.
+CITYSCAPES = {
+    "336-224-112": {"short_side": 560},
+    "448-336-112": {"crop": 224},
+    "448-448-224-scale-50": {"crop": 224},
+}
+# SCLIP's release deviates from GLA's rows, and its published figures were measured so; that SCLIP with GLA was
 # measured likewise is this project's reading.
 SCLIP_METHODS = ("sclip", "gla-sclip")
-SCLIP_NUMBERS = {
-    "voc21": {"logit_scale": 65.0, "area_threshold": 0.1},
+SCLIP_FIELDS = {
+    "voc21": {"logit_scale": 65.0},
     "context60": {"logit_scale": 50.0},
     "coco_object": {"logit_scale": 50.0},
+    "coco_stuff164k": {"short_side": 448},
 }
-SCLIP_SHORT_SIDES = {"coco_stuff164k": 448}
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What gla-jax tune fitted of a method: (field, number) pairs."""
-
-    method: str
-    numbers: tuple[tuple[str, float], ...]
+SCLIP_AREA_THRESHOLDS = {"voc21": 0.1}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One row: prompts holds those of every class; a threshold above 0 sends pixels below it to class 0.
+    """One row: what a benchmark is measured with under a preset.
 
-    An area_threshold above 0 takes a class away from an image where it has at most that share of all pixels outside
-    class 0; tuned: the method's numbers where they are not the published ones.
+    setting: full name of the preset, or "tuned"; prompts: those of every class; settings: windows, logit scale,
+    threshold (above 0 it sends pixels below it to class 0) and, of a tuned preset or a value of rho, the method's
+    numbers; area_threshold: above 0, a class with at most that share of all pixels outside class 0 is taken away;
+    tuned_for: method of a tuned preset.
     """
 
     benchmark: str
     setting: str
     classes: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
-    windows: WindowConfig
-    threshold: float
-    logit_scale: float
+    settings: SegmenterConfig
     area_threshold: float = 0.0
-    tuned: Tuned | None = None
+    tuned_for: str | None = None
+
+    @property
+    def windows(self) -> WindowConfig:
+        """Sizes of the image and its windows."""
+        return self.settings.windows
 
     @property
     def sha256(self) -> str:
-        """The hash of the whole row."""
-        row = asdict(self)
-        row["queries"] = row.pop("prompts")  # the hashes of results that exist were taken with this name
-        return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+        """Hash of the whole row, over the names that keys and presets had when the first results were written."""
+        method, sizes = self.settings.method, self.setting.partition("+")[0]
+        content: dict[str, Any] = {
+            "benchmark": self.benchmark,
+            "setting": {new: old for old, new in PRESET_ALIASES.items()}.get(sizes, sizes),
+            "classes": self.classes,
+            "queries": self.prompts,
+            "windows": asdict(self.windows),
+            "threshold": self.settings.threshold,
+            "logit_scale": self.settings.logit_scale,
+            "area_threshold": self.area_threshold,
+            "tuned": None,
+        }
+        if self.tuned_for:
+            numbers = [(name, getattr(method, name)) for name in METHOD_NUMBERS]
+            former = {"gla-on-clip-keys": "gla-clip"}
+            content["tuned"] = {"method": former.get(self.tuned_for, self.tuned_for), "numbers": numbers}
+        elif method.anchor_threshold != PRESETS[DEFAULT_PRESET].method.anchor_threshold:
+            content["anchor_threshold"] = method.anchor_threshold
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def vocabulary(self) -> "Classes":
         """Classes and prompts as the segmenter takes them."""
         from gla_jax.text.prompts import Classes
 
-        flat = [(prompt, index) for index, synonyms in enumerate(self.prompts) for prompt in synonyms]
-        return Classes(
-            names=self.classes,
-            prompts=tuple(prompt for prompt, _ in flat),
-            class_of_prompt=tuple(index for _, index in flat),
-        )
+        class_of_prompt = tuple(index for index, synonyms in enumerate(self.prompts) for _ in synonyms)
+        return Classes(self.classes, tuple(prompt for synonyms in self.prompts for prompt in synonyms), class_of_prompt)
 
     def config(self, method: str, dtype: str = "float32") -> SegmenterConfig:
         """The settings of a method under this protocol.
 
         Raises UserError for an unknown method or dtype, and for another method than the one that was tuned.
         """
-        chosen = METHODS[check_choice(method, METHODS, "method")]
-        if self.tuned:
-            if self.tuned.method != method:  # numbers of one method say nothing about another
-                raise UserError(
-                    f"the preset was tuned for the method {self.tuned.method}, not for {method}; choose "
-                    f"{self.tuned.method} or another preset."
-                )
-            chosen = replace(chosen, **dict(self.tuned.numbers))
-        return SegmenterConfig(
-            method=chosen,
-            windows=self.windows,
-            logit_scale=self.logit_scale,
-            threshold=self.threshold,
-            dtype=check_choice(dtype, DTYPES, "dtype"),
-        )
+        method = method_name(method)
+        if self.tuned_for not in (None, method):  # numbers of one method say nothing about another
+            raise UserError(
+                f"the preset was tuned for the method {self.tuned_for}, not for {method}; choose {self.tuned_for} or "
+                "another preset."
+            )
+        rho = self.settings.method.anchor_threshold
+        chosen = self.settings.method if self.tuned_for else replace(METHODS[method], anchor_threshold=rho)
+        return replace(self.settings, method=chosen, dtype=check_choice(dtype, DTYPES, "dtype"))
 
 
 def protocol(
     benchmark: str,
-    setting: str = "sclip",
+    setting: str = DEFAULT_PRESET,
     classes: tuple[tuple[str, tuple[str, ...]], ...] | None = None,
     method: str = "gla",
 ) -> Protocol:
-    """The row of a benchmark under a setting of the paper or a file of gla-jax tune.
+    """The row of a benchmark under a preset or a file of gla-jax tune.
 
-    classes: (name, prompts) of every class for the benchmark `folder`, which has none of its own; method: SCLIP has
-    numbers of its own under the setting sclip. Raises UserError for an unknown benchmark or setting and for a file that
-    cannot be used.
+    Args:
+        benchmark: key of a benchmark.
+        setting: name of a preset, or path of a file.
+        classes: (name, prompts) of every class for the benchmark `folder`, which brings them along.
+        method: SCLIP has numbers of its own under the default preset.
+
+    Raises UserError for an unknown benchmark or preset and for a file that cannot be used.
     """
     check_choice(benchmark, BENCHMARKS, "benchmark")
     if setting.endswith(PRESET_SUFFIX):
-        config, tuned_method, own_prompts = read_preset(Path(setting))
-        tuned = Tuned(tuned_method, tuple((name, getattr(config.method, name)) for name in METHOD_NUMBERS))
-        names, prompts = _prompts(benchmark, own_prompts, classes)
-        return Protocol(
-            benchmark, TUNED, names, prompts, config.windows, config.threshold, config.logit_scale, tuned=tuned
-        )
-    check_choice(setting, PRESETS, "preset")
-    names, prompts = _prompts(benchmark, PROMPT_LISTS[setting], classes)
-    windows = PRESETS[setting].windows
+        settings, tuned_for, prompts = read_preset(Path(setting))
+        return Protocol(benchmark, TUNED, *_prompts(benchmark, prompts, classes), settings, tuned_for=tuned_for)
+    setting = preset_name(setting)
+    sizes, settings, area_threshold = setting.partition("+")[0], named_preset(setting), 0.0
+    if settings == PRESETS[sizes]:  # the default rho by name is the same row
+        setting = sizes
+    fields = {"threshold": THRESHOLDS[sizes].get(benchmark, 0.0)}
     if benchmark == "cityscapes":
-        windows = replace(windows, **CITYSCAPES.get(setting, {}))
-    threshold = THRESHOLDS[setting].get(benchmark, 0.0)
-    row = Protocol(benchmark, setting, names, prompts, windows, threshold, PRESETS[setting].logit_scale)
-    if setting == "sclip" and method in SCLIP_METHODS:
-        windows = replace(windows, short_side=SCLIP_SHORT_SIDES.get(benchmark, windows.short_side))
-        row = replace(row, windows=windows, **SCLIP_NUMBERS.get(benchmark, {}))
-    return row
+        fields |= CITYSCAPES.get(sizes, {})
+    if sizes == DEFAULT_PRESET and method in SCLIP_METHODS:
+        fields |= SCLIP_FIELDS.get(benchmark, {})
+        area_threshold = SCLIP_AREA_THRESHOLDS.get(benchmark, 0.0)
+    names = _prompts(benchmark, PROMPT_LISTS[sizes], classes)
+    return Protocol(benchmark, setting, *names, with_fields(settings, fields), area_threshold)
 
 
 def prompt_list(setting: str) -> str:
-    """Whose prompts a setting of the paper or a file of gla-jax tune takes. Raises UserError."""
-    return read_preset(Path(setting)).prompts if setting.endswith(PRESET_SUFFIX) else PROMPT_LISTS[setting]
+    """Name of the list of prompts that a preset or a file of gla-jax tune takes. Raises UserError."""
+    if setting.endswith(PRESET_SUFFIX):
+        return read_preset(Path(setting)).prompts
+    return PROMPT_LISTS[preset_name(setting).partition("+")[0]]
 
 
 def _prompts(
     benchmark: str, prompt_list: str, classes: tuple[tuple[str, tuple[str, ...]], ...] | None
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Classes and the prompts of each, by one of PROMPT_LISTS."""
+    """Classes and the prompts of each, by a list of prompts."""
     if benchmark == FOLDER:
         names, prompts = zip(*classes, strict=True)
         return names, prompts
     lists = class_names(benchmark)
-    return lists.classes, lists.prompts.get(prompt_list, lists.prompts["sclip"])
+    return lists.classes, lists.prompts.get(prompt_list.removesuffix("-prompts"), lists.prompts["sclip"])
 
 
 def common_windows(benchmark: str) -> WindowConfig:
-    """GLA's own windows on a benchmark: whatever windows a run has, boundaries are also counted at their edges."""
-    windows = PRESETS["sclip"].windows
-    return replace(windows, **CITYSCAPES["sclip"]) if benchmark == "cityscapes" else windows
+    """GLA's windows on a benchmark: boundaries of every run are also counted at their edges."""
+    windows = PRESETS[DEFAULT_PRESET].windows
+    return replace(windows, **CITYSCAPES[DEFAULT_PRESET]) if benchmark == "cityscapes" else windows
 
 
 def duplicates(row: Protocol) -> tuple[str, ...]:

@@ -1,33 +1,58 @@
 """Durable counts of every finished image: one line each, checked when read, so a killed run loses and doubles none.
 
-A line is JSON, a tab and its CRC-32. Every process appends to its own file of OUT/records; the lines of all files
+A line is JSON, a tab and its CRC-32. Every process appends to a file of its own in OUT/records; the lines of all files
 together, one per image, are the run.
 """
 
-import fcntl
 import json
 import os
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
-from gla_jax.support.files import write_text
+from gla_jax.eval.schema import ANY_KEY, Number, first_fault
 from gla_jax.support.errors import UserError
+from gla_jax.support.files import read_json, write_json
+from gla_jax.support.locks import folder_lock
 
 SYNC_SECONDS = 1.0
+COUNT = Number(whole=True)
+_FIELDS = {
+    "image_id": str,
+    "areas": [[COUNT]],
+    **{key: [COUNT] for key in ("size", "resized", "errors", "pairs", "common_errors", "common_pairs")},
+    "seconds": {ANY_KEY: Number()},
+}
+
+
+class Counts(NamedTuple):
+    """Counts of one image or of many: areas, and boundaries at the edges of the run's windows and at those of GLA's."""
+
+    areas: Areas
+    boundary: BoundaryCounts
+    common_boundary: BoundaryCounts
+
+    @classmethod
+    def zeros(cls, classes: int) -> "Counts":
+        """The counts of no image."""
+        return cls(Areas.zeros(classes), BoundaryCounts.zeros(), BoundaryCounts.zeros())
+
+    def merge(self, other: "Counts") -> "Counts":
+        """The counts of both sets of images together."""
+        return Counts(*(part.merge(more) for part, more in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What one image adds to the figures.
+    """One image's part of the figures, as it stands in a file.
 
     areas: (class, intersection, prediction, label) for the classes that occur; errors and pairs: its boundary counts at
     the edges of the run's windows, common_errors and common_pairs at those of GLA's; seconds: per stage; size and
@@ -44,20 +69,14 @@ class ImageRecord:
     common_pairs: tuple[int, ...]
     seconds: dict[str, float]
 
-    def full_areas(self, classes: int) -> Areas:
-        """The areas with a row for every class."""
+    def counts(self, classes: int) -> Counts:
+        """The counts as arrays, with a row for every class."""
         table = np.zeros((3, classes), np.int64)
-        for index, *counts in self.areas:
-            table[:, index] = counts
-        return Areas(*table)
-
-    def boundary(self) -> BoundaryCounts:
-        """The boundary counts at the edges of the run's windows, as arrays."""
-        return BoundaryCounts(np.array(self.errors, np.int64), np.array(self.pairs, np.int64))
-
-    def common_boundary(self) -> BoundaryCounts:
-        """The boundary counts at the edges of GLA's windows, as arrays."""
-        return BoundaryCounts(np.array(self.common_errors, np.int64), np.array(self.common_pairs, np.int64))
+        for index, *areas in self.areas:
+            table[:, index] = areas
+        rows = (self.errors, self.pairs, self.common_errors, self.common_pairs)
+        errors, pairs, *common = (np.array(row, np.int64) for row in rows)
+        return Counts(Areas(*table), BoundaryCounts(errors, pairs), BoundaryCounts(*common))
 
     def line(self) -> str:
         """The record as one line of a file."""
@@ -66,22 +85,22 @@ class ImageRecord:
 
 
 def image_record(
-    image_id: str,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
-    areas: Areas,
-    boundaries: tuple[BoundaryCounts, BoundaryCounts],
-    seconds: dict[str, float],
+    image_id: str, size: tuple[int, int], resized: tuple[int, int], counts: Counts, seconds: dict[str, float]
 ) -> ImageRecord:
-    """The record of an image; sizes are its own and the resized one, boundaries those of the run and of GLA."""
-    occurring = np.flatnonzero(areas.prediction + areas.label)
-    rows = tuple(tuple(int(counts[index]) for counts in areas) for index in occurring)
-    return ImageRecord(
-        image_id,
-        *sizes,
-        tuple((int(index), *row) for index, row in zip(occurring, rows, strict=True)),
-        *(tuple(counts.tolist()) for boundary in boundaries for counts in boundary),
-        {stage: round(value, 6) for stage, value in seconds.items()},
-    )
+    """The record of an image from its counts: the inverse of ImageRecord.counts.
+
+    Args:
+        image_id: name of the image.
+        size: height and width of the image in pixels.
+        resized: height and width of the image that was cut into windows.
+        counts: as arrays.
+        seconds: per stage.
+    """
+    occurring = np.flatnonzero(counts.areas.prediction + counts.areas.label)
+    rows = np.column_stack([occurring, *(area[occurring] for area in counts.areas)]).tolist()
+    boundaries = (tuple(row.tolist()) for boundary in counts[1:] for row in boundary)
+    rounded = {stage: round(value, 6) for stage, value in seconds.items()}
+    return ImageRecord(image_id, size, resized, tuple(map(tuple, rows)), *boundaries, rounded)
 
 
 def parse_line(line: str) -> ImageRecord | None:
@@ -89,11 +108,16 @@ def parse_line(line: str) -> ImageRecord | None:
     content, tab, crc = line.rstrip("\n").rpartition("\t")
     if not (tab and line.endswith("\n")) or crc != f"{zlib.crc32(content.encode()):08x}":
         return None
-    fields = json.loads(content)
-    for name in ("size", "resized", "errors", "pairs", "common_errors", "common_pairs"):
-        fields[name] = tuple(fields[name])
-    fields["areas"] = tuple(tuple(row) for row in fields["areas"])
-    return ImageRecord(**fields)
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if first_fault(fields, _FIELDS):
+        return None
+    fields["areas"] = map(tuple, fields["areas"])
+    return ImageRecord(
+        **{name: tuple(fields[name]) if isinstance(kind, list) else fields[name] for name, kind in _FIELDS.items()}
+    )
 
 
 def read_records(out: Path) -> dict[str, ImageRecord]:
@@ -101,30 +125,25 @@ def read_records(out: Path) -> dict[str, ImageRecord]:
     records: dict[str, ImageRecord] = {}
     for path in sorted((out / "records").glob("*.jsonl")):
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-            for record in map(parse_line, lines):
-                if record is not None:
-                    records.setdefault(record.image_id, record)
+            for record in filter(None, map(parse_line, lines)):
+                records.setdefault(record.image_id, record)
     return records
 
 
 class RecordFile:
-    """One process's file of records, open for appending.
-
-    Raises UserError when another run holds it or it cannot be written.
-    """
+    """One process's file of records, open for appending and locked, which also holds the run's folder."""
 
     def __init__(self, out: Path, process: int = 0):
-        path = out / "records" / f"process-{process:04d}.jsonl"
-        self._out = out
-        with writing_to(out):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise UserError(f"another run is writing to {out}; wait for it or choose another --out.") from None
-        self._end_after_last_line(path)
+        """Lock and open it; a folder is created. Raises UserError when another run holds it or it cannot be written."""
+        name = f"process-{process:04d}"
+        self._out, taken = out, f"another run is writing to {out}; wait for it or choose another --out."
+        with writing_to(out), ExitStack() as held:
+            held.enter_context(folder_lock(out / "records", taken, f".{name}.lock"))
+            path = out / "records" / f"{name}.jsonl"
+            self._file = held.enter_context(path.open("ab", buffering=0))
+            # Cut what a killed run left half written, so that the next record starts a line of its own.
+            self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
+            self._held = held.pop_all()
         self._synced = time.monotonic()
 
     def append(self, record: ImageRecord) -> None:
@@ -132,28 +151,20 @@ class RecordFile:
         line = memoryview(record.line().encode())
         with writing_to(self._out):
             while line:  # a disk that is nearly full takes a part
-                line = line[os.write(self._file, line) :]
+                line = line[os.write(self._file.fileno(), line) :]
             if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(self._file)
+                os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Make everything durable and let go of the file."""
-        with writing_to(self._out):
-            os.fsync(self._file)
-            os.close(self._file)
-
-    def _end_after_last_line(self, path: Path) -> None:
-        """Cut what a killed run left half written, so that the next record starts a line of its own."""
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        os.ftruncate(self._file, end)
-        os.lseek(self._file, 0, os.SEEK_END)
+        """Make everything durable and let go of the file and the folder."""
+        with writing_to(self._out), self._held:
+            os.fsync(self._file.fileno())
 
 
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
-    """Turn what the system says about a full disk or a place that cannot be written to into a UserError."""
+    """Turn the system's errors about a full disk or a place that cannot be written to into a UserError."""
     try:
         yield
     except OSError as error:
@@ -163,41 +174,28 @@ def writing_to(out: Path) -> Iterator[None]:
 
 
 def claim_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out` the folder of a run with these settings, or check that it is.
+    """Make `out`, whose lock the first process holds, the folder of a run with these settings, or check that it is.
 
     Raises UserError when it is not or cannot be written.
     """
     path = out / "run.json"
     if not path.exists():
-        if (out / "records").exists():
+        if read_records(out):
             raise UserError(f"{out} holds records but no run.json; choose another --out, or remove it.")
         with writing_to(out):
-            out.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(settings, indent=1) + "\n")
+            write_json(path, settings)
         return
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); choose another --out, or remove {out}.") from None
-    if differences := _differences(found, json.loads(json.dumps(settings))):
+    before = read_json(path, "the settings", f"choose another --out, or remove {out}")
+    if differences := _differences(before, json.loads(json.dumps(settings))):
         raise UserError(
             f"{out} holds a run with other settings ({'; '.join(differences[:4])}); choose another --out, or remove it."
         )
 
 
-def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        names = sorted(found.keys() | wanted.keys())
-        return [
-            line
-            for key in names
-            for line in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
-        ]
-    if found == wanted:
-        return []
-    return [f"{name} was {_short(found)} and is {_short(wanted)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        parts = ((before.get(key), now.get(key), f"{name}.{key}".removeprefix(".")) for key in keys)
+        return [line for part in parts for line in _differences(*part)]
+    was, is_now = (text if len(text) <= 40 else f"{text[:37]}..." for text in map(json.dumps, (before, now)))
+    return [] if before == now else [f"{name} was {was} and is {is_now}"]

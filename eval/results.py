@@ -1,11 +1,9 @@
-"""What a run says about itself: results.json and per_class.csv, and how they are read again."""
+"""Results of a run as files, results.json and per_class.csv, and how they are read again."""
 
 import csv
 import io
-import json
 import math
 import platform
-import resource
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,24 +13,55 @@ from typing import Any
 import jax
 import numpy as np
 
+from gla_jax.config import PRESET_ALIASES, settings_as_dict
 from gla_jax.eval.paper import PAPER_SOURCE, not_comparable, paper_miou
 from gla_jax.eval.protocols import common_windows, duplicates
-from gla_jax.eval.records import ImageRecord, writing_to
+from gla_jax.eval.records import COUNT, ImageRecord, writing_to
 from gla_jax.eval.runner import Outcome
-from gla_jax.support.files import write_text
+from gla_jax.eval.schema import ANY_KEY, Number, first_fault
 from gla_jax.support.errors import UserError
+from gla_jax.support.files import read_json, write_json, write_text
 from gla_jax.support.shapes import Float
 from gla_jax.support.version import VERSION
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 FORMAT = "gla-jax results 2"
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
 BOUNDARY = ("ber_1", "ber_8", "control_1", "control_8")
 FIGURES = ("miou", "macc", "aacc", *BOUNDARY)
+MAX_NAMES = 10  # of classes in a warning
+
+_FIGURE, _NUMBER = (None, Number(high=100.0)), Number()
+_WINDOWS = {"short_side": (None, COUNT), "crop": COUNT, "stride": COUNT}
+# Everything that comparisons, summaries and reports read.
+_KINDS = {
+    **dict.fromkeys(("version", "finished", "benchmark", "method"), str),
+    "figures": dict.fromkeys(FIGURES, _FIGURE),
+    "paper": (None, {"miou": Number(high=100.0)}),
+    "not_comparable_with_paper": (None, [str]),
+    "common_edges": {"windows": _WINDOWS, **dict.fromkeys(BOUNDARY, _FIGURE)},
+    "images": {"measured": COUNT, "in_data": COUNT, "labelled": bool},
+    "protocol": {"sha256": str, "setting": str, "tuned_for": (None, str), "windows": _WINDOWS, "duplicates": [str]}
+    | {"threshold": _NUMBER, "logit_scale": _NUMBER, "area_threshold": _NUMBER, "queries": COUNT},
+    "settings": {"dtype": str},
+    "model": {"name": str, "sha256": str},
+    "data": {"origin": str, "sha256": str},
+    "speed": {"images_per_second": (None, _NUMBER), "seconds_per_image": {ANY_KEY: _NUMBER}, "processes": COUNT}
+    | {"peak_memory_mib": dict.fromkeys(("host", "device"), (None, _NUMBER))},
+    "machine": {"device": str, "devices": COUNT, "packages": {ANY_KEY: str}},
+    "per_class": [{"class": str, "iou": _FIGURE, "accuracy": _FIGURE, "label": COUNT}],
+    "per_image": {ANY_KEY: _FIGURE},
+    "warnings": [str],
+}
 
 
 def image_miou(records: Iterable[ImageRecord], classes: int) -> Float[np.ndarray, " images"]:
     """mIoU of every image by itself, percent; NaN without a labelled pixel."""
-    return np.array([record.full_areas(classes).scores().miou for record in records], np.float64)
+    return np.array([record.counts(classes).areas.scores().miou for record in records], np.float64)
 
 
 def results(outcome: Outcome) -> dict[str, Any]:
@@ -45,52 +74,63 @@ def results(outcome: Outcome) -> dict[str, Any]:
     scores = areas.scores()
     paper = paper_miou(row.benchmark, row.setting, run.method)
     reasons = paper and not_comparable(row, run.method, run.segmenter.name, run.templates, run.images)
-    figures = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **outcome.boundary().rates()}
-    by_image = image_miou(outcome.records, len(row.classes))
-    per_class = [
-        {"class": name, "iou": iou, "accuracy": accuracy, "intersection": i, "prediction": p, "label": g}
-        for name, iou, accuracy, i, p, g in zip(
-            row.classes, scores.iou.tolist(), scores.accuracy.tolist(), *(a.tolist() for a in areas), strict=True
-        )
-    ]
-    return _without_nan(
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "benchmark": row.benchmark,
-            "method": run.method,
-            "figures": figures,
-            "paper": None
-            if not paper or reasons
-            else {"miou": paper, "whose": f"the paper's figure, not measured here: {PAPER_SOURCE}"},
-            "not_comparable_with_paper": reasons or None,
-            "common_edges": {"windows": vars(common_windows(row.benchmark)), **outcome.common_boundary().rates()},
-            "images": {
-                "measured": run.images,
-                "in_data": len(run.dataset.ids),
-                "labelled": run.dataset.labelled,
-            },
-            "protocol": {
-                "sha256": row.sha256,
-                "setting": row.setting,
-                "windows": vars(row.windows),
-                "threshold": row.threshold,
-                "logit_scale": row.logit_scale,
-                "area_threshold": row.area_threshold,
-                "tuned_for": row.tuned and row.tuned.method,
-                "duplicates": list(duplicates(row)),
-                "queries": sum(map(len, row.prompts)),
-            },
-            "settings": run.settings()["settings"],
-            "model": {"name": run.segmenter.name, "sha256": run.segmenter.model_hash},
-            "data": {"origin": run.dataset.origin, "sha256": run.dataset.fingerprint},
-            "speed": _speed(outcome),
-            "machine": _machine(),
-            "per_class": per_class,
-            "per_image": {r.image_id: m for r, m in zip(outcome.records, by_image.tolist(), strict=True)},
-        }
+    by_image = image_miou(outcome.records, len(row.classes)).tolist()
+    columns = ("class", "iou", "accuracy", "intersection", "prediction", "label")
+    per_class = zip(
+        row.classes, scores.iou.tolist(), scores.accuracy.tolist(), *map(np.ndarray.tolist, areas), strict=True
     )
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "benchmark": row.benchmark,
+        "method": run.method,
+        "figures": {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **outcome.boundary().rates()},
+        "warnings": label_warnings(outcome),
+        "paper": None
+        if not paper or reasons
+        else {"miou": paper, "whose": f"the paper's figure, not measured here: {PAPER_SOURCE}"},
+        "not_comparable_with_paper": reasons or None,
+        "common_edges": {"windows": vars(common_windows(row.benchmark)), **outcome.common_boundary().rates()},
+        "images": {"measured": run.images, "in_data": len(run.dataset.ids), "labelled": run.dataset.labelled},
+        "protocol": {
+            "sha256": row.sha256,
+            "setting": row.setting,
+            "windows": vars(row.windows),
+            "threshold": row.settings.threshold,
+            "logit_scale": row.settings.logit_scale,
+            "area_threshold": row.area_threshold,
+            "tuned_for": row.tuned_for,
+            "duplicates": list(duplicates(row)),
+            "queries": sum(map(len, row.prompts)),
+        },
+        "settings": settings_as_dict(run.segmenter.config),
+        "model": {"name": run.segmenter.name, "sha256": run.segmenter.model_hash},
+        "data": {"origin": run.dataset.origin, "sha256": run.dataset.fingerprint},
+        "speed": _speed(outcome),
+        "machine": {
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in PACKAGES},
+        },
+        "per_class": [dict(zip(columns, values, strict=True)) for values in per_class],
+        "per_image": {record.image_id: miou for record, miou in zip(outcome.records, by_image, strict=True)},
+    }
+    return without_nan(content)
+
+
+def label_warnings(outcome: Outcome) -> list[str]:
+    """A sentence for labels that do not look like the benchmark's: classes without a labelled pixel, ignored values."""
+    run, labelled = outcome.run, outcome.areas().label
+    missing = [name for name, pixels in zip(run.row.classes, labelled, strict=True) if not pixels]
+    if not missing or not run.dataset.labelled:
+        return []
+    names = ", ".join(missing[:MAX_NAMES]) + (f" and {len(missing) - MAX_NAMES} more" * (len(missing) > MAX_NAMES))
+    share = 100 - 100 * labelled.sum() / max(sum(math.prod(record.size) for record in outcome.records), 1)
+    ignored = f"; {share:.1f} % of all pixels are ignored, as those of value {run.dataset.ignore}" if share else ""
+    return [f"no pixel is labelled {names} ({len(missing)} of {len(labelled)} classes){ignored}"]
 
 
 def write_results(out: Path, content: dict[str, Any]) -> None:
@@ -98,10 +138,10 @@ def write_results(out: Path, content: dict[str, Any]) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(content["per_class"][0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in content["per_class"])
+    writer.writerows(content["per_class"])  # an empty cell stands for None
     with writing_to(out):
         write_text(out / "per_class.csv", table.getvalue())
-        write_text(out / "results.json", json.dumps(content, indent=1) + "\n")
+        write_json(out / "results.json", content)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -109,56 +149,38 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no results.json; name the --out folder of a finished gla-jax eval.")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error}); run the evaluation again.") from None
+    content = read_json(path, "the results", "run the evaluation again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a result file of this program; name the --out folder of gla-jax eval.")
+    content.setdefault("warnings", [])  # until 0.1 there were none
+    if fault := first_fault(content, _KINDS):
+        raise UserError(f"the results {path} are damaged ({fault}); run the evaluation again.")
+    setting = content["protocol"]["setting"]
+    content["protocol"]["setting"] = PRESET_ALIASES.get(setting, setting)
     return content
 
 
 def _speed(outcome: Outcome) -> dict[str, Any]:
     """Images a second over the whole run, kills and all, and the mean seconds of every stage of one image."""
-    stages: dict[str, float] = {}
-    for record in outcome.records:
-        for stage, seconds in record.seconds.items():
-            stages[stage] = stages.get(stage, 0.0) + seconds
-    total = sum(stages.values())
-    count = len(outcome.records)
+    count, stages = len(outcome.records), dict.fromkeys(stage for record in outcome.records for stage in record.seconds)
+    sums = {stage: sum(record.seconds.get(stage, 0.0) for record in outcome.records) for stage in stages}
+    total = sum(sums.values())
+    device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    unit = 1 if platform.system() == "Darwin" else 1024  # macOS counts in bytes, Linux in KiB
+    host = resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
         "images_per_second": count * outcome.processes / total if total else None,
-        "seconds_per_image": {stage: seconds / count for stage, seconds in stages.items()},
+        "seconds_per_image": {stage: seconds / count for stage, seconds in sums.items()},
         "median_seconds": float(np.median([sum(r.seconds.values()) for r in outcome.records])) if count else None,
         "processes": outcome.processes,
-        "peak_memory_mib": _peak_memory(),
+        "peak_memory_mib": {"host": host and round(host / 2**20, 1), "device": device and round(device / 2**20, 1)},
     }
 
 
-def _peak_memory() -> dict[str, float | None]:
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if platform.system() == "Darwin" else 1024
-    device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {
-        "host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1),
-        "device": device and round(device / 2**20, 1),
-    }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: None stands for a figure that does not exist."""
+def without_nan(value: Any) -> Any:
+    """The value with None, which JSON has, for every NaN: a figure that does not exist."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

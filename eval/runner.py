@@ -1,24 +1,27 @@
 """A benchmark run: every image once, its counts durable, then one set of figures over all of them."""
 
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from gla_jax.config import settings_as_dict
+import numpy as np
+
+from gla_jax.config import DEFAULT_PRESET, PlatformNumbers, WindowConfig, settings_as_dict
 from gla_jax.distributed.processes import Processes
 from gla_jax.eval.benchmarks import BENCHMARKS
-from gla_jax.eval.datasets.dataset import Dataset, Example, open_dataset, read_ahead
+from gla_jax.eval.datasets.dataset import Dataset, Example, open_dataset
 from gla_jax.eval.datasets.labels import write_label
 from gla_jax.eval.datasets.submission import submission_values
 from gla_jax.eval.metrics.areas import Areas, image_areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts, boundary_counts
-from gla_jax.eval.predict import Features, Prediction, Ready, Stopwatch, predictor
 from gla_jax.eval.protocols import Protocol, common_windows, protocol, without_duplicates
 from gla_jax.eval.records import (
+    Counts,
     ImageRecord,
     RecordFile,
     claim_folder,
@@ -27,28 +30,33 @@ from gla_jax.eval.records import (
     read_records,
     writing_to,
 )
-from gla_jax.support.files import write_beside
-from gla_jax.segmenter import image_grid
-from gla_jax.settings.options import check_choice
-from gla_jax.support.batches import grouped
+from gla_jax.images.windows import WindowGrid
+from gla_jax.predict.predict import Question, Ready, label_images, predict
+from gla_jax.predict.prepare import image_grid
+from gla_jax.settings.names import check_choice
+from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import UserError
+from gla_jax.support.files import write_beside
+from gla_jax.support.shapes import Integer
+from gla_jax.support.steps import Progress
 
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from gla_jax.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be measured, and where it goes.
+    """One benchmark to be measured, and the folder for its results.
 
-    limit: only the first images, None takes all; threads: that decode images; batch: images
-    with one number of windows that go through the towers together; templates: the model's own prompts, None
-    when it takes CLIP's 80.
+    segmenter: its settings are those of the row for the method; limit: only the first images, None takes all; threads:
+    that decode images; batch: images with one number of windows that go through the towers together; templates: the
+    model's own prompt templates, None when it takes CLIP's 80.
     """
 
     dataset: Dataset
     row: Protocol
     method: str
-    segmenter: Features
+    segmenter: "Segmenter"
     out: Path
     limit: int | None = None
     save_predictions: bool = False
@@ -59,10 +67,17 @@ class Run:
     @property
     def images(self) -> int:
         """Number of images to be measured."""
-        return min(self.limit or len(self.dataset.ids), len(self.dataset.ids))
+        return len(self.dataset.ids[: self.limit])
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the counts of an image: a run in the same folder must agree on all of it."""
+        """Everything that decides the counts of an image: a run in the same folder must agree on all of it.
+
+        Numbers that depend on the device are left out: they change results by rounding alone.
+        """
+        settings = settings_as_dict(self.segmenter.config)
+        for part in (settings, settings["method"]):
+            for name in PlatformNumbers._fields:
+                part.pop(name, None)
         return {
             "benchmark": self.dataset.benchmark,
             "preset": self.row.setting,
@@ -70,10 +85,21 @@ class Run:
             "model": {"name": self.segmenter.name, "sha256": self.segmenter.model_hash},
             "protocol_sha256": self.row.sha256,
             "data_sha256": self.dataset.fingerprint,
-            "settings": settings_as_dict(self.segmenter.config),
+            "settings": settings,
             "templates": self.templates and list(self.templates),
             "save_predictions": self.save_predictions,
         }
+
+    def question(self) -> Question:
+        """Prompts and classes of the protocol; its background is the first class."""
+        prompts, embeddings = self.row.vocabulary, self.segmenter.text_embeddings(self.row.vocabulary)
+        class_of_prompt = np.asarray(prompts.class_of_prompt, np.int32)
+        return Question(embeddings, class_of_prompt, len(prompts.names), area_threshold=self.row.area_threshold)
+
+    def read(self, index: int) -> Ready:
+        """The example at an index, its image cut into windows."""
+        example = self.dataset.read(index)
+        return Ready(example, self.segmenter.model.prepare(example.image))
 
 
 @dataclass(frozen=True)
@@ -84,35 +110,44 @@ class Outcome:
     records: tuple[ImageRecord, ...]
     processes: int
 
+    @cached_property
+    def _counts(self) -> Counts:
+        classes = len(self.run.row.classes)
+        return reduce(Counts.merge, (record.counts(classes) for record in self.records), Counts.zeros(classes))
+
     def areas(self) -> Areas:
         """Areas over all images."""
-        classes = len(self.run.row.classes)
-        return reduce(Areas.merge, (record.full_areas(classes) for record in self.records), Areas.zeros(classes))
+        return self._counts.areas
 
     def boundary(self) -> BoundaryCounts:
         """Boundary counts over all images, at the edges of the run's windows."""
-        return reduce(BoundaryCounts.merge, (record.boundary() for record in self.records), BoundaryCounts.zeros())
+        return self._counts.boundary
 
     def common_boundary(self) -> BoundaryCounts:
         """Boundary counts over all images, at the edges of GLA's windows."""
-        counts = (record.common_boundary() for record in self.records)
-        return reduce(BoundaryCounts.merge, counts, BoundaryCounts.zeros())
+        return self._counts.common_boundary
 
 
 def open_benchmark(
     key: str,
     data: Path | None,
-    setting: str,
+    setting: str = DEFAULT_PRESET,
     *,
     method: str = "gla",
     drop_duplicates: bool = False,
     unlabelled: bool = False,
 ) -> tuple[Dataset, Protocol]:
-    """The data and the protocol of a benchmark under a setting of the paper or a file of gla-jax tune.
+    """The data and the protocol of a benchmark.
 
-    method: whose numbers, where the setting has several; drop_duplicates: without the prompts of the background that
-    are classes too; unlabelled: a folder may lack labels. Raises UserError for unknown names and files that cannot be
-    used, DataError when something is missing in `data`.
+    Args:
+        key: of the benchmark.
+        data: the folder that holds it.
+        setting: a preset, or a file of gla-jax tune.
+        method: SCLIP has numbers of its own under the default preset.
+        drop_duplicates: leave out the prompts of the background that are classes too.
+        unlabelled: a folder may lack labels.
+
+    Raises UserError for unknown names and files that cannot be used, DataError when something is missing in `data`.
     """
     check_choice(key, BENCHMARKS, "benchmark")
     dataset = open_dataset(key, data, unlabelled)
@@ -122,97 +157,89 @@ def open_benchmark(
 
 
 def measure(run: Run, processes: Processes | None = None, progress: Progress | None = None) -> Outcome:
-    """Segment what is not done yet and return the records of all images, the same at every process.
+    """Segment the images that have no record yet and return the records of all, the same at every process.
 
     progress(done, of) is called after every image with the counts of this process's share. Raises UserError when the
-    folder holds a run with other settings or data cannot be read.
+    folder holds another run or more images of this one, or data cannot be read.
     """
     processes = processes or Processes()
-    if processes.is_first:
+    with ExitStack() as stack:
+        if not processes.is_first:
+            processes.wait("claimed")
+        # The first process locks the folder before it looks: of two runs that start at once one is refused.
+        file = stack.enter_context(closing(RecordFile(run.out, processes.index)))
         claim_folder(run.out, run.settings())
-    processes.wait("claimed")
-    claim_folder(run.out, run.settings())
-    known = read_records(run.out)
-    mine = processes.share(run.images)
-    left = [index for index in mine if run.dataset.ids[index] not in known]
-    file = RecordFile(run.out, processes.index)
-    try:
-        done = len(mine) - len(left)
-        if progress:
-            progress(done, len(mine))
-        for record in _segment(run, left) if left else ():
+        if processes.is_first:
+            processes.wait("claimed")
+        records = read_records(run.out)
+        further = len(records.keys() - set(run.dataset.ids[: run.images]))
+        if further and (run.out / "results.json").exists():
+            raise UserError(
+                f"{run.out} holds results with {further} images that are not among the {run.images} of this run; leave "
+                "out --limit or choose another --out."
+            )
+        share = processes.share(run.images)
+        left = [index for index in share if run.dataset.ids[index] not in records]
+        progress = progress or (lambda done, of: None)
+        progress(len(share) - len(left), len(share))
+        for done, record in enumerate(_segment(run, left) if left else (), len(share) - len(left) + 1):
             file.append(record)
-            known[record.image_id] = record
-            done += 1
-            if progress:
-                progress(done, len(mine))
-    finally:
-        file.close()
-    return Outcome(run, _gathered(run, known, processes), processes.count)
+            records[record.image_id] = record
+            progress(done, len(share))
+    return Outcome(run, _gathered(run, records, processes), processes.count)
 
 
 def _segment(run: Run, indices: list[int]) -> Iterator[ImageRecord]:
-    predict = predictor(run.segmenter, run.row)
     values = submission_values(run.dataset) if run.save_predictions else None
-    watch = Stopwatch()
-
-    def ready(example: Example) -> Ready:
-        return Ready(example, run.segmenter.prepare(example.image))
-
-    read = read_ahead(run.dataset, indices, ready, run.threads)
-    # The counts of an image are taken while the next one is on the device.
+    watch, images = Stopwatch(), read_ahead(indices, run.read, run.threads)
+    # The pixels of an image are counted while the next one is on the device.
     with ThreadPoolExecutor(1) as pool:
-        before: _Counted | None = None
-        for group in grouped(read, lambda image: image.prepared.count, run.batch):
-            watch.mark("read", len(group))
-            for (example, _), prediction in zip(group, predict(group, watch), strict=True):
-                if values is not None:
-                    path = prediction_path(run.out, example.image_id)
-                    with writing_to(run.out):
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        write_beside(path, partial(write_label, label=values[prediction.labels]))
-                    watch.mark("save")
-                counted = _Counted(example, prediction, watch.seconds, pool.submit(counts, run, example, prediction))
-                watch.seconds = {}
-                if before:
-                    finished = before.record()
-                    watch.mark("metrics")
-                    yield finished
-                    watch.mark("record")
-                before = counted
+        before = None
+        for example, (labels, _) in label_images(run.segmenter.model, images, run.question(), watch, batch=run.batch):
+            if values is not None:
+                path = prediction_path(run.out, example.image_id)
+                with writing_to(run.out):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_beside(path, partial(write_label, label=values[labels]))
+                watch.mark("save")
+            now = pool.submit(_counted, run, example, labels, watch.take())
+            if before:
+                record = before.result()
+                watch.mark("metrics")
+                yield record
+                watch.mark("record")
+            before = now
         if before:
-            yield before.record()
+            yield before.result()
 
 
-class _Counted(NamedTuple):
-    """An image that is segmented, and its counts, which may still be under way."""
+def _counted(run: Run, example: Example, labels: Integer[np.ndarray, "h w"], seconds: dict[str, float]) -> ImageRecord:
+    """The record of an image: its areas, and its boundaries at the edges of the run's windows and of GLA's."""
+    size, ignore = example.image.shape[:2], run.dataset.ignore
 
-    example: Example
-    prediction: Prediction
-    seconds: dict[str, float]
-    counts: Future[tuple[Areas, tuple[BoundaryCounts, BoundaryCounts]]]
+    def resized(windows: WindowConfig) -> tuple[int, int]:
+        grid = image_grid(size, windows)
+        return grid.height, grid.width
 
-    def record(self) -> ImageRecord:
-        """The image's record, when its counts are there."""
-        sizes = (self.example.image.shape[:2], self.prediction.resized)
-        return image_record(self.example.image_id, sizes, *self.counts.result(), self.seconds)
+    def boundary(windows: WindowConfig) -> BoundaryCounts:
+        return boundary_counts(labels, example.label, resized(windows), windows, ignore)
+
+    windows, common = run.row.windows, common_windows(run.row.benchmark)
+    own = boundary(windows)
+    areas = image_areas(labels, example.label, len(run.row.classes), ignore)
+    counts = Counts(areas, own, own if common == windows else boundary(common))
+    return image_record(example.image_id, size, resized(windows), counts, seconds)
 
 
-def counts(run: Run, example: Example, prediction: Prediction) -> tuple[Areas, tuple[BoundaryCounts, BoundaryCounts]]:
-    """What one image adds to the figures: its areas, and its boundaries at the run's window edges and at GLA's."""
-    labels, ignore = prediction.labels, run.dataset.ignore
-    own = boundary_counts(labels, example.label, prediction.resized, run.row.windows, ignore)
-    windows = common_windows(run.row.benchmark)
-    if windows == run.row.windows:
-        common = own
-    else:
-        grid = image_grid(example.image.shape[:2], windows)
-        common = boundary_counts(labels, example.label, (grid.height, grid.width), windows, ignore)
-    return image_areas(labels, example.label, len(run.row.classes), ignore), (own, common)
+def labels_of(run: Run, index: int) -> tuple[Example, Integer[np.ndarray, "h w"], WindowGrid]:
+    """The example at an index, labelled once more, and its windows."""
+    example, prepared = run.read(index)
+    (prediction,) = predict(run.segmenter.model, [prepared], run.question())
+    return example, prediction.labels, prepared.grid
 
 
 def prediction_path(out: Path, image_id: str) -> Path:
-    """Where a saved prediction lies: by the image's own file name, as submission servers want it."""
+    """Path of a saved prediction, by the image's own file name, as submission servers want it."""
     return out / "predictions" / f"{image_id}.png"
 
 

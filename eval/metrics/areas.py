@@ -47,7 +47,7 @@ class Areas(NamedTuple):
         iou = _percent(self.intersection, self.prediction + self.label - self.intersection)
         accuracy = _percent(self.intersection, self.label)
         overall = _percent(self.intersection.sum(keepdims=True), self.label.sum(keepdims=True))
-        return Scores(iou, accuracy, _mean(iou), _mean(accuracy), float(overall[0]))
+        return Scores(iou, accuracy, mean_present(iou), mean_present(accuracy), float(overall[0]))
 
 
 @typed
@@ -84,6 +84,7 @@ def _percent(part: Int[np.ndarray, " L"], whole: Int[np.ndarray, " L"]) -> Float
     return np.divide(100.0 * part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
-def _mean(figures: Float[np.ndarray, " L"]) -> float:
+def mean_present(figures: Float[np.ndarray, " L"]) -> float:
+    """The mean of the figures that are not NaN, NaN without any."""
     present = figures[~np.isnan(figures)]
     return float(present.mean()) if present.size else float("nan")

@@ -6,31 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.config import SegmenterConfig
-from gla_jax.segmenter import Prepared, image_windows
+from gla_jax.predict.prepare import prepare_image
 
 SIDE = 7  # tokens along a window
 
 
-class ColourSegmenter:
-    """Features are the mean colours of SIDE x SIDE cells; queries are fixed random colours."""
-
-    name = "colours"
-    model_hash = "0" * 64
+class ColourModel:
+    """Features are the mean colours of SIDE x SIDE cells."""
 
     def __init__(self, config: SegmenterConfig, seconds: float = 0.0):
         self.config = config
         self.seconds = seconds
-        self.banks = 0
-
-    def text_embeddings(self, classes):
-        self.banks += 1
-        rows = np.random.default_rng(len(classes.prompts)).normal(size=(len(classes.prompts), 3))
-        return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
 
     def prepare(self, image):
-        return Prepared(*image_windows(image, self.config.windows))
+        return prepare_image(image, self.config.windows)
 
-    def batch_features(self, images):
+    def features(self, images, progress=None):
         return [self._features(image.windows.pixels) for image in images]
 
     def _features(self, pixels):
@@ -38,3 +29,23 @@ class ColourSegmenter:
         cell = self.config.windows.crop // SIDE
         cells = pixels.reshape(len(pixels), 3, SIDE, cell, SIDE, cell).mean((3, 5)) - np.float32(0.5)
         return jnp.asarray(cells.reshape(-1, 3, SIDE * SIDE).transpose(0, 2, 1) + np.float32(1e-3))
+
+
+class ColourSegmenter:
+    """What a run needs of a segmenter, around a ColourModel; text embeddings are fixed random colours."""
+
+    name = "colours"
+    model_hash = "0" * 64
+
+    def __init__(self, config: SegmenterConfig, seconds: float = 0.0):
+        self.model = ColourModel(config, seconds)
+        self.texts = 0
+
+    @property
+    def config(self):
+        return self.model.config
+
+    def text_embeddings(self, classes):
+        self.texts += 1
+        rows = np.random.default_rng(len(classes.prompts)).normal(size=(len(classes.prompts), 3))
+        return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)

@@ -1,13 +1,17 @@
 """A run must end with the figures of one that was never interrupted, whatever happens to it on the way."""
 
 import errno
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +19,12 @@ import pytest
 
 from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.eval.metrics.boundary import boundary_counts
-from gla_jax.eval.predict import Ready, Stopwatch, predictor, without_small_classes
 from gla_jax.eval.protocols import protocol
-from gla_jax.eval.records import RecordFile, read_records
+from gla_jax.eval.records import RecordFile, claim_folder, read_records
 from gla_jax.eval.report.page import report_markdown
 from gla_jax.eval.results import read_results, results, write_results
-from gla_jax.eval.runner import Run, measure, open_benchmark, prediction_path
+from gla_jax.eval.runner import Run, labels_of, measure, open_benchmark, prediction_path
+from gla_jax.predict.predict import without_small_classes
 from gla_jax.support.errors import DataError, UserError
 from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
@@ -28,9 +32,13 @@ from tests.eval.fakes import ColourSegmenter
 IMAGES = tuple(f"image-{index:02d}" for index in range(12))
 
 
-def make_run(data, out, seconds=0.0, **changes):
-    row = protocol("voc21")
-    row = replace(row, windows=replace(row.windows, short_side=28, crop=14, stride=7))
+def in_small_windows(row, **numbers):
+    windows = replace(row.windows, short_side=28, crop=14, stride=7)
+    return replace(row, settings=replace(row.settings, windows=windows, **numbers))
+
+
+def make_run(data, out, seconds=0.0, row=None, **changes):
+    row = row or in_small_windows(protocol("voc21"))
     segmenter = ColourSegmenter(row.config("proxyclip"), seconds)
     return replace(Run(open_dataset("voc21", data), row, "proxyclip", segmenter, out), **changes)
 
@@ -68,7 +76,7 @@ def test_figures_of_a_run_are_those_of_its_images(whole):
 def test_text_features_are_made_once(data, tmp_path):
     run = make_run(data, tmp_path / "out")
     measure(run)
-    assert run.segmenter.banks == 1
+    assert run.segmenter.texts == 1
 
 
 def test_a_finished_run_is_not_done_again(data, tmp_path, whole):
@@ -76,7 +84,7 @@ def test_a_finished_run_is_not_done_again(data, tmp_path, whole):
     measure(run)
     again = make_run(data, tmp_path / "out")
     same(measure(again), whole)
-    assert again.segmenter.banks == 0
+    assert again.segmenter.texts == 0
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40, 200])
@@ -131,7 +139,7 @@ def test_other_settings_are_refused(data, tmp_path):
     with pytest.raises(UserError, match=r"other settings \(method was \"proxyclip\" and is \"gla\"\)"):
         measure(replace(run, method="gla"))
     with pytest.raises(UserError, match="protocol_sha256"):
-        measure(replace(run, row=replace(run.row, threshold=0.3)))
+        measure(replace(run, row=in_small_windows(run.row, threshold=0.3)))
     other = open_dataset("voc21", trees.voc(tmp_path / "other", [0], ("x",)))
     with pytest.raises(UserError, match="data_sha256"):
         measure(replace(run, dataset=other))
@@ -167,11 +175,9 @@ def test_a_record_that_is_taken_in_parts_is_whole(data, tmp_path, whole, monkeyp
 def test_boundaries_are_also_counted_at_the_edges_that_all_runs_share(data, whole):
     """Runs with other windows can then be compared: the edges of GLA's windows on its own working size."""
     record = whole.records[0]
-    example, windows = whole.run.dataset.read(0), protocol("voc21").windows
-    (prediction,) = predictor(whole.run.segmenter, whole.run.row)(
-        [Ready(example, whole.run.segmenter.prepare(example.image))], Stopwatch()
-    )
-    expected = boundary_counts(prediction.labels, example.label, (336, 448), windows)
+    example, labels, grid = labels_of(whole.run, 0)
+    assert (grid.height, grid.width) == record.resized
+    expected = boundary_counts(labels, example.label, (336, 448), protocol("voc21").windows)
     assert record.common_errors == tuple(expected.errors.tolist())
     assert record.common_pairs == tuple(expected.pairs.tolist())
     assert record.pairs != record.common_pairs
@@ -181,8 +187,8 @@ def test_images_without_labels_are_predicted_and_not_measured(tmp_path):
     root = trees.folder(tmp_path / "own", 3, [0, 2])
     shutil.rmtree(root / "labels")
     with pytest.raises(DataError, match="labels"):
-        open_benchmark("folder", root, "sclip")
-    dataset, row = open_benchmark("folder", root, "sclip", unlabelled=True)
+        open_benchmark("folder", root)
+    dataset, row = open_benchmark("folder", root, unlabelled=True)
     run = Run(dataset, row, "proxyclip", ColourSegmenter(row.config("proxyclip")), tmp_path / "out")
     content = results(measure(replace(run, save_predictions=True)))
     assert {path.name for path in (run.out / "predictions").iterdir()} == {"one.png", "two.png"}
@@ -202,10 +208,115 @@ def test_two_runs_do_not_share_a_folder(data, tmp_path):
         held.close()
 
 
+def claim_in_turn(data, folder, index, count, rounds):
+    """One of some processes that all start a run in one new folder after the other; prints how each ended."""
+    from pathlib import Path
+
+    run = make_run(Path(data), Path(folder) / f"ready-{index}", limit=1)
+    measure(run)
+    while len(ready := list(Path(folder).glob("ready-*/records/*.jsonl"))) < int(count):
+        time.sleep(0.01)
+    start = max(path.stat().st_ctime for path in ready) + 1
+    endings = []
+    for number in range(int(rounds)):
+        run = replace(run, out=Path(folder) / f"out-{number}", method=f"method {index}")
+        while time.time() < start + 0.25 * number:
+            pass
+        try:
+            measure(run)
+            endings.append("finished")
+        except UserError as error:
+            endings.append(str(error))
+    print(json.dumps(endings))
+
+
+def test_of_runs_that_claim_a_new_folder_in_one_instant_one_goes_on(data, tmp_path):
+    """Never are records of one run beside the settings of another."""
+    count, rounds = 3, 16
+    code = "import sys; from tests.eval.test_runner import claim_in_turn; claim_in_turn(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(data), str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*command, *map(str, (index, count, rounds))], **pipes) for index in range(count)]
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    endings = zip(*(json.loads(output.splitlines()[-1]) for output in outputs), strict=True)
+    for number, ending in enumerate(endings):
+        (winner,) = (index for index in range(count) if ending[index] == "finished")
+        out = tmp_path / f"out-{number}"
+        assert json.loads((out / "run.json").read_text())["method"] == f"method {winner}"
+        assert len((out / "records/process-0000.jsonl").read_bytes().splitlines()) == 1
+        refused = [text for text in ending if text != "finished"]
+        assert all("another run is writing" in text or "other settings" in text for text in refused)
+
+
+def test_threads_that_claim_a_new_folder_in_one_instant(data, tmp_path):
+    def claim(out, index, together):
+        together.wait()
+        try:
+            with closing(RecordFile(out)):
+                claim_folder(out, {"method": index})
+                return index
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(50):
+            out, together = tmp_path / f"{number}", threading.Barrier(8)
+            claims = list(pool.map(claim, [out] * 8, range(8), [together] * 8))
+            (winner,) = {claim for claim in claims if claim is not None}
+            assert json.loads((out / "run.json").read_text()) == {"method": winner}
+
+
+def test_results_of_more_images_are_kept(data, tmp_path):
+    """A smaller --limit would put a report of fewer images in their place."""
+    run = make_run(data, tmp_path / "out", limit=3)
+    write_results(run.out, results(measure(run)))
+    before = (run.out / "results.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds results with 1 images that are not among the 2 of this run; leave out"):
+        measure(replace(run, limit=2))
+    assert (run.out / "results.json").read_bytes() == before
+    assert len(measure(run).records) == 3
+    assert len(measure(replace(run, limit=4)).records) == 4
+    # Without results nothing is lost: the first images of a run that was stopped can be looked at.
+    (run.out / "results.json").unlink()
+    assert len(measure(replace(run, limit=2)).records) == 2
+
+
+def test_a_run_goes_on_on_another_device(data, tmp_path):
+    """Numbers of the platform change results by rounding alone; the ones used stand in the results."""
+    run = make_run(data, tmp_path / "out", limit=1)
+    measure(run)
+    config = run.segmenter.config
+    other = replace(config, tower_batch=16, method=replace(config.method, block_size=4096, skip_blocks=True))
+    run = replace(run, segmenter=ColourSegmenter(other))
+    settings = results(measure(run))["settings"]
+    assert (settings["tower_batch"], settings["method"]["block_size"]) == (16, 4096)
+
+
+def test_classes_without_a_labelled_pixel_are_named(tmp_path):
+    """Masks of 0 and 255 where 0 and 1 are meant: 255 is ignored, so the second class is labelled nowhere."""
+    dataset, row = open_benchmark("folder", trees.folder(tmp_path / "mine", 2, [0, 255, 255]))
+    run = Run(dataset, row, "proxyclip", ColourSegmenter(row.config("proxyclip")), tmp_path / "out")
+    assert results(measure(run))["warnings"] == [
+        "no pixel is labelled thing 1 (1 of 2 classes); 66.7 % of all pixels are ignored, as those of value 255"
+    ]
+    dataset, row = open_benchmark("folder", trees.folder(tmp_path / "right", 2, [0, 1, 255]))
+    assert results(measure(replace(run, dataset=dataset, out=tmp_path / "other")))["warnings"] == []
+
+
+def test_the_evaluation_imports_where_unix_modules_are_missing():
+    code = (
+        "import sys, asyncio, concurrent.futures, jax, flax, orbax.checkpoint, rich, PIL.Image\n"
+        "sys.modules |= {'fcntl': None, 'resource': None}\n"
+        "import gla_jax.eval.results, gla_jax.eval.runner\n"
+        "print(gla_jax.eval.results.resource)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "None\n"
+
+
 def test_saved_predictions_hold_the_benchmark_s_own_values(data, tmp_path):
     from PIL import Image
 
-    row = replace(protocol("voc20"), windows=replace(protocol("voc20").windows, short_side=28, crop=14, stride=7))
+    row = in_small_windows(protocol("voc20"))
     run = make_run(data, tmp_path / "out", limit=2, save_predictions=True, row=row)
     run = replace(run, dataset=open_dataset("voc20", data))
     outcome = measure(run)
@@ -244,7 +355,7 @@ def test_small_classes_are_taken_away_as_sclip_does():
 
 def test_sclip_s_own_row_runs(data, tmp_path):
     row = protocol("voc21", method="sclip")
-    row = replace(row, windows=replace(row.windows, short_side=28, crop=14, stride=7), threshold=0.0)
+    row = in_small_windows(row, threshold=0.0)
     with_area, without = (
         measure(make_run(data, tmp_path / name, limit=2, row=replace(row, area_threshold=area)))
         for name, area in (("with", 0.1), ("without", 0.0))
