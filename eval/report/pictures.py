@@ -1,6 +1,7 @@
 """Pictures for reports: an image with its window grid beside truth and prediction, as JPEG bytes."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,15 +9,15 @@ from PIL import Image
 
 from gla_jax.eval.benchmarks import ClassNames
 from gla_jax.eval.datasets.dataset import Example
-from gla_jax.eval.predict import Prediction, Ready, Stopwatch, predictor
 from gla_jax.eval.results import image_miou
-from gla_jax.eval.runner import Outcome
-from gla_jax.images.windows import WindowGrid, window_grid
+from gla_jax.eval.runner import Outcome, labels_of
+from gla_jax.images.windows import WindowGrid
 from gla_jax.pictures.drawing import palette, with_window_grid
 from gla_jax.support.shapes import Integer, UInt8
 
 PANEL_WIDTH = 400
 OPACITY = 0.62
+MAX_LEGEND = 12
 UNLABELLED = np.array([255, 255, 255], np.uint8)
 
 
@@ -45,62 +46,49 @@ def chosen(outcome: Outcome, each: int = 2) -> list[tuple[str, int]]:
     ends = min(each, (len(order) + 1) // 3)
     middle = order[ends : len(order) - ends]
     skipped = max(len(middle) - each, 0) // 2
-    picks = (
-        ("best", order[:ends]),
-        ("median", middle[skipped : skipped + each]),
-        ("worst", order[::-1][:ends]),
-    )
-    return [(kind, index) for kind, indices in picks for index in indices]
+    picks = {"best": order[:ends], "median": middle[skipped : skipped + each], "worst": order[::-1][:ends]}
+    return [(kind, index) for kind, indices in picks.items() for index in indices]
 
 
 def report_pictures(outcome: Outcome, each: int = 2) -> list[Picture]:
     """Pictures of the chosen images; they are segmented once more."""
-    run = outcome.run
-    picks = chosen(outcome, each)
-    predict = predictor(run.segmenter, run.row) if picks else None
+    run, pictures = outcome.run, []
     miou = image_miou(outcome.records, len(run.row.classes))
-    pictures = []
-    for kind, index in picks:
-        example = run.dataset.read(index)
-        (prediction,) = predict([Ready(example, run.segmenter.prepare(example.image))], Stopwatch())
-        grid = window_grid(*prediction.resized, run.row.windows)
-        jpeg = panels(example, [prediction.labels], grid, run.dataset.names)
-        legend = legend_of(example, prediction, run.dataset.names)
-        pictures.append(Picture(kind, example.image_id, float(miou[index]), jpeg, legend))
+    for kind, index in chosen(outcome, each):
+        example, labels, grid = labels_of(run, index)
+        shown = panels(example, [labels], grid, run.dataset.names)
+        pictures.append(Picture(kind, example.image_id, float(miou[index]), *shown))
     return pictures
 
 
 def panels(
-    example: Example, predictions: list[Integer[np.ndarray, "h w"]], grid: WindowGrid | None, names: ClassNames
-) -> bytes:
-    """Image with window grid, truth and predictions side by side."""
+    example: Example, predictions: Sequence[Integer[np.ndarray, "h w"]], grid: WindowGrid | None, names: ClassNames
+) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+    """Image, truth and predictions side by side as a JPEG, and (name, "#rrggbb") of the classes, the largest first.
+
+    Args:
+        example: image and truth.
+        predictions: labels of the image.
+        grid: windows whose edges are drawn over the image, None for none.
+        names: classes of the benchmark.
+    """
     height, width = example.label.shape
-    scale = PANEL_WIDTH / width
-    size = (PANEL_WIDTH, max(round(height * scale), 1))
-    colours = palette_of(names)
+    size = (PANEL_WIDTH, max(round(height * PANEL_WIDTH / width), 1))
+    colours, maps = palette_of(names), (example.label, *predictions)
     views = [with_window_grid(example.image, grid) if grid else example.image]
-    views += [blended(example.image, labels, colours) for labels in (example.label, *predictions)]
-    small = [np.asarray(Image.fromarray(view).resize(size, Image.Resampling.LANCZOS)) for view in views]
-    gap = np.full((size[1], 6, 3), 255, np.uint8)
-    row = np.concatenate([part for view in small for part in (view, gap)][:-1], axis=1)
+    # Class colours over the grey image; what is not labelled stays white.
+    grey = example.image.mean(2, keepdims=True, dtype=np.float32)
+    for labels in maps:
+        shown = np.vstack([colours, UNLABELLED])[np.minimum(labels, len(colours))]
+        views.append((OPACITY * shown + (1 - OPACITY) * grey).astype(np.uint8))
+    row = Image.new("RGB", (len(views) * (PANEL_WIDTH + 6) - 6, size[1]), "white")
+    for place, view in enumerate(views):
+        small = Image.fromarray(view).resize(size, Image.Resampling.LANCZOS)
+        row.paste(small, (place * (PANEL_WIDTH + 6), 0))
     stream = io.BytesIO()
-    Image.fromarray(row).save(stream, format="JPEG", quality=88)
-    return stream.getvalue()
+    row.save(stream, format="JPEG", quality=88)
 
-
-def blended(
-    image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], colours: UInt8[np.ndarray, "L 3"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Class colours over the grey image; what is not labelled stays white."""
-    shown = np.vstack([colours, UNLABELLED])[np.minimum(labels, len(colours))]
-    grey = image.mean(2, keepdims=True, dtype=np.float32)
-    return (OPACITY * shown + (1 - OPACITY) * grey).astype(np.uint8)
-
-
-def legend_of(example: Example, prediction: Prediction, names: ClassNames) -> tuple[tuple[str, str], ...]:
-    """(name, "#rrggbb") of the classes that truth or prediction hold, the largest first."""
-    colours = palette_of(names)
-    both = np.concatenate([example.label.ravel(), prediction.labels.ravel()])
-    counts = np.bincount(both[both < len(colours)], minlength=len(colours))
-    order = [index for index in np.argsort(-counts, kind="stable") if counts[index]][:12]
-    return tuple((names.classes[index], "#" + bytes(colours[index].tolist()).hex()) for index in order)
+    pixels = np.concatenate([labels.ravel() for labels in maps])
+    counts = np.bincount(pixels[pixels < len(colours)], minlength=len(colours))
+    order = [index for index in np.argsort(-counts, kind="stable") if counts[index]][:MAX_LEGEND]
+    return stream.getvalue(), tuple((names.classes[index], "#" + bytes(colours[index]).hex()) for index in order)

@@ -1,121 +1,27 @@
-"""An explanation as a picture: the attention of every stage laid over the image, and by matplotlib."""
+"""An explanation as a picture: the photo beside the attention of every stage, by matplotlib."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
-from gla_jax.analysis.explain import Explanation, StageAttention, cover
-from gla_jax.pictures.drawing import (
-    FIRST_COLOURS,
-    INK,
-    PAPER,
-    QUIET,
-    Entry,
-    Panel,
-    centred,
-    font,
-    outlines,
-    panels,
-    stack,
-    with_window_grid,
-)
-from gla_jax.support.errors import UserError
-from gla_jax.support.shapes import Bool, Float, UInt8
+from gla_jax.analysis.token_attention import StageAttention, TokenAttention, cover
+from gla_jax.pictures.charts import as_image, rgb, shorten, styled
+from gla_jax.pictures.drawing import BLUE, INK, NARROWEST, QUIET, pale, scaled, shown_size, window_edges
+from gla_jax.support.shapes import Bool
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANEL_WIDTH, PANEL_HEIGHT, NARROWEST = 460, 620, 440
-DRAWN_LARGER = 3
+GREEN = (0, 135, 90)
 SMALLEST_OUTLINED = 0.6  # of a token's side: bilinear upsampling leaves so much of a token by itself
-BLUE, GREEN, RED = FIRST_COLOURS[1], (0, 135, 90), (235, 0, 30)
 # From no attention to the most of a picture: pale yellow, orange, red, dark red, laid over the pale image.
 HEAT = np.array([(255, 232, 140), (252, 170, 60), (226, 60, 45), (158, 10, 66)], np.float32)
 HEAT_AT = np.array([0.0, 0.33, 0.67, 1.0])
-
-
-def shown_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) of a panel for an image: as wide as a panel, unless that is too high."""
-    scale = min(PANEL_WIDTH / width, PANEL_HEIGHT / height)
-    return max(round(height * scale), 1), max(round(width * scale), 1)
-
-
-def scaled(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image brought to a size (height, width) for the eye."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
-
-
-def pale(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in light greys, so that colours over it carry the message."""
-    grey = 95 + image.astype(np.float32).mean(-1, keepdims=True) * (160 / 255)
-    return np.repeat(grey.round().astype(np.uint8), 3, axis=-1)
-
-
-def heat_colours(share: Float[np.ndarray, "*b"]) -> tuple[Float[np.ndarray, "*b 3"], Float[np.ndarray, "*b 1"]]:
-    """Colour (0 to 255) and opacity (0 to 1) of shares of the most attention."""
-    colour = np.stack([np.interp(share, HEAT_AT, HEAT[:, channel]) for channel in range(3)], -1)
-    return colour, 0.8 * np.sqrt(np.clip(share, 0, 1))[..., None]
-
-
-def under_heat(image: UInt8[np.ndarray, "h w 3"], share: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """A pale image under heat colours."""
-    colour, opacity = heat_colours(share)
-    return (image * (1 - opacity) + colour * opacity).round().astype(np.uint8)
-
-
-def heat_scale(width: int, most: float | None) -> Image.Image:
-    """A strip with the colours from 0 to the most attention of a picture; blank for None."""
-    strip = Image.new("RGB", (width, 34), PAPER)
-    if most is None:
-        return strip
-    letters = font(17)
-    draw = ImageDraw.Draw(strip)
-    text = f"{most:.1f} x even"
-    left, right = 16, width - round(letters.getlength(text)) - 10
-    share = np.tile(np.linspace(0, 1, right - left), (14, 1))
-    paper = np.full((*share.shape, 3), 255, np.uint8)
-    strip.paste(Image.fromarray(under_heat(paper, share)), (left, 13))
-    draw.rectangle((left - 1, 12, right, 27), outline=(205, 209, 215))
-    draw.text((0, 20), "0", QUIET, letters, "lm")
-    draw.text((width, 20), text, QUIET, letters, "rm")
-    return strip
-
-
-def marked(
-    pixels: UInt8[np.ndarray, "h w 3"], explanation: Explanation, region: Bool[np.ndarray, "h w"] | None
-) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture of the whole image with the outline of a region, the query's window and the query's point."""
-    size, image = pixels.shape[:2], explanation.image
-    picture = Image.fromarray(pixels)
-    if region is not None and region.any():
-        edge = Image.fromarray(outlines(region).astype(np.uint8) * 255)
-        picture.paste(PAPER, mask=edge.filter(ImageFilter.MaxFilter(5)))
-        picture.paste(GREEN, mask=edge.filter(ImageFilter.MaxFilter(3)))
-
-    # Pillow draws shapes without antialias: they are drawn larger and reduced.
-    layer = Image.new("RGBA", (size[1] * DRAWN_LARGER, size[0] * DRAWN_LARGER), (*PAPER, 0))
-    draw = ImageDraw.Draw(layer)
-    box = window_box(explanation, size)
-    corners = [part * DRAWN_LARGER for part in (box[0], box[1], box[2] - 1, box[3] - 1)]
-    draw.rectangle(corners, outline=(*PAPER, 255), width=5 * DRAWN_LARGER)
-    draw.rectangle([corners[0] + 3, corners[1] + 3, corners[2] - 3, corners[3] - 3], outline=BLUE, width=9)
-    centre = tuple(
-        DRAWN_LARGER * (place + 0.5) * shown / own
-        for place, shown, own in zip(explanation.at, size[::-1], image.shape[1::-1], strict=True)
-    )
-    for radius, colour in ((8.5, PAPER), (6.5, INK), (2.5, PAPER)):
-        draw.circle(centre, radius * DRAWN_LARGER, fill=colour)
-    return np.asarray(Image.alpha_composite(picture.convert("RGBA"), layer.reduce(DRAWN_LARGER)).convert("RGB"))
-
-
-def window_box(explanation: Explanation, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the query's window in a picture of size (h, w), cut at the image's edges."""
-    grid = explanation.grid
-    vertical, horizontal = size[0] / grid.height, size[1] / grid.width
-    top, left = grid.origins[explanation.window]
-    bottom, right = min(top + grid.crop, grid.height), min(left + grid.crop, grid.width)
-    return max(left, 0) * horizontal, max(top, 0) * vertical, right * horizontal, bottom * vertical
+# Lengths in pixels of the finished picture, of which an inch has 100.
+DPI, GAP, TITLES, LINE, SCALE = 100, 14, 46, 27, 68
+LONGEST_NAME = 28  # characters of a class
 
 
 def stage_note(stage: StageAttention, on_mask: float | None) -> str:
@@ -128,11 +34,11 @@ def stage_note(stage: StageAttention, on_mask: float | None) -> str:
     if on_mask is not None:
         lines.append(f"{on_mask:.0%} on the object of the mask")
     if stage.answer is not None:
-        lines.append(f"names it: {stage.answer[0]} ({stage.answer[1]:.0%})")
+        lines.append(f"names it: {shorten(stage.answer[0], LONGEST_NAME)} ({stage.answer[1]:.0%})")
     return "\n".join(lines)
 
 
-def query_note(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None) -> str:
+def query_note(explanation: TokenAttention, mask: Bool[np.ndarray, "h w"] | None) -> str:
     """What the query is, in lines."""
     row, column = divmod(explanation.token, explanation.side)
     side = explanation.side
@@ -146,7 +52,7 @@ def query_note(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None) -
 
 
 def positive_region(
-    explanation: Explanation, stage: StageAttention, size: tuple[int, int]
+    explanation: TokenAttention, stage: StageAttention, size: tuple[int, int]
 ) -> Bool[np.ndarray, "h w"] | None:
     """Where most of the tokens of overlapping windows are positives, as a map of size (h, w).
 
@@ -173,65 +79,90 @@ def without_slivers(region: Bool[np.ndarray, "h w"], side: int) -> Bool[np.ndarr
     ]
 
 
-def explanation_picture(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None = None) -> Image.Image:
-    """The image and the attention of every stage side by side, with the figures below; mask: the object, if known."""
+@styled(**{"font.size": 14, "axes.titlesize": 18, "axes.labelsize": 14, "legend.fontsize": 15, "figure.dpi": DPI})
+def matplotlib_figure(explanation: TokenAttention, mask: Bool[np.ndarray, "h w"] | None = None) -> "Figure":
+    """The photo with the query, and the attention of every stage over the pale photo, with the figures below.
+
+    mask: the object, where it is known. Raises UserError where matplotlib is missing.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    stages, grid = explanation.stages, explanation.grid
     size = shown_size(*explanation.image.shape[:2])
-    image = scaled(explanation.image, size)
-    width = max(size[1], NARROWEST)
+    panel = max(size[1], NARROWEST)
+    # Photo and heat have twice the pixels of the picture, for files that are enlarged.
+    image = scaled(explanation.image, (2 * size[0], 2 * size[1]))
+    shares = explanation.shares_on(mask) if mask is not None else (None,) * len(stages)
+    notes = [query_note(explanation, mask), *map(stage_note, stages, shares)]
+    titles = [f"Query at {explanation.at[0]}, {explanation.at[1]}", *(stage.name for stage in stages)]
+    foot = SCALE + LINE * (1 + max(note.count("\n") for note in notes)) + 60
+    width, height = GAP + (panel + GAP) * len(titles), TITLES + size[0] + foot
+    figure = Figure((width / DPI, height / DPI))
+    colours = np.linspace(0, 1, 256)
+    heat_map = ListedColormap(
+        np.stack([np.interp(colours, HEAT_AT, channel) for channel in HEAT.T / 255] + [0.8 * np.sqrt(colours)], -1)
+    )
 
-    def framed(pixels: UInt8[np.ndarray, "h w 3"], most: float | None) -> UInt8[np.ndarray, "h w 3"]:
-        return np.asarray(stack([centred(Image.fromarray(pixels), width), heat_scale(width, most)]))
-
-    x, y = explanation.at
-    photo = marked(with_window_grid(image, explanation.grid), explanation, None)
-    row = [Panel(framed(photo, None), f"Query at {x}, {y}", query_note(explanation, mask))]
-    shares = explanation.shares_on(mask) if mask is not None else (None,) * len(explanation.stages)
-    for stage, share in zip(explanation.stages, shares, strict=True):
-        heat = explanation.heat(stage, size)
+    lefts = [GAP + (panel + GAP) * index for index in range(len(titles))]
+    axes = [figure.add_axes((left / width, foot / height, panel / width, size[0] / height)) for left in lefts]
+    for axis, title, note in zip(axes, titles, notes, strict=True):
+        first = axis is axes[0]
+        axis.imshow(image if first else pale(image), extent=(0, grid.width, grid.height, 0), aspect="auto")
+        axis.set_title(title, x=0, ha="left")
+        axis.set_xlabel(note, x=0, ha="left", color=rgb(QUIET), labelpad=(SCALE - 18) * 72 / DPI, linespacing=1.4)
+        _mark_query(axis, explanation)
+        beside = grid.width * (panel / size[1] - 1) / 2  # white to both sides of a narrow image
+        axis.set(xlim=(-beside, grid.width + beside), ylim=(grid.height, 0), xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for left, axis, stage in zip(lefts[1:], axes[1:], stages, strict=True):
+        heat = explanation.heat(stage, image.shape[:2])
         most = float(heat.max())
-        shown = with_window_grid(under_heat(pale(image), heat / most), explanation.grid)
-        shown = marked(shown, explanation, positive_region(explanation, stage, size))
-        row.append(Panel(framed(shown, most), stage.name, stage_note(stage, share)))
-    entries = [
-        Entry("query", INK),
-        Entry("its window", BLUE),
-        Entry("positives of its anchor", GREEN),
-        Entry("attention", tuple(HEAT[2].astype(int).tolist()), "even: every token gets the same"),
-    ]
-    return panels(row, entries)
-
-
-def matplotlib_figure(explanation: Explanation, mask: Bool[np.ndarray, "h w"] | None = None) -> "Figure":
-    """The same figure drawn by matplotlib, for papers and notebooks. Raises UserError where matplotlib is missing."""
-    try:
-        from matplotlib.colors import ListedColormap
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ModuleNotFoundError:
-        raise UserError('figure() needs matplotlib; install it with pip install "gla-jax[figures]".') from None
-
-    height, width = explanation.image.shape[:2]
-    colour, opacity = heat_colours(np.linspace(0, 1, 256))
-    heat_map = ListedColormap(np.concatenate([colour / 255, opacity], -1))
-    blue, green = ([part / 255 for part in tone] for tone in (BLUE, GREEN))
-    figure = Figure(figsize=(16, 2.2 + 3.8 * height / width), layout="constrained")
-    axes, scales = figure.subplots(2, 1 + len(explanation.stages), height_ratios=(24, 1))
-    scales[0].set_axis_off()
-    shares = explanation.shares_on(mask) if mask is not None else (None,) * len(explanation.stages)
-    notes = [query_note(explanation, mask), *map(stage_note, explanation.stages, shares)]
-    titles = [f"Query at {explanation.at[0]}, {explanation.at[1]}", *(stage.name for stage in explanation.stages)]
-    pictures = [explanation.image, *[pale(explanation.image)] * len(explanation.stages)]
-    for axis, picture, title, note in zip(axes, pictures, titles, notes, strict=True):
-        axis.imshow(with_window_grid(picture, explanation.grid))
-        axis.set(title=title, xlabel=note, xticks=[], yticks=[])
-        left, top, right, bottom = window_box(explanation, (height, width))
-        axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec=blue, lw=2))
-        axis.plot(*explanation.at, "o", color="black", markeredgecolor="white", markersize=8)
-    for axis, scale, stage in zip(axes[1:], scales[1:], explanation.stages, strict=True):
-        heat = explanation.heat(stage, (height, width))
-        shown = axis.imshow(heat, cmap=heat_map, vmin=0)
-        figure.colorbar(shown, cax=scale, orientation="horizontal", label="attention (1: even)")
-        region = positive_region(explanation, stage, (height, width))
+        shown = axis.imshow(
+            heat, cmap=heat_map, vmin=0, vmax=most, extent=(0, grid.width, grid.height, 0), aspect="auto", zorder=1
+        )
+        scale = figure.add_axes((left / width, (foot - 24) / height, panel / width, 12 / height))
+        figure.colorbar(shown, cax=scale, orientation="horizontal", ticks=[])
+        scale.set_xlabel("0", x=0, ha="left", color=rgb(QUIET))
+        scale.text(1, -0.35, f"{most:.1f} x even", transform=scale.transAxes, ha="right", va="top", color=rgb(QUIET))
+        region = positive_region(explanation, stage, size)
         if region is not None and region.any() and not region.all():
-            axis.contour(region, levels=[0.5], colors=[green], linewidths=1.2)
+            for colour, thickness in (("white", 3.6), (rgb(GREEN), 2.0)):
+                extent = (0, grid.width, 0, grid.height)
+                axis.contour(region, [0.5], colors=[colour], linewidths=thickness, origin="lower", extent=extent)
+    dot = {"marker": "o", "markersize": 11, "markeredgewidth": 0, "linestyle": ""}
+    handles = [
+        Line2D([], [], color=rgb(INK), label="query", **dot),
+        Patch(facecolor="white", edgecolor=rgb(BLUE), linewidth=2, label="its window"),
+        Patch(facecolor="white", edgecolor=rgb(GREEN), linewidth=2, label="positives of its anchor"),
+        Patch(color=rgb(tuple(HEAT[2].astype(int).tolist())), label="attention (even: every token gets the same)"),
+    ]
+    figure.legend(handles=handles, loc="lower left", ncols=4, handlelength=1, handleheight=1, columnspacing=4)
     return figure
+
+
+def _mark_query(axis: "Axes", explanation: TokenAttention) -> None:
+    """Draw the edges of all windows, the query's window and the query's point."""
+    from matplotlib.patches import Rectangle
+
+    grid, (height, width) = explanation.grid, explanation.image.shape[:2]
+    rows, columns = window_edges(grid)
+    for draw, edges, end in ((axis.hlines, rows, grid.width), (axis.vlines, columns, grid.height)):
+        draw(edges, 0, end, color="white", linewidth=0.8, linestyle=(0, (7, 5)))
+        draw(edges, 0, end, color=rgb(INK), linewidth=0.8, linestyle=(-8, (2, 10)))
+    top, left = np.maximum(grid.origins[explanation.window], 0).tolist()
+    bottom, right = np.minimum(grid.origins[explanation.window] + np.array(grid.crop), (grid.height, grid.width))
+    for colour, thickness in (("white", 3.6), (rgb(BLUE), 2.0)):
+        box = Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=thickness, zorder=3)
+        axis.add_patch(box)
+    x, y = explanation.at
+    point = (x + 0.5) * grid.width / width, (y + 0.5) * grid.height / height
+    for dot, colour in ((12, "white"), (9.5, rgb(INK)), (3.5, "white")):
+        axis.plot(*point, "o", color=colour, markersize=dot, markeredgewidth=0, zorder=4)
+
+
+def explanation_picture(explanation: TokenAttention, mask: Bool[np.ndarray, "h w"] | None = None) -> Image.Image:
+    """The figure as pixels. Raises UserError where matplotlib is missing."""
+    return as_image(matplotlib_figure(explanation, mask))

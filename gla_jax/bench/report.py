@@ -1,15 +1,14 @@
 """The figures of `gla-jax bench` as a table in Markdown, as JSON and, of a sweep, as a picture."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gla_jax.bench.measure import Report, Row
 from gla_jax.bench.memory import GIB
-from gla_jax.support.files import write_png, write_text
+from gla_jax.pictures.charts import LogPanel, Series, log_lines
 from gla_jax.pictures.drawing import FIRST_COLOURS
-from gla_jax.pictures.log_chart import LogPanel, Series, log_lines
+from gla_jax.support.files import write_json, write_png, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,40 +41,31 @@ def markdown(report: Report) -> str:
         f"Ceiling: the best square matrix product, {ceilings}. Program: what XLA plans for arguments, output and "
         "temporaries on one device. Host: what this process grew by; device: its highest use of the accelerator.",
         "",
-        *agreement_lines(head["agreement"]),
+        *_agreement(head["agreement"]),
         *table([COLUMNS, *(cells(row) for row in (*report.parts, *report.sweep))]),
     ]
     return "\n".join(lines) + "\n"
 
 
-def agreement_lines(found: dict[str, Any] | None) -> list[str]:
-    """How the towers' dtype compares with float32, where it is another."""
-    if found is None:
+def _agreement(cosines: dict[str, Any] | None) -> list[str]:
+    """A line that compares the towers' dtype with float32, where it is another."""
+    if cosines is None:
         return []
-    cosines = ", ".join(
-        f"{title} {found[name]['mean']:.5f} (at least {found[name]['least']:.5f})"
-        for name, title in (("values", "CLIP's values"), ("features", "features"), ("joint", "after the method"))
-    )
-    return [f"Cosine to float32 towers: {cosines}; labels equal on {found['labels']:.2%} of pixels.", ""]
+    parts = {"values": "CLIP's values", "features": "features", "joint": "after the method"}
+    texts = (f"{text} {cosines[key]['mean']:.5f} (at least {cosines[key]['least']:.5f})" for key, text in parts.items())
+    return [f"Cosine to float32 towers: {', '.join(texts)}; labels equal on {cosines['labels']:.2%} of pixels.", ""]
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """A measurement as it stands in the table."""
-    speed = row.total_flops / row.median
     grown = None if row.host_peak is None else max(row.host_peak - row.host_before, 0)
-    measured = (f"{row.median:.4g}", f"{1 / row.median:.4g}")
-    return (
-        row.part,
-        row.name,
-        str(row.windows),
-        *(("stopped: memory", DASH) if row.stopped else measured),
-        f"{row.total_flops / 1e12:.4g}",
-        *((DASH, DASH) if row.stopped else (f"{speed / 1e9:.4g}", f"{row.share_of_ceiling:.0%}")),
-        DASH if row.compile_seconds is None else f"{row.compile_seconds:.1f}",
-        size_text(row.program and row.program.total),
-        size_text(grown),
-        size_text(row.device_peak),
-    )
+    seconds, speed = ("stopped: memory", DASH), (DASH, DASH)
+    if not row.stopped:
+        seconds = (f"{row.median:.4g}", f"{1 / row.median:.4g}")
+        speed = (f"{row.total_flops / row.median / 1e9:.4g}", f"{row.share_of_ceiling:.0%}")
+    compiling = DASH if row.compile_seconds is None else f"{row.compile_seconds:.1f}"
+    sizes = map(size_text, (row.program and row.program.total, grown, row.device_peak))
+    return row.part, row.name, str(row.windows), *seconds, f"{row.total_flops / 1e12:.4g}", *speed, compiling, *sizes
 
 
 def size_text(size: int | None) -> str:
@@ -88,16 +78,11 @@ def size_text(size: int | None) -> str:
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table whose source is aligned too; words to the left, figures to the right."""
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    rule = [("-" * width if place < WORDS else "-" * (width - 1) + ":") for place, width in enumerate(widths)]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if place < WORDS else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    return [line(rows[0]), line(rule), *map(line, rows[1:])]
+    rule = ["-" * width if place < WORDS else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    signs = ["<" if place < WORDS else ">" for place in range(len(widths))]
+    cells = ([f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)] for row in rows)
+    head, *body = [f"| {' | '.join(row)} |" for row in cells]
+    return [head, f"| {' | '.join(rule)} |", *body]
 
 
 def sweep_picture(report: Report) -> "Image.Image":
@@ -107,10 +92,10 @@ def sweep_picture(report: Report) -> "Image.Image":
     limit = report.head["memory_limit"]
     by_time, by_memory = [], []
     for form, colour in zip(forms, FIRST_COLOURS, strict=False):
-        own = [row for row in rows if row.name == form]
-        timed = tuple((row.windows, row.median) for row in own if not row.stopped)
-        sizes = [(row.windows, row.program.total / GIB) for row in own if row.program is not None]
-        stopped = sizes.pop() if own[-1].stopped else None
+        measured = [row for row in rows if row.name == form]
+        timed = tuple((row.windows, row.median) for row in measured if not row.stopped)
+        sizes = [(row.windows, row.program.total / GIB) for row in measured if row.program is not None]
+        stopped = sizes.pop() if measured[-1].stopped else None
         by_time.append(Series(form, colour, timed))
         by_memory.append(Series(form, colour, tuple(sizes), stopped))
     tokens = rows[0].tokens // rows[0].windows
@@ -129,7 +114,7 @@ def sweep_picture(report: Report) -> "Image.Image":
 def write_report(report: Report, folder: Path) -> list[Path]:
     """bench.json, bench.md and, after a sweep, bench.png; returns their paths."""
     paths = [folder / "bench.json", folder / "bench.md"]
-    write_text(paths[0], json.dumps(report.as_dict(), indent=1) + "\n")
+    write_json(paths[0], report.as_dict())
     write_text(paths[1], markdown(report))
     if report.sweep:
         paths.append(folder / "bench.png")

@@ -1,6 +1,7 @@
 """Label maps as pictures: index and palette PNGs, an overlay with a legend, and panels side by side."""
 
 import colorsys
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,9 @@ FIRST_COLOURS = (
     (150, 105, 60), (130, 195, 55), (85, 95, 115), (245, 130, 40), (20, 125, 125), (180, 160, 235), (165, 35, 85),
     (205, 185, 105), (35, 60, 140),
 )  # fmt: skip
+RED, BLUE = FIRST_COLOURS[:2]
 OPACITY = 0.55
+PANEL_WIDTH, PANEL_HEIGHT, NARROWEST = 460, 620, 440  # pixels; a narrow image has white beside it
 
 
 def palette(count: int) -> UInt8[np.ndarray, "L 3"]:
@@ -66,6 +69,23 @@ def blend(
     return shown.round().astype(np.uint8)
 
 
+def shown_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of a panel for an image: as wide as a panel, unless that is too high."""
+    scale = min(PANEL_WIDTH / width, PANEL_HEIGHT / height)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def scaled(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image brought to a size (height, width) for the eye."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def pale(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in light greys, so that colours over it carry the message."""
+    grey = 95 + image.astype(np.float32).mean(-1, keepdims=True) * (160 / 255)
+    return np.repeat(grey.round().astype(np.uint8), 3, axis=-1)
+
+
 def flat(labels: Integer[np.ndarray, "h w"], colours: UInt8[np.ndarray, "L 3"]) -> UInt8[np.ndarray, "h w 3"]:
     """The regions alone, each in its class's colour, with white outlines."""
     shown = colours[labels]
@@ -91,35 +111,33 @@ def legend(entries: Sequence[Entry], width: int, size: int) -> Image.Image:
     """Swatches and names in as many columns as fit `width`; size: of the letters in pixels."""
     letters = font(size)
     gap, swatch = size // 2, round(size * 0.95)
-
-    def text_width(entry: Entry) -> int:
-        return int(letters.getlength(f"{entry.name}  {entry.note}"))
-
-    cell = max((text_width(entry) for entry in entries), default=0) + swatch + 3 * gap
+    # Names are cut before anything is measured: the time of a very long one would grow with its square.
+    room = max(width - swatch - gap - gap // 2, 0)
+    notes = [letters.getlength(f"  {entry.note}") if entry.note else 0 for entry in entries]
+    names = [clip_text(entry.name, letters, room - note) for entry, note in zip(entries, notes, strict=True)]
+    widths = [letters.getlength(name) + note for name, note in zip(names, notes, strict=True)]
+    cell = int(max(widths, default=0)) + swatch + 3 * gap
     columns = max(1, min(len(entries), width // cell))
     rows = -(-len(entries) // columns)
     height = size + gap
     image = Image.new("RGB", (width, rows * height + gap), PAPER)
     draw = ImageDraw.Draw(image)
-    for index, entry in enumerate(entries):
+    for index, (entry, name) in enumerate(zip(entries, names, strict=True)):
         left, top = (index // rows) * cell + gap // 2, (index % rows) * height + gap // 2
         draw.rounded_rectangle((left, top + 1, left + swatch, top + 1 + swatch), swatch // 4, fill=entry.colour)
-        start = left + swatch + gap
-        room = (index // rows + 1) * cell if columns > 1 else width
-        draw.text((start, top + size // 2 + 1), clip_text(entry.name, letters, room - start), INK, letters, "lm")
-        if entry.note:
-            after = start + letters.getlength(f"{entry.name}  ")
-            draw.text((after, top + size // 2 + 1), entry.note, QUIET, letters, "lm")
+        start, middle = left + swatch + gap, top + size // 2 + 1
+        draw.text((start, middle), name, INK, letters, "lm")
+        draw.text((start + letters.getlength(f"{name}  "), middle), entry.note, QUIET, letters, "lm")
     return image
 
 
 def clip_text(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    if letters.getlength(text) <= width:
-        return text
-    while text and letters.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."
+    """The text in one line, cut with an ellipsis where it is wider than `width` pixels."""
+    start = " ".join(text[: max(int(width), 0) + 1].split())  # no letter is narrower than a pixel
+    if len(text) <= width + 1 and letters.getlength(start) <= width:
+        return start
+    fitting = bisect_right(range(len(start) + 1), width, key=lambda count: letters.getlength(f"{start[:count]}..."))
+    return f"{start[: max(fitting - 1, 0)]}..."
 
 
 def legend_entries(labels: Integer[np.ndarray, "h w"], classes: Sequence[str]) -> list[Entry]:
@@ -173,17 +191,26 @@ def stack(images: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
+def window_edges(grid: WindowGrid) -> tuple[list[int], list[int]]:
+    """Rows and columns of the resized image where a window begins or ends, its sides left out."""
+    axes = ((grid.row_starts, grid.height), (grid.column_starts, grid.width))
+    rows, columns = (
+        sorted({edge for start in starts for edge in (start, start + grid.crop) if 0 < edge < length})
+        for starts, length in axes
+    )
+    return rows, columns
+
+
 def with_window_grid(image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid) -> UInt8[np.ndarray, "h w 3"]:
     """The image with the edges of all windows as thin dashed lines; the grid may be of another size than the image."""
     shown = image.copy()
-    for axis, (starts, length) in enumerate(((grid.row_starts, grid.height), (grid.column_starts, grid.width))):
-        edges = {edge for start in starts for edge in (start, start + grid.crop)} - {0, length}
-        for edge in sorted(edge for edge in edges if 0 < edge < length):
+    for axis, (edges, length) in enumerate(zip(window_edges(grid), (grid.height, grid.width), strict=True)):
+        along = np.arange(image.shape[1 - axis]) % 12
+        for edge in edges:
             place = min(round(edge * image.shape[axis] / length), image.shape[axis] - 1)
-            along = np.arange(image.shape[1 - axis])
             line = shown[place] if axis == 0 else shown[:, place]
-            line[along % 12 < 7] = 255
-            line[(along % 12 >= 7) & (along % 12 < 9)] = 40
+            line[along < 7] = 255
+            line[(along >= 7) & (along < 9)] = 40
     return shown
 
 

@@ -1,6 +1,7 @@
 """Pictures: index and palette PNGs carry the labels exactly, an overlay shows every class that occurs."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ from PIL import Image
 
 from gla_jax.images.windows import WindowConfig, window_grid
 from gla_jax.pictures.drawing import (
+    Entry,
+    clip_text,
+    font,
     index_image,
+    legend,
     legend_entries,
     outlines,
     overlay,
@@ -79,3 +84,27 @@ def test_the_window_grid_lies_where_windows_end():
     shown = with_window_grid(np.full((48, 64, 3), 100, np.uint8), grid)
     changed = np.flatnonzero((shown != 100).any(-1).sum(0) > 20)
     assert changed.tolist() == [16, 32, 48]
+
+
+def test_a_text_is_cut_to_the_most_letters_that_fit():
+    letters = font(14)
+    for text in ("short", "a class of a name that is too long", "iiiiiiiiiiiiiiiiiiii", "WWWWWWWWWWWWWWWW"):
+        for width in (0, 10, 47, 100, 400):
+            cut = clip_text(text, letters, width)
+            if letters.getlength(text) <= width:
+                assert cut == text
+            else:
+                kept = len(cut) - 3
+                assert cut == f"{text[:kept]}..."
+                assert kept == 0 or letters.getlength(cut) <= width < letters.getlength(f"{text[: kept + 1]}...")
+    assert clip_text("two\nlines", letters, 400) == "two lines"
+
+
+def test_a_legend_of_endless_names_takes_no_time():
+    """A name of 10,000 characters once took minutes."""
+    started = time.perf_counter()
+    shown = legend([Entry("long " * 20_000, (1, 2, 3), "12.3%")] * 20, 400, 14)
+    assert time.perf_counter() - started < 2
+    assert shown.width == 400
+    # The share stands to the right of the cut name.
+    assert (np.asarray(shown)[:, 340:] < 200).any()

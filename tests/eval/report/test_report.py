@@ -2,23 +2,25 @@
 
 import base64
 import io
+import json
 import re
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax.eval.protocols import Tuned
 from gla_jax.eval.report.compare import compare, comparison_html, comparison_tables
-from gla_jax.eval.report.page import report_html, report_markdown, write_report
+from gla_jax.eval.report.page import markdown, report_html, report_markdown, write_report
 from gla_jax.eval.report.pictures import chosen, report_pictures
+from gla_jax.eval.report.summary import summary, summary_table, write_summary
 from gla_jax.eval.results import image_miou, results, write_results
-from gla_jax.eval.runner import measure
+from gla_jax.eval.runner import measure, prediction_path
 from gla_jax.support.errors import UserError
 from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
-from tests.eval.test_runner import IMAGES, make_run
+from tests.eval.test_runner import IMAGES, in_small_windows, make_run
 
 ADDRESS = re.compile(r"https?://|src=\"(?!data:)|href=|@import|url\(")
 
@@ -37,7 +39,7 @@ def outcome(data, tmp_path_factory):
 def other(data, tmp_path_factory):
     """The same images under another logit scale, which changes what falls below the threshold."""
     run = make_run(data, tmp_path_factory.mktemp("run") / "second", save_predictions=True)
-    row = replace(run.row, logit_scale=1.0)
+    row = in_small_windows(run.row, logit_scale=1.0)
     return measure(replace(run, row=row, segmenter=ColourSegmenter(row.config("proxyclip"))))
 
 
@@ -78,7 +80,9 @@ def test_pictures_of_few_images_are_named_for_what_they_are(outcome):
 def test_the_paper_s_figure_is_marked_as_the_paper_s(outcome):
     content = results(replace(outcome, run=replace(outcome.run, method="gla")))
     assert content["paper"] is None
-    assert "Not comparable with the paper&#x27;s figure: the model is not named clip-vit" in report_html(content, ())
+    assert "Not comparable with the paper's figure: the model is not named clip-vit" in unescape(
+        report_html(content, ())
+    )
     assert "12 of 1449 images" in report_markdown(content)
     content |= {"paper": {"miou": 66.3}, "not_comparable_with_paper": None}
     assert "66.30</b><span>mIoU in the paper<br>(not measured here)" in report_html(content, ())
@@ -86,17 +90,34 @@ def test_the_paper_s_figure_is_marked_as_the_paper_s(outcome):
     assert "paper" not in report_markdown({**content, "paper": None}).replace("setting of the paper", "")
 
 
+# Names of classes, folders and models as a page, a table or a terminal could misread them.
+EVIL = "</p><script>alert('1')</script> [/x] [bold]b[/bold] :smile: *i* `c` [a](http://b) {{ 7 * 7 }} {% if %} \\ _u_"
+
+
 def test_names_cannot_break_the_page(outcome):
     content = results(outcome)
-    content["per_class"][1]["class"] = "<script>alert(1)</script>"
-    assert "<script>" not in report_html(content, ())
+    content["per_class"][1]["class"] = EVIL
+    content["model"]["name"] = EVIL
+    html = report_html(content, ())
+    assert "<script" not in html
+    assert unescape(html).count(EVIL) == 2
+    assert "\\<script\\>alert('1')\\</script\\> \\[/x\\]" in report_markdown(content)
     content["per_class"][1]["class"] = "cat | dog"
     cells = [line for line in report_markdown(content).splitlines() if "cat" in line]
     assert cells[0].replace("\\|", "").count("|") == 5
 
 
+@pytest.mark.parametrize("name", [EVIL, "a_b", "_a_", "x\ny", "# x", "1 < 2 & 3 > 2", "$x$", "~~x~~", "a*b*c", "\\|"])
+def test_markdown_shows_the_text_as_it_is(name):
+    """Markdown's own rule: a backslash before punctuation stands for that character."""
+    shown = markdown(name)
+    assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", shown) == " ".join(name.split())
+    bare = re.sub(r"\\.", "", shown)
+    assert not re.search(r"[\\`*\[\]<>|&~$\n]|\b_|_\b", bare)
+
+
 def test_a_tuned_protocol_is_not_called_a_setting_of_the_paper(outcome):
-    row = replace(outcome.run.row, setting="tuned", tuned=Tuned("gla", (("anchor_threshold", 0.5),)))
+    row = replace(outcome.run.row, setting="tuned", tuned_for="gla")
     content = results(replace(outcome, run=replace(outcome.run, row=row)))
     assert "| setting | tuned for gla |" in report_markdown(content)
     assert (content["paper"], content["not_comparable_with_paper"]) == (None, None)
@@ -128,11 +149,65 @@ def test_two_runs_are_compared(outcome, other, capsys):
     assert changes[0] == max(abs(b - a) for _, a, b in comparison.images)
     Console(width=120).print(comparison_tables(comparison))
     text = capsys.readouterr().out
-    assert "first (proxyclip, sclip)" in text
+    assert "first (proxyclip, 336-224-112)" in text
     assert comparison.changed(1)[0][0] in text
     html = comparison_html(comparison, count=2)
     assert not ADDRESS.search(html)
     assert html.count("data:image/jpeg") == 2
+
+
+def test_names_in_a_comparison_are_never_markup(outcome, other, capsys):
+    from rich.console import Console
+
+    write_both(outcome, other)
+    for one in (outcome, other):
+        content = results(one)
+        for row in content["per_class"]:
+            row["class"] += " " + EVIL
+        content["model"]["name"] = EVIL + one.run.out.name
+        write_results(one.run.out, content)
+    comparison = compare(outcome.run.out, other.run.out)
+    Console(width=2000).print(comparison_tables(comparison))
+    assert capsys.readouterr().out.count(EVIL) >= 4
+    html = comparison_html(comparison, count=1)
+    assert "<script" not in html
+    assert unescape(html).count(EVIL) >= len(comparison.classes)
+
+
+def test_a_damaged_prediction_is_named(outcome, other):
+    comparison = write_both(outcome, other)
+    name = comparison.changed(1)[0][0]
+    path = prediction_path(outcome.run.out, name)
+    before = path.read_bytes()
+    try:
+        Image.new("L", (3, 3)).save(path)
+        with pytest.raises(UserError, match="is no label map of this benchmark"):
+            comparison_html(comparison, count=1)
+        path.write_bytes(before[:50])
+        with pytest.raises(UserError, match=f"{name}.png"):
+            comparison_html(comparison, count=1)
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_summary_is_a_table_in_markdown_and_on_a_terminal(outcome, other, capsys, tmp_path):
+    from rich.console import Console
+
+    contents = [results(outcome), results(other)]
+    contents[1]["benchmark"] = EVIL
+    content = summary(contents)
+    write_summary(tmp_path, content)
+    text = (tmp_path / "summary.md").read_text()
+    title, rule, first, second, average = [line for line in text.splitlines() if line.startswith("|")]
+    assert rule == "| --- |" + " ---: |" * (title.count("|") - 2)
+    assert first.startswith(f"| voc21 | {contents[0]['figures']['miou']:.2f} |")
+    assert len({re.sub(r"\\.", "", line).count("|") for line in (title, rule, first, second, average)}) == 1
+    mean = np.mean([one["figures"]["miou"] for one in contents])
+    assert average.startswith(f"| average | {mean:.2f} |")
+    assert "voc21 is not comparable with the paper's figure" in text or not contents[0]["not_comparable_with_paper"]
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(content))
+    Console(width=2000).print(summary_table(content))
+    assert EVIL in capsys.readouterr().out
 
 
 def test_boundary_rates_of_other_windows_are_compared_at_common_edges(outcome, other):
@@ -146,7 +221,7 @@ def test_boundary_rates_of_other_windows_are_compared_at_common_edges(outcome, o
     expected = tuple(results(one)["common_edges"]["ber_1"] for one in (outcome, other))
     assert figures["ber_1"] == expected != tuple(results(one)["figures"]["ber_1"] for one in (outcome, other))
     html = comparison_html(comparison)
-    assert "counted at those of GLA&#x27;s windows (224 pixels every 112, short side 336)" in html
+    assert "counted at those of GLA's windows (224 pixels every 112, short side 336)" in unescape(html)
     assert f"there BER, width 1, is {results(outcome)['figures']['ber_1']:.2f} and" in html
     assert "The models differ: colours (000000000000) and another (000000000000)." in html
     assert "The protocols differ" in html
