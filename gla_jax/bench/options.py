@@ -51,7 +51,7 @@ class Options:
         return ("dense", "blockwise", "ring") if self.devices > 1 else ("dense", "blockwise")
 
 
-def read_options(typed: Mapping[str, Any]) -> Options:
+def read_options(**typed: Any) -> Options:
     """Options from those of the command line by name, as a user types them; memory_limit in GiB. Raises UserError."""
     match = re.fullmatch(r"(\d{1,7})x(\d{1,7})", typed["size"], re.ASCII)
     if not match or 0 in (size := (int(match[1]), int(match[2]))):

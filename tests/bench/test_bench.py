@@ -172,4 +172,4 @@ def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
 def test_a_wrong_option_is_one_sentence(options, message):
     given = {"model": "random", "size": "336x504", "dtype": "float32", "parts": "all"} | options
     with pytest.raises(UserError, match=message):
-        read_options(given)
+        read_options(**given)

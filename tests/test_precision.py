@@ -1,0 +1,141 @@
+"""Every matrix product runs in the precision that the settings name, whatever the process's default is."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.lax import Precision
+
+import gla_jax
+from gla_jax.bench.parts import random_params
+from gla_jax.config import METHODS, PRECISIONS, SegmenterConfig, WindowConfig, on_platform
+from gla_jax.distributed.mesh import make_mesh, place_params, place_windows, ring_features
+from gla_jax.labels import label_map as labels
+from gla_jax.pipeline import segment_in_steps
+from gla_jax.predict import model as predict_model
+from gla_jax.predict.cost import blank_windows
+from gla_jax.predict.prepare import image_grid
+from gla_jax.text import embeddings
+from gla_jax.towers.dinov2 import DinoV2Spec
+from tests import small_models
+from tests.small_models import IMAGE, VFM, small_clip
+
+DINOV2 = DinoV2Spec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
+SPECS = {"dino": VFM, "dinov2": DINOV2, "dinov2, gated": replace(DINOV2, activation="swiglu", registers=2)}
+# What products without a precision of their own would take: another one than the settings name.
+OTHER = {"highest": "default", "high": "highest", "default": "highest"}
+ROWS = jnp.ones((3, IMAGE.embed_dim)) / IMAGE.embed_dim**0.5
+
+
+def products(function, *arguments, other):
+    """Precision of every matrix product and convolution of a traced function, those of inner functions too."""
+    with jax.default_matmul_precision(other):
+        traced = jax.make_jaxpr(function)(*arguments)
+    return list(precisions(traced.jaxpr))
+
+
+def precisions(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            of_sides = equation.params["precision"]
+            yield set(of_sides) if isinstance(of_sides, tuple) else {of_sides}
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
+            if isinstance(inner, Jaxpr | ClosedJaxpr):
+                yield from precisions(getattr(inner, "jaxpr", inner))
+
+
+def settings(method, precision, crop=32, **fields):
+    """Settings of a method on a crop, with what depends on the platform as numbers."""
+    method = replace(METHODS[method], precision=precision, **fields)
+    return on_platform(SegmenterConfig(method, WindowConfig(None, crop, crop // 2)), "cpu")
+
+
+def test_products_of_inner_functions_are_seen():
+    """Loops, branches, recomputation and custom gradients hide products from a plain look at the program."""
+
+    @jax.custom_vjp
+    def inner(x):
+        return jnp.dot(x, x, precision="high")
+
+    inner.defvjp(lambda x: (inner(x), x), lambda x, g: (g,))
+
+    def function(x):
+        x = jax.lax.map(jax.checkpoint(inner), x)
+        x = jax.lax.cond(x.sum() > 0, lambda: jax.lax.map(jnp.transpose, x), lambda: x @ x)
+        return jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: jax.jit(jnp.matmul)(x, x), x)
+
+    found = products(function, jnp.ones((2, 4, 4)), other="highest")
+    assert sorted(map(str, found)) == sorted(map(str, [{Precision.HIGH}, {Precision.HIGHEST}, {Precision.HIGHEST}]))
+
+
+CASES = [
+    (method, spec) for method in METHODS for spec in SPECS if METHODS[method].reads_vfm or spec == next(iter(SPECS))
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("method", "spec"), CASES)
+def test_the_jitted_call_of_the_readme(method, spec, precision):
+    params = random_params(IMAGE, SPECS[spec])
+    for form in ("blockwise", "dense") if precision == "highest" else ("blockwise",):
+        config = settings(method, precision, attention=form)
+        arguments = params, blank_windows(3, config), ROWS, config
+        found = products(jax.jit(gla_jax.segment_logits), *arguments, other=OTHER[precision])
+        assert len(found) > 10
+        assert all(each == {Precision[precision.upper()]} for each in found)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_resized_positions_keep_the_highest(spec):
+    """They are constants of the weights, resized once a program: nothing is gained by rounding them."""
+    config = settings("gla", "highest", crop=48)
+    arguments = random_params(IMAGE, SPECS[spec]), blank_windows(3, config), ROWS, config
+    found = products(jax.jit(gla_jax.segment_logits), *arguments, other="default")
+    assert all(each == {Precision.HIGHEST} for each in found)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("method", ["gla", "gla-clearclip", "proxyclip", "clip"])
+def test_what_a_model_runs(method, precision):
+    """One image, a batch, an image in steps and a mesh of devices, then the labels."""
+    params, config = random_params(IMAGE, VFM), settings(method, precision)
+    windows, mesh = blank_windows(8, config), make_mesh()
+    batch = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), windows)
+    on_mesh = jax.tree.map(lambda leaf: leaf[None], place_windows(windows, mesh))
+    grid = image_grid((40, 60), config.windows)
+    _, _, rows, columns = next(labels.layout(grid, 16, (40, 60)).tiles())
+    logits, of_prompt = jnp.ones((grid.count, 16, 3)), np.arange(3, dtype=np.int32)
+    scalars = np.int32(2), of_prompt, np.float32(40), np.float32(0), np.int32(0)
+    programs = {
+        "image": lambda: predict_model._segment_features(params, windows, config),
+        "batch": lambda: predict_model._batch_features(params, batch, config),
+        "steps": lambda: segment_in_steps(params, windows, config),
+        "ring": lambda: ring_features(place_params(params, mesh), on_mesh, config, mesh),
+        "text": lambda: labels._token_logits(jnp.ones((1, 16, IMAGE.embed_dim)), ROWS, None, precision),
+        "labels": lambda: labels._label_tile(logits, rows, columns, *scalars, thresholded=True, precision=precision),
+        "scores": lambda: labels._across_columns(logits, rows, columns, precision=precision),
+    }
+    for name, program in programs.items():
+        found = products(program, other=OTHER[precision])
+        assert found, name
+        assert all(each == {Precision[precision.upper()]} for each in found), name
+
+
+def test_the_text_tower_runs_in_the_highest():
+    """Its features are computed once for a model and kept on disk: they belong to no setting."""
+    clip = small_clip()
+    weights = small_models.random_params(clip, 0)["text"]
+    found = products(lambda: embeddings._encode(weights, np.ones((2, 8), np.int32), spec=clip.text), other="default")
+    assert found
+    assert all(each == {Precision.HIGHEST} for each in found)
+
+
+def test_settings_load_no_towers():
+    """A command that only reads settings must answer at once."""
+    loaded = "import sys, gla_jax.config; print(*(n for n in sys.modules if n.startswith(('flax', 'gla_jax.towers'))))"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "\n"
