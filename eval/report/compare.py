@@ -50,25 +50,8 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Sentences that a reader needs beside the figures."""
-        notes = []
-        for what, of in (
-            ("methods", lambda r: r["method"]),
-            ("protocols", lambda r: f"{r['protocol']['sha256'][:12]} ({r['protocol']['setting']})"),
-            ("models", lambda r: f"{r['model']['name']} ({r['model']['sha256'][:12]})"),
-            ("types of the towers", lambda r: r["settings"]["dtype"]),
-        ):
-            first, second = map(of, self.results)
-            if first != second:
-                notes.append(f"The {what} differ: {first} and {second}.")
-        if not self.same_edges:
-            sizes = self.results[0]["common_edges"]["windows"]
-            rates = " and ".join(figure(r["figures"]["ber_1"]) for r in self.results)
-            at = f"{sizes['crop']} pixels every {sizes['stride']}, short side {sizes['short_side']}"
-            notes.append(
-                "The windows of the two runs have different edges: both boundary figures are counted at those of GLA's "
-                f"windows ({at}). Window artefacts lie at a run's own edges: there BER, width 1, is {rates}."
-            )
-        return notes
+        a, b = self.results
+        return render(__package__, "compare_notes.txt", a=a, b=b, same_edges=self.same_edges).splitlines()
 
     def changed(self, count: int) -> list[tuple[str, float, float]]:
         """The images whose mIoU changed most, either way."""

@@ -6,7 +6,7 @@ from gla_jax.config import METHODS, PRESETS
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, PAPER_BENCHMARKS, class_names
 from gla_jax.eval.paper import PAPER_MIOU, PAPER_SOURCE, paper_methods, paper_miou
 from gla_jax.eval.protocols import Protocol, duplicates, protocol
-from gla_jax.eval.report.page import text_table
+from gla_jax.eval.report.page import render, text_table
 from gla_jax.settings.names import check_choice
 
 if TYPE_CHECKING:
@@ -16,19 +16,6 @@ if TYPE_CHECKING:
 RIGHT = {"justify": "right", "no_wrap": True}
 # One width in every table, so that columns stay below each other.
 WIDTHS = {"preset": 20, "method": 13, "sizes": 11, "s": 2, "t": 8, "names": 7, "hash": 7}
-NOTE = f"""
-paper   mIoU as the PAPER reports it, not measured here
-        ({PAPER_SOURCE});
-        a run shows it only with the paper's model and all images
-method  whose figure it is; other methods run under the numbers of gla
-sizes   short side/window/stride in pixels;  s  scale of the logits
-t       probability below which a pixel is background; +a: a class with at most
-        this share of an image's foreground is taken away
-names   classes/prompts;  hash  of the whole row, names and prompts included
-sclip and gla-sclip have the numbers of SCLIP's own release under the preset
-336-224-112; for gla-sclip, whose code is not published, that is our reading.
-The paper names no thresholds for 448-448-224 (CLIP-DINOiser): those of gla
-stand in."""
 DUPLICATE = """
 {} is both a background prompt and a class: equal logits go to the
 background, so the class is never predicted. The published lists are so;
@@ -51,7 +38,9 @@ def protocols_list(keys: list[str]) -> "Group":
             parts.append(Text(DUPLICATE.format(", ".join(twice))))
         if named and key != FOLDER:
             parts.append(_prompts(key))
-    return Group(*parts, *([] if named else [_paper()]), Text(NOTE))
+    return Group(
+        *parts, *([] if named else [_paper()]), Text(render(__package__, "list_notes.txt", PAPER_SOURCE=PAPER_SOURCE))
+    )
 
 
 def _protocols(key: str) -> "Table":

@@ -41,31 +41,38 @@ def counted(number: int, of: str = "image") -> str:
     return f"{number} {of}{'' if number == 1 else 's'}"
 
 
+def one_line(value: Any) -> str:
+    """A value as text without line breaks."""
+    return " ".join(str(value).splitlines())
+
+
 def markdown(value: Any) -> str:
     """A value as Markdown that shows its text: no part of it is markup, and it cannot end a cell of a table."""
-    return re.sub(r"[\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(str(value).split()))
+    if hasattr(value, "__html__"):  # by the filter `safe`
+        return str(value)
+    return re.sub(r"[\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(value))
 
 
 def render(package: str, template: str, **values: Any) -> str:
     """A page from a template in the folder `templates` of a package; every value is escaped, for HTML or Markdown."""
-    return _environment(package, template.endswith(".html")).get_template(template).render(values)
+    return _environment(package, Path(template).suffix).get_template(template).render(values)
 
 
 @cache
-def _environment(package: str, html: bool) -> "Environment":
+def _environment(package: str, suffix: str) -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader(package),
-        autoescape=html,
-        finalize=None if html else markdown,
+        autoescape=suffix == ".html",
+        finalize={".md": markdown, ".txt": one_line}.get(suffix),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"figure": figure, "base64": lambda data: base64.b64encode(data).decode()}
-    environment.globals |= {"NAMES": NAMES, "METRICS": METRICS}
+    environment.globals |= {"NAMES": NAMES, "METRICS": METRICS, "BOUNDARY": BOUNDARY}
     return environment
 
 
@@ -111,51 +118,15 @@ def report_markdown(content: dict[str, Any]) -> str:
 
 def _values(content: dict[str, Any]) -> dict[str, Any]:
     """The values of both templates: results, with what needs words."""
-    images, row, speed, machine = (content[key] for key in ("images", "protocol", "speed", "machine"))
+    images = content["images"]
     part = f"{images['measured']} of " if images["measured"] != images["in_data"] else ""
-    sizes, memory = row["windows"], speed["peak_memory_mib"]
-    area = f"; classes of at most {row['area_threshold']:g} of the foreground go" if row["area_threshold"] else ""
-    stages = ", ".join(f"{stage} {1000 * value:.1f}" for stage, value in speed["seconds_per_image"].items())
-    versions = {"gla-jax": content["version"], **machine["packages"]}
+    notes, *tables = (render(__package__, f"report_{name}.txt", **content) for name in ("notes", "settings", "speed"))
+    settings, speed = ([line.split(": ", 1) for line in table.splitlines()] for table in tables)
     return {
         "content": content,
         "title": f"{content['benchmark']}, {content['method']}",
         "subtitle": f"{content['model']['name']}; {part}{counted(images['in_data'])}; figures in percent",
-        "notes": _notes(content),
-        "settings": [
-            ("setting", f"tuned for {row['tuned_for']}" if row["tuned_for"] else row["setting"]),
-            ("short side, window, stride", f"{sizes['short_side']}, {sizes['crop']}, {sizes['stride']} pixels"),
-            ("logit scale, threshold", f"{row['logit_scale']:g}, {row['threshold']:g}{area}"),
-            ("classes, queries", f"{len(content['per_class'])}, {row['queries']}"),
-            ("towers", content["settings"]["dtype"]),
-            ("protocol", row["sha256"]),
-            ("model", content["model"]["sha256"]),
-            ("data", f"{content['data']['origin']} ({content['data']['sha256'][:12]})"),
-        ],
-        "speed": [
-            ("images a second", figure(speed["images_per_second"] or None)),
-            ("milliseconds an image", stages),
-            ("peak memory", f"{memory['host']} MiB" + (f", device {memory['device']} MiB" if memory["device"] else "")),
-            ("processes, devices", f"{speed['processes']}, {machine['devices']} x {machine['device']}"),
-            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-            ("finished", content["finished"]),
-        ],
+        "notes": notes.splitlines(),
+        "settings": settings,
+        "speed": speed,
     }
-
-
-def _notes(content: dict[str, Any]) -> list[str]:
-    """Sentences that a reader needs beside the figures."""
-    notes, common = [], content["common_edges"]
-    if not content["images"]["labelled"]:
-        notes.append("The images have no labels: predictions are saved, nothing is measured.")
-    elif content["protocol"]["windows"] != common["windows"]:
-        rates = "; ".join(f"{NAMES[key]}: {figure(common[key])}" for key in BOUNDARY)
-        notes.append(f"At the edges of GLA's own windows, where all runs of a benchmark are counted too: {rates}.")
-    if reasons := content["not_comparable_with_paper"]:
-        notes.append(f"Not comparable with the paper's figure: {', '.join(reasons)}.")
-    if twice := content["protocol"]["duplicates"]:
-        notes.append(
-            f"{', '.join(twice)} is both a background prompt and a class: equal logits go to the "
-            "background, so the class cannot be won; --drop-duplicates drops the prompt."
-        )
-    return notes

@@ -1,5 +1,6 @@
 """An explanation as a picture: the photo beside the attention of every stage, by matplotlib."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,8 +41,8 @@ def stage_note(stage: StageAttention, on_mask: float | None) -> str:
 
 def query_note(explanation: TokenAttention, mask: Bool[np.ndarray, "h w"] | None) -> str:
     """What the query is, in lines."""
-    row, column = divmod(explanation.token, explanation.side)
     side = explanation.side
+    row, column = divmod(explanation.token, side)
     lines = [
         f"window {explanation.window + 1} of {explanation.grid.count}",
         f"token in row {row + 1}, column {column + 1} of {side} x {side}",
@@ -69,14 +70,12 @@ def positive_region(
 def without_slivers(region: Bool[np.ndarray, "h w"], side: int) -> Bool[np.ndarray, "h w"]:
     """The parts of a region that hold a square of `side` pixels, or touch the picture's edge where they are cut off."""
 
-    def sums(inside: np.ndarray) -> np.ndarray:
-        total = np.pad(inside.astype(np.int32), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-        return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    def each(inside: np.ndarray, over: Callable) -> np.ndarray:
+        for axis in (0, 1):
+            inside = over(np.lib.stride_tricks.sliding_window_view(inside, side, axis), -1)
+        return inside
 
-    full = sums(np.pad(region, side - 1, mode="edge")) == side**2
-    return (sums(np.pad(full, side - 1)) > 0)[
-        side - 1 : side - 1 + region.shape[0], side - 1 : side - 1 + region.shape[1]
-    ]
+    return each(each(np.pad(region, side - 1, mode="edge"), np.all), np.any)
 
 
 @styled(**{"font.size": 14, "axes.titlesize": 18, "axes.labelsize": 14, "legend.fontsize": 15, "figure.dpi": DPI})

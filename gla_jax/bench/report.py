@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gla_jax.bench.measure import Report, Row
 from gla_jax.bench.memory import GIB
+from gla_jax.eval.report.page import render
 from gla_jax.pictures.charts import LogPanel, Series, log_lines
 from gla_jax.pictures.drawing import FIRST_COLOURS
 from gla_jax.support.files import write_json, write_png, write_text
@@ -22,38 +23,9 @@ DASH, WORDS = "-", 2  # for no figure; columns of words
 
 def markdown(report: Report) -> str:
     """The figures as a page: what they were measured on, then a table."""
-    head, on = report.head, report.head["machine"]
-    image, ceiling = head["image"], head["ceiling"]["flops_per_second"]
-    height, width = image["size"]
-    ceilings = ", ".join(f"{value / 1e9:.4g} GFLOP/s in {dtype}" for dtype, value in ceiling.items())
-    lines = [
-        "# gla-jax bench",
-        "",
-        f"    {head['command']}",
-        "",
-        f"{head['date']}, gla-jax {head['version']}, jax {on['jax']}, {on['devices']} x {on['device']}, "
-        f"{on['processor']}, {on['cores']} cores, {on['memory'] / GIB:.1f} GiB.",
-        "",
-        f"Model {head['model']['name']}, an image of {height} x {width} pixels in {image['windows']} windows, "
-        f"{image['tokens']} tokens, {image['queries']} queries, {head['settings']['dtype']} towers.",
-        "",
-        "Seconds: the median of the repeats after a warm-up. TFLOP: matrix products, by formulas, without padding. "
-        f"Ceiling: the best square matrix product, {ceilings}. Program: what XLA plans for arguments, output and "
-        "temporaries on one device. Host: what this process grew by; device: its highest use of the accelerator.",
-        "",
-        *_agreement(head["agreement"]),
-        *table([COLUMNS, *(cells(row) for row in (*report.parts, *report.sweep))]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _agreement(cosines: dict[str, Any] | None) -> list[str]:
-    """A line that compares the towers' dtype with float32, where it is another."""
-    if cosines is None:
-        return []
-    parts = {"values": "CLIP's values", "features": "features", "joint": "after the method"}
-    texts = (f"{text} {cosines[key]['mean']:.5f} (at least {cosines[key]['least']:.5f})" for key, text in parts.items())
-    return [f"Cosine to float32 towers: {', '.join(texts)}; labels equal on {cosines['labels']:.2%} of pixels.", ""]
+    lines = table([COLUMNS, *(cells(row) for row in (*report.parts, *report.sweep))])
+    values = {"head": report.head, "on": report.head["machine"], "GIB": GIB, "table": "\n".join(lines)}
+    return render("gla_jax.bench", "bench.md", **values)
 
 
 def cells(row: Row) -> tuple[str, ...]:

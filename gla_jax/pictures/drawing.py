@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from gla_jax.images.windows import WindowGrid
 from gla_jax.support.shapes import Bool, Integer, UInt8
@@ -157,7 +157,7 @@ def overlay(
     shown = Image.fromarray(blend(image, labels, len(classes)))
     width = max(shown.width, 320)
     below = legend(legend_entries(labels, classes), width - 16, letter_size(width))
-    return stack([centred(shown, width), padded(below, 8)])
+    return stack([centred(shown, width), ImageOps.expand(below, 8, PAPER)])
 
 
 def letter_size(width: int) -> int:
@@ -167,18 +167,7 @@ def letter_size(width: int) -> int:
 
 def centred(image: Image.Image, width: int) -> Image.Image:
     """The image in the middle of a white strip of this width."""
-    if image.width == width:
-        return image
-    strip = Image.new("RGB", (width, image.height), PAPER)
-    strip.paste(image, ((width - image.width) // 2, 0))
-    return strip
-
-
-def padded(image: Image.Image, margin: int) -> Image.Image:
-    """The image with a white margin."""
-    page = Image.new("RGB", (image.width + 2 * margin, image.height + 2 * margin), PAPER)
-    page.paste(image, (margin, margin))
-    return page
+    return ImageOps.pad(image, (width, image.height), color=PAPER)
 
 
 def stack(images: Sequence[Image.Image]) -> Image.Image:
@@ -240,4 +229,4 @@ def panels(row: Sequence[Panel], entries: Sequence[Entry]) -> Image.Image:
         for line, text in enumerate(panel.note.split("\n")):
             draw.text((left, head + height + round(size * (0.85 + 1.1 * line))), text, QUIET, small, "lm")
         left += panel.pixels.shape[1] + gap
-    return stack([page, padded(legend(entries, width - 2 * gap, round(size * 0.85)), gap)])
+    return stack([page, ImageOps.expand(legend(entries, width - 2 * gap, round(size * 0.85)), gap, PAPER)])
