@@ -13,7 +13,7 @@ from PIL import ExifTags
 
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, ClassNames, class_names
 from gla_jax.eval.datasets.folders import find_folders
-from gla_jax.eval.datasets.labels import Ignored, LabelCode, data_errors, label_code, read_label
+from gla_jax.eval.datasets.labels import Ignored, LabelCode, label_code, read_label
 from gla_jax.images.reading import opened, to_rgb
 from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import DataError
@@ -82,16 +82,15 @@ def find_copy(benchmark: str, data: Path) -> Path | None:
     """
     for folder in (data, data / COPY_NAME / benchmark / COPY_VERSION):
         info = folder / "dataset_info.json"
-        if not info.is_file():
-            continue
-        content = read_json(info, "the copy is damaged:", f"remove {folder} and prepare it again", DataError)
-        content = content if isinstance(content, dict) else {}
-        if (content.get("name"), content.get("configName")) != (COPY_NAME, benchmark):
-            raise DataError(
-                f"{folder} is a copy of {content.get('configName') or content.get('name')}, not of {benchmark}; "
-                f"make one with gla-jax eval prepare {benchmark}."
-            )
-        return folder
+        if info.is_file():
+            content = read_json(info, "the copy is damaged:", f"remove {folder} and prepare it again", DataError)
+            name, key = (isinstance(content, dict) and content.get(field) for field in ("name", "configName"))
+            if (name, key) != (COPY_NAME, benchmark):
+                raise DataError(
+                    f"{folder} is a copy of {key or name}, not of {benchmark}; make one with gla-jax eval prepare "
+                    f"{benchmark}."
+                )
+            return folder
     return None
 
 
@@ -110,7 +109,7 @@ def example_reader(benchmark: str, code: LabelCode) -> Callable[[str, Path | byt
 
     def read(image_id: str, image: Path | bytes, label: Path | bytes | None) -> Example:
         name = image_id if isinstance(image, bytes) else str(image)
-        with data_errors(name), opened(image, name) as picture:
+        with opened(image, name, DataError) as picture:
             orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
             pixels = to_rgb(picture, upright)
         if orientation in range(2, 9) and not upright and next(turned) == 0:  # once for all threads

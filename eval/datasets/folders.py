@@ -76,17 +76,18 @@ def describe(benchmark: Benchmark) -> str:
 
 def _pairs_of(root: Path, layout: FolderLayout, labelled: bool, missing: list[Path]) -> tuple[Pair, ...]:
     """All pairs of a layout if it is there, with at least one label; otherwise none, and `missing` grows by a path."""
-    images, labels = root / layout.images, root / layout.labels
-    for path, there in ((images, images.is_dir()), (labels, labels.is_dir() or not labelled)):
+    images, labels, split = root / layout.images, root / layout.labels, layout.split and root / layout.split
+    for path, there in (
+        (images, images.is_dir()),
+        (labels, not labelled or labels.is_dir()),
+        (split, split is None or split.is_file()),
+    ):
         if not there:
             missing.append(path)
             return ()
-    if layout.split and not (root / layout.split).is_file():
-        missing.append(root / layout.split)
-        return ()
-    stems = _split_stems(root / layout.split, images, layout) if layout.split else _listed_stems(images, layout)
     pairs = tuple(
-        Pair(stem, image, labels / f"{stem}{layout.label_suffix}" if labelled else None) for stem, image in stems
+        Pair(stem, image, labels / f"{stem}{layout.label_suffix}" if labelled else None)
+        for stem, image in (_split_stems(split, images, layout) if split else _listed_stems(images, layout))
     )
     if not any(pair.label is None or os.path.isfile(pair.label) for pair in pairs):
         missing.append(pairs[0].label if pairs else images / f"*{layout.image_suffixes[0]}")

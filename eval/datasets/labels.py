@@ -1,8 +1,6 @@
 """Label images to class indices: every benchmark's way of encoding them, mapped while they are read."""
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from PIL import Image
 
 from gla_jax.eval.metrics.areas import IGNORE
 from gla_jax.images.reading import grey_step, opened
-from gla_jax.support.errors import DataError, ImageError
+from gla_jax.support.errors import DataError
 from gla_jax.support.shapes import Integer
 
 WIDE_IGNORE = 65535
@@ -65,7 +63,7 @@ def read_label(source: Path | bytes, code: LabelCode, name: str) -> tuple[Intege
     source: a path or the file's bytes; name stands in messages. Raises DataError for a file that is no label image or
     holds a value that the encoding does not have.
     """
-    with data_errors(name), opened(source, name) as image:
+    with opened(source, name, DataError) as image:
         step = grey_step(image)  # a file of 2 or 4 bits holds indices, which Pillow spreads over 0..255
         raw = np.asarray(image)
     raw = raw.astype(np.uint8) if raw.dtype == bool else raw // raw.dtype.type(step) if step > 1 else raw
@@ -99,16 +97,6 @@ def read_label(source: Path | bytes, code: LabelCode, name: str) -> tuple[Intege
         )
     values, pixels = np.unique(raw[label == code.ignore], return_counts=True)
     return label, tuple(zip(values.tolist(), pixels.tolist(), strict=True))
-
-
-@contextmanager
-def data_errors(name: str) -> Iterator[None]:
-    """Make an ImageError a DataError."""
-    try:
-        yield
-    except ImageError as fault:
-        reason = str(fault).removeprefix(name).lstrip(": ").rstrip(".")
-        raise DataError(f"{name} cannot be read as an image ({reason}); fetch the data set again.") from None
 
 
 def write_label(path: Path | io.BytesIO, label: Integer[np.ndarray, "h w"]) -> None:

@@ -37,12 +37,9 @@ class GlaBenchmark(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=key) for key in COPIED]  # noqa: RUF012 - as TFDS declares it
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-            }
-        )
+        image = tfds.features.Image(shape=(None, None, 3))
+        label = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
         # Shuffling would change the order of evaluation.
         return tfds.core.DatasetInfo(
             builder=self, features=features, disable_shuffling=True, metadata=tfds.core.MetadataDict()

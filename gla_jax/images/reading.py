@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gla_jax.support.errors import ImageError
+from gla_jax.support.errors import ImageError, UserError
 from gla_jax.support.shapes import UInt8
 
 SUFFIXES = (
@@ -33,11 +33,16 @@ def read_image(source: Path | str | bytes, name: str | None = None) -> UInt8[np.
 
 
 @contextmanager
-def opened(source: Path | str | bytes, name: str | None = None) -> Iterator[Image.Image]:
-    """A PIL image that is not decoded yet. Every fault in the block is an ImageError that names the file."""
-    if not isinstance(source, bytes):
-        _check_file(source)
-    with _guard(name or str(source)), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+def opened(
+    source: Path | str | bytes, name: str | None = None, error: type[UserError] = ImageError
+) -> Iterator[Image.Image]:
+    """A PIL image that is not decoded yet. Every fault in the block becomes an `error` that names the file."""
+    name, content = name or str(source), source
+    if isinstance(source, bytes):
+        content = io.BytesIO(source)
+    elif fault := _file_fault(source):
+        raise error(f"{name} {fault}.")
+    with _guard(name, error), Image.open(content) as image:
         # Checked here too: between one and two times the limit Pillow only warns.
         if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
@@ -46,32 +51,36 @@ def opened(source: Path | str | bytes, name: str | None = None) -> Iterator[Imag
         yield image
 
 
-def _check_file(path: Path | str) -> None:
-    """Raise ImageError unless `path` leads to a regular file of bounded size; opening a pipe would wait for ever."""
+def _file_fault(path: Path | str) -> str | None:
+    """Say why a path is not opened: only regular files of bounded size are; a pipe would be waited for without end."""
     try:
         status = os.stat(path)
+    except FileNotFoundError:
+        return "does not exist"
     except (OSError, ValueError) as fault:  # ValueError: a NUL in the path
-        reason = f"cannot be read ({getattr(fault, 'strerror', fault)})"
-        raise ImageError(f"{path} {'does not exist' if isinstance(fault, FileNotFoundError) else reason}.") from None
+        return f"cannot be read ({getattr(fault, 'strerror', fault)})"
     if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"{path} is a folder; name an image in it.")
+        return "is a folder; name an image in it"
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{path} is a pipe, a socket or a device, and never opened; name an image file.")
+        return "is a pipe, a socket or a device, and never opened; name an image file"
     if status.st_size > MAX_FILE_BYTES:
-        raise ImageError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; save the image in a smaller file.")
+        return f"is larger than {MAX_FILE_BYTES >> 20} MiB; save the image in a smaller file"
+    return None
 
 
 @contextmanager
-def _guard(name: str) -> Iterator[None]:
+def _guard(name: str, error: type[UserError] = ImageError) -> Iterator[None]:
     try:
         yield
     except ImageError as fault:
-        raise ImageError(f"{name}: {fault}") from None
+        raise error(f"{name}: {fault}") from None
     except Exception as fault:  # on damaged files Pillow's decoders raise nearly every kind
         match fault:
             case UnidentifiedImageError():
-                reason = "is not an image, or of a kind that cannot be read, such as a TIFF with floating-point colours"
-                reason += "; save it as JPEG or PNG"
+                reason = (
+                    "cannot be read as an image: it is not an image, or of a kind that is not supported, such as a "
+                )
+                reason += "TIFF with floating-point colours; save it as JPEG or PNG"
             case Image.DecompressionBombError() | Image.DecompressionBombWarning():
                 reason = f"has more than {Image.MAX_IMAGE_PIXELS // 1_000_000} million pixels; cut it into pieces first"
             case MemoryError():
@@ -80,7 +89,7 @@ def _guard(name: str) -> Iterator[None]:
                 reason = f"cannot be read ({system})"
             case _:
                 reason = f"is damaged or cut off ({str(fault).partition(chr(10))[0] or type(fault).__name__})"
-        raise ImageError(f"{name} {reason}.") from None
+        raise error(f"{name} {reason}.") from None
 
 
 def grey_step(image: Image.Image) -> int:
