@@ -10,6 +10,7 @@ from gla_jax.checkpoints.model_folder import Checkpoint, read_checkpoint
 from gla_jax.models.registry import EMBEDDED, MODELS
 from gla_jax.support.cache import cache_folder
 from gla_jax.support.errors import ConversionError, ModelError
+from gla_jax.support.new_folder import check_new_folder
 
 PAIR = ("clip", "vfm")  # subfolders of a folder that holds both models
 PYTORCH = (".safetensors", ".bin", ".pt", ".pth")
@@ -26,8 +27,10 @@ def resolve(
     """
     text = str(name_or_path)
     whole = os.path.exists(os.path.expanduser(text))  # a folder may have a plus in its name
-    parts = [text] if whole else text.split("+")
-    loaded = [checkpoint for part in parts for checkpoint in _load(part.strip(), offline, cache_dir)]
+    parts = [text] if whole else [part.strip() for part in text.split("+")]
+    # Every part is looked up before one is downloaded.
+    sources = [source for part in parts for source in ([part] if part in MODELS else _folders(part))]
+    loaded = [_read_cached(at, offline, cache_dir) if at in MODELS else read_checkpoint(at) for at in sources]
     clips = [checkpoint for checkpoint in loaded if checkpoint.family == "clip"]
     features = [checkpoint for checkpoint in loaded if checkpoint.family != "clip"]
     if len(clips) != 1 or len(features) > 1:
@@ -38,41 +41,32 @@ def resolve(
     return clips[0], features[0] if features else None
 
 
-def _load(part: str, offline: bool, cache_dir: Path | str | None) -> list[Checkpoint]:
-    if part == EMBEDDED:
-        return _read_folder(Path(str(files("gla_jax.tiny_world") / "weights")))
-    if part in MODELS:
-        return [_read_cached(part, offline, cache_dir)]
-    path = os.path.expanduser(part)
-    if os.path.isdir(path):
-        return _read_folder(Path(path))
-    if os.path.isfile(path):
-        raise ModelError(f"{part} is a file, and a model is a folder; convert it first: {_convert_command(part)}.")
-    raise ModelError(f"{part!r} is neither a model folder nor a named model; {_suggestion(part)}.")
-
-
-def _suggestion(part: str) -> str:
-    close = difflib.get_close_matches(part.lower(), [EMBEDDED, *MODELS], n=3)
-    return f"did you mean {' or '.join(close)}" if close else "gla-jax models lists the names"
-
-
-def _convert_command(source: str) -> str:
-    return f"gla-jax convert clip|dino|dinov2 {source} OUT"
-
-
-def _read_folder(folder: Path) -> list[Checkpoint]:
+def _folders(part: str) -> list[Path]:
+    """The model folders of a part that is not in the models table."""
+    weights = files("gla_jax.tiny_world") / "weights"
+    folder = Path(str(weights) if part == EMBEDDED else os.path.expanduser(part))
+    command = f"gla-jax convert clip|dino|dinov2 {part} OUT"
+    if os.path.isfile(folder):
+        raise ModelError(f"{part} is a file, and a model is a folder; convert it first: {command}.")
+    if not part or not os.path.isdir(folder):
+        # A mistyped folder is more like one beside it than like a name.
+        beside = [str(path) for path in folder.parent.glob("*")] if os.sep in part else []
+        close = difflib.get_close_matches(str(folder), beside, n=1)
+        close = close or difflib.get_close_matches(part.lower(), [EMBEDDED, *MODELS], n=3)
+        advice = f"did you mean {' or '.join(close)}" if close else "gla-jax models lists the names"
+        raise ModelError(f"{part!r} is neither a model folder nor a named model; {advice}.")
     if (folder / "config.json").exists():
-        return [read_checkpoint(folder)]
-    if all((folder / part).is_dir() for part in PAIR):
-        return [read_checkpoint(folder / part) for part in PAIR]
+        return [folder]
+    if all((folder / name).is_dir() for name in PAIR):
+        return [folder / name for name in PAIR]
     if any(path.suffix in PYTORCH for path in folder.iterdir()):
-        raise ModelError(f"{folder} holds PyTorch weights; convert them first: {_convert_command(str(folder))}.")
+        raise ModelError(f"{folder} holds PyTorch weights; convert them first: {command}.")
     raise ModelError(f"{folder} is not a model folder: it holds neither config.json nor the folders clip and vfm.")
 
 
 def _read_cached(name: str, offline: bool, cache_dir: Path | str | None) -> Checkpoint:
     folder = cache_folder("models", cache_dir) / name
-    if not folder.exists():
+    if not os.path.exists(folder):
         _download(name, folder, offline)
     try:
         return read_checkpoint(folder)
@@ -86,18 +80,21 @@ def _download(name: str, folder: Path, offline: bool) -> None:
     from gla_jax.convert.rules import first_line
 
     model = MODELS[name]
-    reason = "this run is offline" if offline else sources.unreachable()
     try:
-        # Not reachable, it may still be in huggingface_hub's cache.
-        sources.download(model.hub_id, offline=reason is not None, reachable=reason is None)
-    except ConversionError as error:
-        reason = reason or textwrap.shorten(first_line(error.__cause__ or error), 160, placeholder=" ...")
-        raise ModelError(
-            f"{name} is not on this machine and cannot be downloaded ({reason}): copy the files of {model.hub_id} here "
-            f"by hand, run gla-jax convert {model.family} FOLDER OUT and write --model OUT where you wrote {name}."
-        ) from error
-    try:
-        convert(model.family, model.hub_id, folder, offline=True)  # from huggingface_hub's cache
-    except ModelError:
-        if not folder.exists():  # else another process was faster, and its folder is as good
-            raise
+        check_new_folder(folder)  # before a gigabyte is downloaded
+        reason = "this run is offline" if offline else sources.unreachable()
+        try:
+            # Not reachable, it may still be in huggingface_hub's cache, from which convert reads.
+            sources.download(model.hub_id, offline=reason is not None, reachable=reason is None)
+        except ConversionError as error:
+            reason = reason or textwrap.shorten(first_line(error.__cause__ or error), 160, placeholder=" ...")
+            raise ModelError(
+                f"{name} is not on this machine and cannot be downloaded ({reason}): copy the files of {model.hub_id} "
+                f"here by hand, run gla-jax convert {model.family} FOLDER OUT and write --model OUT where you wrote "
+                f"{name}."
+            ) from error
+        convert(model.family, model.hub_id, folder, offline=True)
+    except ModelError as error:
+        if not os.path.exists(folder):  # else another process was faster, and its folder is as good
+            advice = "set GLA_JAX_CACHE to another folder"
+            raise ModelError(str(error).replace("name another folder", advice)) from error

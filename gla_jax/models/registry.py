@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 EMBEDDED = "tiny-world"
+DEFAULT_MODEL = "clip-vit-base-patch16+dino-vitb8"  # the paper's, of every command
 CODE_MIT = "MIT*"  # the hub's card names no licence, the repository of the code and weights says MIT
 
 
@@ -25,45 +26,32 @@ class NamedModel:
     note: str = ""
 
 
-MODELS: Mapping[str, NamedModel] = MappingProxyType(
-    {
-        "clip-vit-base-patch32": NamedModel("clip", "openai/clip-vit-base-patch32", CODE_MIT, 32, 224, 151),
-        "clip-vit-base-patch16": NamedModel("clip", "openai/clip-vit-base-patch16", CODE_MIT, 16, 224, 150),
-        "clip-vit-large-patch14": NamedModel("clip", "openai/clip-vit-large-patch14", CODE_MIT, 14, 224, 428),
-        "clip-vit-large-patch14-336": NamedModel("clip", "openai/clip-vit-large-patch14-336", CODE_MIT, 14, 336, 428),
-        "laion-clip-vit-base-patch16": NamedModel("clip", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "MIT", 16, 224, 150),
-        "laion-clip-vit-large-patch14": NamedModel(
-            "clip", "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", "MIT", 14, 224, 428
-        ),
-        "laion-clip-vit-huge-patch14": NamedModel("clip", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "MIT", 14, 224, 986),
-        "laion-clip-vit-bigg-patch14": NamedModel(
-            "clip", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "MIT", 14, 224, 2540
-        ),
-        "metaclip-base-patch16": NamedModel("clip", "facebook/metaclip-b16-fullcc2.5b", "CC-BY-NC-4.0", 16, 224, 150),
-        "metaclip-large-patch14": NamedModel("clip", "facebook/metaclip-l14-fullcc2.5b", "CC-BY-NC-4.0", 14, 224, 428),
-        "tinyclip-vit-8m-patch16": NamedModel(
-            "clip", "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M", "MIT", 16, 224, 23, "for laptops"
-        ),
-        "dino-vits16": NamedModel("dino", "facebook/dino-vits16", "Apache-2.0", 16, 224, 22),
-        "dino-vits8": NamedModel("dino", "facebook/dino-vits8", "Apache-2.0", 8, 224, 22),
-        "dino-vitb16": NamedModel("dino", "facebook/dino-vitb16", "Apache-2.0", 16, 224, 86),
-        "dino-vitb8": NamedModel("dino", "facebook/dino-vitb8", "Apache-2.0", 8, 224, 86, "the method's default"),
-        "dinov2-small": NamedModel("dinov2", "facebook/dinov2-small", "Apache-2.0", 14, 518, 22),
-        "dinov2-base": NamedModel("dinov2", "facebook/dinov2-base", "Apache-2.0", 14, 518, 87),
-        "dinov2-large": NamedModel("dinov2", "facebook/dinov2-large", "Apache-2.0", 14, 518, 304),
-        "dinov2-giant": NamedModel("dinov2", "facebook/dinov2-giant", "Apache-2.0", 14, 518, 1137),
-        "dinov2-small-registers": NamedModel(
-            "dinov2", "facebook/dinov2-with-registers-small", "Apache-2.0", 14, 518, 22
-        ),
-        "dinov2-base-registers": NamedModel("dinov2", "facebook/dinov2-with-registers-base", "Apache-2.0", 14, 518, 87),
-        "dinov2-large-registers": NamedModel(
-            "dinov2", "facebook/dinov2-with-registers-large", "Apache-2.0", 14, 518, 304
-        ),
-        "dinov2-giant-registers": NamedModel(
-            "dinov2", "facebook/dinov2-with-registers-giant", "Apache-2.0", 14, 518, 1137
-        ),
-    }
+ROWS = (
+    ("clip-vit-base-patch32", "clip", "openai/clip-vit-base-patch32", CODE_MIT, 32, 224, 151),
+    ("clip-vit-base-patch16", "clip", "openai/clip-vit-base-patch16", CODE_MIT, 16, 224, 150),
+    ("clip-vit-large-patch14", "clip", "openai/clip-vit-large-patch14", CODE_MIT, 14, 224, 428),
+    ("clip-vit-large-patch14-336", "clip", "openai/clip-vit-large-patch14-336", CODE_MIT, 14, 336, 428),
+    ("laion-clip-vit-base-patch16", "clip", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "MIT", 16, 224, 150),
+    ("laion-clip-vit-large-patch14", "clip", "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", "MIT", 14, 224, 428),
+    ("laion-clip-vit-huge-patch14", "clip", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "MIT", 14, 224, 986),
+    ("laion-clip-vit-bigg-patch14", "clip", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "MIT", 14, 224, 2540),
+    ("metaclip-base-patch16", "clip", "facebook/metaclip-b16-fullcc2.5b", "CC-BY-NC-4.0", 16, 224, 150),
+    ("metaclip-large-patch14", "clip", "facebook/metaclip-l14-fullcc2.5b", "CC-BY-NC-4.0", 14, 224, 428),
+    ("tinyclip-vit-8m-patch16", "clip", "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M", "MIT", 16, 224, 23, "for laptops"),
+    ("dino-vits16", "dino", "facebook/dino-vits16", "Apache-2.0", 16, 224, 22),
+    ("dino-vits8", "dino", "facebook/dino-vits8", "Apache-2.0", 8, 224, 22),
+    ("dino-vitb16", "dino", "facebook/dino-vitb16", "Apache-2.0", 16, 224, 86),
+    ("dino-vitb8", "dino", "facebook/dino-vitb8", "Apache-2.0", 8, 224, 86, "the method's default"),
+    ("dinov2-small", "dinov2", "facebook/dinov2-small", "Apache-2.0", 14, 518, 22),
+    ("dinov2-base", "dinov2", "facebook/dinov2-base", "Apache-2.0", 14, 518, 87),
+    ("dinov2-large", "dinov2", "facebook/dinov2-large", "Apache-2.0", 14, 518, 304),
+    ("dinov2-giant", "dinov2", "facebook/dinov2-giant", "Apache-2.0", 14, 518, 1137),
+    ("dinov2-small-registers", "dinov2", "facebook/dinov2-with-registers-small", "Apache-2.0", 14, 518, 22),
+    ("dinov2-base-registers", "dinov2", "facebook/dinov2-with-registers-base", "Apache-2.0", 14, 518, 87),
+    ("dinov2-large-registers", "dinov2", "facebook/dinov2-with-registers-large", "Apache-2.0", 14, 518, 304),
+    ("dinov2-giant-registers", "dinov2", "facebook/dinov2-with-registers-giant", "Apache-2.0", 14, 518, 1137),
 )
+MODELS: Mapping[str, NamedModel] = MappingProxyType({name: NamedModel(*row) for name, *row in ROWS})
 
 
 def models_table() -> "Table":

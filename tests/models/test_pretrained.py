@@ -276,6 +276,8 @@ def test_the_embedded_pair_lies_in_the_package(folders, monkeypatch, tmp_path):
         ("", "'' is neither a model folder nor a named model"),
         ("{folders}/clip+", "'' is neither a model folder nor a named model"),
         ("{folders}/" + "x" * 300, "is neither a model folder nor a named model"),
+        ("{folders}/pari", "/pari' is neither a model folder nor a named model; did you mean {folders}/pair."),
+        ("{folders}/clip+{folders}/dinno", "did you mean {folders}/dino."),
         ("{folders}", "holds neither config.json nor the folders clip and vfm"),
         ("{hub}/somebody/some-clip", "gla-jax convert"),
         ("{hub}/somebody/some-dino/model.safetensors", "convert it first: gla-jax convert"),
@@ -290,5 +292,19 @@ def test_what_cannot_be_a_model_is_told_in_one_sentence(name, sentence, folders,
     with pytest.raises(ModelError) as caught:
         resolve(name.format(folders=folders, hub=hub))
     message = str(caught.value)
-    assert sentence in message
+    assert sentence.format(folders=folders) in message
     assert "\n" not in message
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="no /proc here")
+def test_a_cache_that_cannot_be_written_is_named_before_the_download(downloads, monkeypatch):
+    monkeypatch.setenv("GLA_JAX_CACHE", "/proc/nohome")
+    with pytest.raises(ModelError, match=r"/proc/nohome/models/some-clip cannot be made.*; set GLA_JAX_CACHE to"):
+        resolve("some-clip")
+    assert downloads == []
+
+
+def test_a_wrong_part_is_told_before_another_is_downloaded(downloads, tmp_path):
+    with pytest.raises(ModelError, match="'some-dyno' is neither"):
+        resolve("some-clip+some-dyno", cache_dir=tmp_path)
+    assert downloads == []
