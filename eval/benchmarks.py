@@ -15,7 +15,7 @@ TINY_WORLD, FOLDER = "tiny-world", "folder"
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Where one way of keeping a data set has its files, relative to the root.
+    """Places of the files in one way of keeping a data set, relative to its root.
 
     An image is images/STEM + one of image_suffixes, its label labels/STEM + label_suffix; split is a file of stems,
     without one every image below the folder counts, sorted by path. encoding: "plain", "zero_ignored" (0 and 255 are
@@ -54,104 +54,56 @@ class ClassNames:
 
 
 JPEG = (".jpg",)
-VOC_ROOTS = ("VOCdevkit/VOC2012", "VOC2012", "voc")
-VOC_SPLIT = "ImageSets/Segmentation/val.txt"
-CONTEXT_ROOTS = ("VOCdevkit/VOC2010", "VOC2010", "context")
-CONTEXT_SPLIT = "ImageSets/SegmentationContext/val.txt"
-COCO_FOLDERS = ("images/val2017", "val2017")
-TRAIN_IDS, LABEL_IDS = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
+Places = tuple[tuple[str, ...], tuple[FolderLayout, ...]]  # roots and layouts
 
 
-def _voc(encoding: str) -> tuple[FolderLayout, ...]:
-    return (FolderLayout("JPEGImages", (".jpg", ".png"), "SegmentationClass", ".png", encoding, VOC_SPLIT),)
+def _voc(encoding: str) -> Places:
+    split = "ImageSets/Segmentation/val.txt"
+    layout = FolderLayout("JPEGImages", (".jpg", ".png"), "SegmentationClass", ".png", encoding, split)
+    return ("VOCdevkit/VOC2012", "VOC2012", "voc"), (layout,)
 
 
-def _context(encoding: str) -> tuple[FolderLayout, ...]:
-    return (FolderLayout("JPEGImages", JPEG, "SegmentationClassContext", ".png", encoding, CONTEXT_SPLIT),)
+def _context(encoding: str) -> Places:
+    split = "ImageSets/SegmentationContext/val.txt"
+    layout = FolderLayout("JPEGImages", JPEG, "SegmentationClassContext", ".png", encoding, split)
+    return ("VOCdevkit/VOC2010", "VOC2010", "context"), (layout,)
 
 
-def _coco(converted_suffix: str) -> tuple[FolderLayout, ...]:
-    converted = (FolderLayout(images, JPEG, "annotations/val2017", converted_suffix) for images in COCO_FOLDERS)
-    raw = (
-        FolderLayout(images, JPEG, labels, ".png", "stuffthingmaps")
-        for images in COCO_FOLDERS
-        for labels in ("annotations/val2017", "stuffthingmaps/val2017", "val2017")
-    )
-    return (*converted, *raw)
+def _coco(converted_suffix: str, *roots: str) -> Places:
+    """Labels as mmsegmentation converts them, else the raw maps."""
+    images, labels = ("images/val2017", "val2017"), ("annotations/val2017", "stuffthingmaps/val2017", "val2017")
+    converted = (FolderLayout(folder, JPEG, labels[0], converted_suffix) for folder in images)
+    raw = (FolderLayout(folder, JPEG, beside, ".png", "stuffthingmaps") for folder in images for beside in labels)
+    return (*roots, "coco_stuff164k", "coco", "coco_stuff"), (*converted, *raw)
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    row.key: row
-    for row in (
-        Benchmark("voc21", "PASCAL VOC 2012, with background", 1449, VOC_ROOTS, _voc("plain"), background=True),
-        Benchmark("voc20", "PASCAL VOC 2012", 1449, VOC_ROOTS, _voc("zero_ignored")),
-        Benchmark(
-            "context60", "PASCAL Context, with background", 5104, CONTEXT_ROOTS, _context("plain"), background=True
-        ),
-        Benchmark("context59", "PASCAL Context", 5104, CONTEXT_ROOTS, _context("zero_ignored")),
-        Benchmark(
-            "coco_object",
-            "COCO-Object, with background",
-            5000,
-            ("coco_object", "coco_stuff164k", "coco", "coco_stuff"),
-            _coco("_instanceTrainIds.png"),
-            background=True,
-        ),
-        Benchmark(
-            "coco_stuff164k",
-            "COCO-Stuff 164k",
-            5000,
-            ("coco_stuff164k", "coco", "coco_stuff"),
-            _coco("_labelTrainIds.png"),
-        ),
-        Benchmark(
-            "cityscapes",
-            "Cityscapes",
-            500,
-            ("cityscapes",),
-            tuple(
-                FolderLayout("leftImg8bit/val", ("_leftImg8bit.png",), "gtFine/val", suffix, encoding)
-                for suffix, encoding in ((TRAIN_IDS, "plain"), (LABEL_IDS, "labelIds"))
-            ),
-        ),
-        Benchmark(
-            "ade20k",
-            "ADE20K-150",
-            2000,
-            ("ade/ADEChallengeData2016", "ADEChallengeData2016", "ade20k"),
-            (FolderLayout("images/validation", JPEG, "annotations/validation", ".png", "zero_ignored"),),
-        ),
-        Benchmark(
-            "camvid",
-            "CamVid, test",
-            233,
-            ("camvid", "CamVid", "camvid_test"),
-            (
-                FolderLayout("images", (".png",), "labels", ".png", "last_ignored", "val.txt"),
-                FolderLayout("test", (".png",), "testannot", ".png", "last_ignored"),
-            ),
-        ),
-        Benchmark(TINY_WORLD, "tiny-world, held-out scenes drawn on the fly", 200),
-        Benchmark(
-            FOLDER,
-            "any folder of images/, labels/ and classes.txt",
-            None,
-            (),
-            (FolderLayout("images", (".jpg", ".jpeg", ".png", ".webp"), "labels", ".png"),),
-        ),
-    )
-}
-PAPER_MODEL = "clip-vit-base-patch16+dino-vitb8"
-PAPER_BENCHMARKS = (
-    "voc21",
-    "context60",
-    "coco_object",
-    "voc20",
-    "context59",
-    "coco_stuff164k",
-    "cityscapes",
-    "ade20k",
+_CITYSCAPES = tuple(
+    FolderLayout("leftImg8bit/val", ("_leftImg8bit.png",), "gtFine/val", f"_gtFine_{kind}.png", encoding)
+    for kind, encoding in (("labelTrainIds", "plain"), ("labelIds", "labelIds"))
 )
+_OBJECT, _STUFF = _coco("_instanceTrainIds.png", "coco_object"), _coco("_labelTrainIds.png")
+_ADE = FolderLayout("images/validation", JPEG, "annotations/validation", ".png", "zero_ignored")
+_CAMVID = (
+    FolderLayout("images", (".png",), "labels", ".png", "last_ignored", "val.txt"),
+    FolderLayout("test", (".png",), "testannot", ".png", "last_ignored"),
+)
+_FOLDER = FolderLayout("images", (".jpg", ".jpeg", ".png", ".webp"), "labels", ".png")
+_ROWS = (
+    Benchmark("voc21", "PASCAL VOC 2012, with background", 1449, *_voc("plain"), background=True),
+    Benchmark("voc20", "PASCAL VOC 2012", 1449, *_voc("zero_ignored")),
+    Benchmark("context60", "PASCAL Context, with background", 5104, *_context("plain"), background=True),
+    Benchmark("context59", "PASCAL Context", 5104, *_context("zero_ignored")),
+    Benchmark("coco_object", "COCO-Object, with background", 5000, *_OBJECT, background=True),
+    Benchmark("coco_stuff164k", "COCO-Stuff 164k", 5000, *_STUFF),
+    Benchmark("cityscapes", "Cityscapes", 500, ("cityscapes",), _CITYSCAPES),
+    Benchmark("ade20k", "ADE20K-150", 2000, ("ade/ADEChallengeData2016", "ADEChallengeData2016", "ade20k"), (_ADE,)),
+    Benchmark("camvid", "CamVid, test", 233, ("camvid", "CamVid", "camvid_test"), _CAMVID),
+    Benchmark(TINY_WORLD, "tiny-world, held-out scenes drawn on the fly", 200),
+    Benchmark(FOLDER, "any folder of images/, labels/ and classes.txt", None, (), (_FOLDER,)),
+)
+BENCHMARKS: dict[str, Benchmark] = {row.key: row for row in _ROWS}
+PAPER_MODEL = "clip-vit-base-patch16+dino-vitb8"
+PAPER_BENCHMARKS = ("voc21", "context60", "coco_object", "voc20", "context59", "coco_stuff164k", "cityscapes", "ade20k")
 
 
 @cache
@@ -165,7 +117,7 @@ def class_names(key: str) -> ClassNames:
     classes, palette, prompts = (content.pop(name) for name in ("classes", "palette", "queries"))
     return ClassNames(
         tuple(classes),
-        tuple((int(colour[:2], 16), int(colour[2:4], 16), int(colour[4:], 16)) for colour in palette),
+        tuple(tuple(bytes.fromhex(colour)) for colour in palette),
         {setting: tuple(tuple(renamed.get(name, [name])) for name in classes) for setting, renamed in prompts.items()},
         {name: {int(raw): index for raw, index in table.items()} for name, table in content.items()},
     )

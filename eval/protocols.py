@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gla_jax.config import DEFAULT_PRESET, DTYPES, METHODS, PRESET_ALIASES, PRESETS, SegmenterConfig, WindowConfig
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, class_names
@@ -20,27 +20,26 @@ from gla_jax.support.errors import UserError
 if TYPE_CHECKING:
     from gla_jax.text.prompts import Classes
 
+ClassPrompts = tuple[tuple[str, tuple[str, ...]], ...]  # (name, prompts) of every class
 TUNED = "tuned"  # the setting of a row from a file of gla-jax tune
 
-# List of prompts of each preset: the paper's CLIP-DINOiser setting renames nothing, as ClearCLIP.
-PROMPT_LISTS = {
-    "336-224-112": "sclip-prompts",
-    "448-336-112": "proxyclip-prompts",
-    "448-448-224": "clearclip-prompts",
-    "448-448-224-scale-50": "clearclip-prompts",
-}
-# CLIP-DINOiser's thresholds are not published for this method: GLA's stand in.
-THRESHOLDS = {
-    "336-224-112": {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1},
-    "448-336-112": {"voc21": 0.2, "context60": 0.15, "coco_object": 0.25},
-    "448-448-224": {"voc21": 0.1, "context60": 0.1, "coco_object": 0.1},
-    "448-448-224-scale-50": {"voc21": 0.5, "context60": 0.15, "coco_object": 0.4},
-}
-# The released configurations have other sizes for Cityscapes.
-CITYSCAPES = {
-    "336-224-112": {"short_side": 560},
-    "448-336-112": {"crop": 224},
-    "448-448-224-scale-50": {"crop": 224},
+
+class PaperNumbers(NamedTuple):
+    """A preset's list of prompts, its thresholds on BACKGROUNDS, and its sizes on Cityscapes."""
+
+    prompts: str
+    thresholds: tuple[float, float, float]
+    cityscapes: dict[str, int]
+
+
+BACKGROUNDS = ("voc21", "context60", "coco_object")
+# The paper's CLIP-DINOiser setting, 448-448-224, renames nothing, as ClearCLIP; its thresholds are not published for
+# this method: GLA's stand in.
+PAPER_NUMBERS = {
+    "336-224-112": PaperNumbers("sclip-prompts", (0.1, 0.1, 0.1), {"short_side": 560}),
+    "448-336-112": PaperNumbers("proxyclip-prompts", (0.2, 0.15, 0.25), {"crop": 224}),
+    "448-448-224": PaperNumbers("clearclip-prompts", (0.1, 0.1, 0.1), {}),
+    "448-448-224-scale-50": PaperNumbers("clearclip-prompts", (0.5, 0.15, 0.4), {"crop": 224}),
 }
 # SCLIP's release deviates from GLA's rows, and its published figures were measured so; that SCLIP with GLA was
 # measured likewise is this project's reading.
@@ -125,10 +124,7 @@ class Protocol:
 
 
 def protocol(
-    benchmark: str,
-    setting: str = DEFAULT_PRESET,
-    classes: tuple[tuple[str, tuple[str, ...]], ...] | None = None,
-    method: str = "gla",
+    benchmark: str, setting: str = DEFAULT_PRESET, classes: ClassPrompts | None = None, method: str = "gla"
 ) -> Protocol:
     """The row of a benchmark under a preset or a file of gla-jax tune.
 
@@ -148,13 +144,14 @@ def protocol(
     sizes, settings, area_threshold = setting.partition("+")[0], named_preset(setting), 0.0
     if settings == PRESETS[sizes]:  # the default rho by name is the same row
         setting = sizes
-    fields = {"threshold": THRESHOLDS[sizes].get(benchmark, 0.0)}
+    numbers = PAPER_NUMBERS[sizes]
+    fields = {"threshold": dict(zip(BACKGROUNDS, numbers.thresholds, strict=True)).get(benchmark, 0.0)}
     if benchmark == "cityscapes":
-        fields |= CITYSCAPES.get(sizes, {})
+        fields |= numbers.cityscapes
     if sizes == DEFAULT_PRESET and method in SCLIP_METHODS:
         fields |= SCLIP_FIELDS.get(benchmark, {})
         area_threshold = SCLIP_AREA_THRESHOLDS.get(benchmark, 0.0)
-    names = _prompts(benchmark, PROMPT_LISTS[sizes], classes)
+    names = _prompts(benchmark, numbers.prompts, classes)
     return Protocol(benchmark, setting, *names, with_fields(settings, fields), area_threshold)
 
 
@@ -162,24 +159,21 @@ def prompt_list(setting: str) -> str:
     """Name of the list of prompts that a preset or a file of gla-jax tune takes. Raises UserError."""
     if setting.endswith(PRESET_SUFFIX):
         return read_preset(Path(setting)).prompts
-    return PROMPT_LISTS[preset_name(setting).partition("+")[0]]
+    return PAPER_NUMBERS[preset_name(setting).partition("+")[0]].prompts
 
 
-def _prompts(
-    benchmark: str, prompt_list: str, classes: tuple[tuple[str, tuple[str, ...]], ...] | None
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Classes and the prompts of each, by a list of prompts."""
+def _prompts(benchmark: str, prompts: str, classes: ClassPrompts | None) -> tuple[Any, Any]:
+    """Classes and the prompts of each, by the name of a list of prompts."""
     if benchmark == FOLDER:
-        names, prompts = zip(*classes, strict=True)
-        return names, prompts
+        return tuple(zip(*classes, strict=True))
     lists = class_names(benchmark)
-    return lists.classes, lists.prompts.get(prompt_list.removesuffix("-prompts"), lists.prompts["sclip"])
+    return lists.classes, lists.prompts.get(prompts.removesuffix("-prompts"), lists.prompts["sclip"])
 
 
 def common_windows(benchmark: str) -> WindowConfig:
     """GLA's windows on a benchmark: boundaries of every run are also counted at their edges."""
     windows = PRESETS[DEFAULT_PRESET].windows
-    return replace(windows, **CITYSCAPES[DEFAULT_PRESET]) if benchmark == "cityscapes" else windows
+    return replace(windows, **PAPER_NUMBERS[DEFAULT_PRESET].cityscapes) if benchmark == "cityscapes" else windows
 
 
 def duplicates(row: Protocol) -> tuple[str, ...]:

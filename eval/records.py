@@ -5,31 +5,28 @@ together, one per image, are the run.
 """
 
 import json
-import os
-import time
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
 from gla_jax.eval.schema import ANY_KEY, Number, first_fault
-from gla_jax.support.errors import UserError
-from gla_jax.support.files import read_json, write_json
+from gla_jax.outputs.records import LineFile, taken_message, writing_to
 from gla_jax.support.locks import folder_lock
 
-SYNC_SECONDS = 1.0
-COUNT = Number(whole=True)
+COUNT = Number(high=2.0**48, whole=True)  # so that the counts of many images fit into 64 bits
 _FIELDS = {
     "image_id": str,
-    "areas": [[COUNT]],
-    **{key: [COUNT] for key in ("size", "resized", "errors", "pairs", "common_errors", "common_pairs")},
-    "seconds": {ANY_KEY: Number()},
+    "areas": [[COUNT] * 4],
+    **{key: [COUNT] * 2 for key in ("size", "resized")},
+    **{key: [COUNT] * 4 for key in ("errors", "pairs", "common_errors", "common_pairs")},
+    "seconds": {ANY_KEY: Number(high=1e9)},
 }
 
 
@@ -39,15 +36,6 @@ class Counts(NamedTuple):
     areas: Areas
     boundary: BoundaryCounts
     common_boundary: BoundaryCounts
-
-    @classmethod
-    def zeros(cls, classes: int) -> "Counts":
-        """The counts of no image."""
-        return cls(Areas.zeros(classes), BoundaryCounts.zeros(), BoundaryCounts.zeros())
-
-    def merge(self, other: "Counts") -> "Counts":
-        """The counts of both sets of images together."""
-        return Counts(*(part.merge(more) for part, more in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -105,8 +93,8 @@ def image_record(
 
 def parse_line(line: str) -> ImageRecord | None:
     """The record of a line, None when it is cut or damaged."""
-    content, tab, crc = line.rstrip("\n").rpartition("\t")
-    if not (tab and line.endswith("\n")) or crc != f"{zlib.crc32(content.encode()):08x}":
+    content, _, crc = line.rpartition("\t")
+    if crc != f"{zlib.crc32(content.encode()):08x}\n":
         return None
     try:
         fields = json.loads(content)
@@ -114,88 +102,33 @@ def parse_line(line: str) -> ImageRecord | None:
         return None
     if first_fault(fields, _FIELDS):
         return None
-    fields["areas"] = map(tuple, fields["areas"])
-    return ImageRecord(
-        **{name: tuple(fields[name]) if isinstance(kind, list) else fields[name] for name, kind in _FIELDS.items()}
-    )
+    lists = {name: tuple(fields[name]) for name, kind in _FIELDS.items() if isinstance(kind, list)}
+    areas = tuple(map(tuple, fields["areas"]))
+    return ImageRecord(fields["image_id"], **lists | {"areas": areas}, seconds=fields["seconds"])
 
 
-def read_records(out: Path) -> dict[str, ImageRecord]:
-    """The records in a run's folder by image; lines that are cut or damaged are as if they were not there."""
+def read_records(out: Path, classes: int | None = None) -> dict[str, ImageRecord]:
+    """The records in a run's folder by image; lines that are cut or damaged are as if they were not there.
+
+    classes: lines about classes that do not exist are damaged too.
+    """
     records: dict[str, ImageRecord] = {}
     for path in sorted((out / "records").glob("*.jsonl")):
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for record in filter(None, map(parse_line, lines)):
-                records.setdefault(record.image_id, record)
+                if classes is None or all(index < classes for index, *_ in record.areas):
+                    records.setdefault(record.image_id, record)
     return records
 
 
-class RecordFile:
-    """One process's file of records, open for appending and locked, which also holds the run's folder."""
-
-    def __init__(self, out: Path, process: int = 0):
-        """Lock and open it; a folder is created. Raises UserError when another run holds it or it cannot be written."""
-        name = f"process-{process:04d}"
-        self._out, taken = out, f"another run is writing to {out}; wait for it or choose another --out."
-        with writing_to(out), ExitStack() as held:
-            held.enter_context(folder_lock(out / "records", taken, f".{name}.lock"))
-            path = out / "records" / f"{name}.jsonl"
-            self._file = held.enter_context(path.open("ab", buffering=0))
-            # Cut what a killed run left half written, so that the next record starts a line of its own.
-            self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
-            self._held = held.pop_all()
-        self._synced = time.monotonic()
-
-    def append(self, record: ImageRecord) -> None:
-        """Write a record; it survives a kill at once, and a power cut after a second at most."""
-        line = memoryview(record.line().encode())
-        with writing_to(self._out):
-            while line:  # a disk that is nearly full takes a part
-                line = line[os.write(self._file.fileno(), line) :]
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
-
-    def close(self) -> None:
-        """Make everything durable and let go of the file and the folder."""
-        with writing_to(self._out), self._held:
-            os.fsync(self._file.fileno())
-
-
 @contextmanager
-def writing_to(out: Path) -> Iterator[None]:
-    """Turn the system's errors about a full disk or a place that cannot be written to into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"results cannot be written to {out} ({error.strerror or error}); make room there or choose another --out."
-        ) from error
+def record_file(out: Path, process: int = 0) -> Iterator[LineFile]:
+    """One process's file of records, open for appending; its lock holds the run's folder, which is created.
 
-
-def claim_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Make `out`, whose lock the first process holds, the folder of a run with these settings, or check that it is.
-
-    Raises UserError when it is not or cannot be written.
+    Raises UserError when another run holds it or it cannot be written.
     """
-    path = out / "run.json"
-    if not path.exists():
-        if read_records(out):
-            raise UserError(f"{out} holds records but no run.json; choose another --out, or remove it.")
+    name = f"process-{process:04d}"
+    with ExitStack() as held:
         with writing_to(out):
-            write_json(path, settings)
-        return
-    before = read_json(path, "the settings", f"choose another --out, or remove {out}")
-    if differences := _differences(before, json.loads(json.dumps(settings))):
-        raise UserError(
-            f"{out} holds a run with other settings ({'; '.join(differences[:4])}); choose another --out, or remove it."
-        )
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        parts = ((before.get(key), now.get(key), f"{name}.{key}".removeprefix(".")) for key in keys)
-        return [line for part in parts for line in _differences(*part)]
-    was, is_now = (text if len(text) <= 40 else f"{text[:37]}..." for text in map(json.dumps, (before, now)))
-    return [] if before == now else [f"{name} was {was} and is {is_now}"]
+            held.enter_context(folder_lock(out / "records", taken_message(out), f".{name}.lock"))
+        yield held.enter_context(closing(LineFile(out / "records" / f"{name}.jsonl")))

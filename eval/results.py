@@ -16,9 +16,10 @@ import numpy as np
 from gla_jax.config import PRESET_ALIASES, settings_as_dict
 from gla_jax.eval.paper import PAPER_SOURCE, not_comparable, paper_miou
 from gla_jax.eval.protocols import common_windows, duplicates
-from gla_jax.eval.records import COUNT, ImageRecord, writing_to
+from gla_jax.eval.records import COUNT, ImageRecord
 from gla_jax.eval.runner import Outcome
 from gla_jax.eval.schema import ANY_KEY, Number, first_fault
+from gla_jax.outputs.records import writing_to
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import read_json, write_json, write_text
 from gla_jax.support.shapes import Float
@@ -33,7 +34,7 @@ FORMAT = "gla-jax results 2"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
 BOUNDARY = ("ber_1", "ber_8", "control_1", "control_8")
 FIGURES = ("miou", "macc", "aacc", *BOUNDARY)
-MAX_NAMES = 10  # of classes in a warning
+MAX_NAMES = 5  # of classes in a warning
 
 _FIGURE, _NUMBER = (None, Number(high=100.0)), Number()
 _WINDOWS = {"short_side": (None, COUNT), "crop": COUNT, "stride": COUNT}

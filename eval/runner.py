@@ -3,15 +3,16 @@
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
-from gla_jax.config import DEFAULT_PRESET, PlatformNumbers, WindowConfig, settings_as_dict
+from gla_jax.config import DEFAULT_PRESET, WindowConfig
 from gla_jax.distributed.processes import Processes
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.dataset import Dataset, Example, open_dataset
@@ -20,17 +21,9 @@ from gla_jax.eval.datasets.submission import submission_values
 from gla_jax.eval.metrics.areas import Areas, image_areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts, boundary_counts
 from gla_jax.eval.protocols import Protocol, common_windows, protocol, without_duplicates
-from gla_jax.eval.records import (
-    Counts,
-    ImageRecord,
-    RecordFile,
-    claim_folder,
-    image_record,
-    parse_line,
-    read_records,
-    writing_to,
-)
+from gla_jax.eval.records import Counts, ImageRecord, image_record, parse_line, read_records, record_file
 from gla_jax.images.windows import WindowGrid
+from gla_jax.outputs.records import claim_folder, deciding_settings, writing_to
 from gla_jax.predict.predict import Question, Ready, label_images, predict
 from gla_jax.predict.prepare import image_grid
 from gla_jax.settings.names import check_choice
@@ -70,14 +63,7 @@ class Run:
         return len(self.dataset.ids[: self.limit])
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the counts of an image: a run in the same folder must agree on all of it.
-
-        Numbers that depend on the device are left out: they change results by rounding alone.
-        """
-        settings = settings_as_dict(self.segmenter.config)
-        for part in (settings, settings["method"]):
-            for name in PlatformNumbers._fields:
-                part.pop(name, None)
+        """Everything that decides the counts of an image: a run in the same folder must agree on all of it."""
         return {
             "benchmark": self.dataset.benchmark,
             "preset": self.row.setting,
@@ -85,7 +71,7 @@ class Run:
             "model": {"name": self.segmenter.name, "sha256": self.segmenter.model_hash},
             "protocol_sha256": self.row.sha256,
             "data_sha256": self.dataset.fingerprint,
-            "settings": settings,
+            "settings": deciding_settings(self.segmenter.config),
             "templates": self.templates and list(self.templates),
             "save_predictions": self.save_predictions,
         }
@@ -113,7 +99,8 @@ class Outcome:
     @cached_property
     def _counts(self) -> Counts:
         classes = len(self.run.row.classes)
-        return reduce(Counts.merge, (record.counts(classes) for record in self.records), Counts.zeros(classes))
+        none = Counts(Areas.zeros(classes), BoundaryCounts.zeros(), BoundaryCounts.zeros())
+        return reduce(partial(jax.tree.map, np.add), (record.counts(classes) for record in self.records), none)
 
     def areas(self) -> Areas:
         """Areas over all images."""
@@ -167,11 +154,11 @@ def measure(run: Run, processes: Processes | None = None, progress: Progress | N
         if not processes.is_first:
             processes.wait("claimed")
         # The first process locks the folder before it looks: of two runs that start at once one is refused.
-        file = stack.enter_context(closing(RecordFile(run.out, processes.index)))
-        claim_folder(run.out, run.settings())
+        file = stack.enter_context(record_file(run.out, processes.index))
+        records = read_records(run.out, len(run.row.classes))
+        claim_folder(run.out, run.settings(), bool(records))
         if processes.is_first:
             processes.wait("claimed")
-        records = read_records(run.out)
         further = len(records.keys() - set(run.dataset.ids[: run.images]))
         if further and (run.out / "results.json").exists():
             raise UserError(
@@ -183,7 +170,7 @@ def measure(run: Run, processes: Processes | None = None, progress: Progress | N
         progress = progress or (lambda done, of: None)
         progress(len(share) - len(left), len(share))
         for done, record in enumerate(_segment(run, left) if left else (), len(share) - len(left) + 1):
-            file.append(record)
+            file.append(record.line())
             records[record.image_id] = record
             progress(done, len(share))
     return Outcome(run, _gathered(run, records, processes), processes.count)

@@ -21,8 +21,8 @@ def first_fault(value: Any, kind: Any, name: str = "") -> str | None:
 
     Args:
         value: as json.load gives it.
-        kind: a dict with the kind of each key (further keys are no fault), a list with the kind of its items, a tuple
-            (None, kind) for a value that may be null, a Number, str or bool.
+        kind: a dict with the kind of each key (further keys are no fault), a list with the kind of its items (of more
+            kinds: of exactly these), a tuple (None, kind) for a value that may be null, a Number, str or bool.
         name: of the value, for the sentence.
     """
     if isinstance(kind, tuple):
@@ -32,7 +32,10 @@ def first_fault(value: Any, kind: Any, name: str = "") -> str | None:
     if not isinstance(value, type(kind)):
         return f"{name or 'it'} is no {'object' if isinstance(kind, dict) else 'list'}"
     if isinstance(kind, list):
-        value, kind = dict(enumerate(value)), dict.fromkeys(range(len(value)), kind[0])
+        if 1 < len(kind) != len(value):
+            return f"{name} has {len(value)} items"
+        kinds = kind if len(kind) > 1 else kind * len(value)
+        value, kind = dict(enumerate(value)), dict(enumerate(kinds))
     elif ANY_KEY in kind:
         kind = dict.fromkeys(value, kind[ANY_KEY])
     for key, inner in kind.items():

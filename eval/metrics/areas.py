@@ -56,6 +56,12 @@ def image_areas(
 ) -> Areas:
     """The areas of one image.
 
+    Args:
+        prediction: class of every pixel.
+        label: true class of every pixel.
+        classes: L.
+        ignore: label of pixels that count nowhere.
+
     Pixels labelled `ignore` count nowhere; values outside 0..classes-1 count for no class, as in mmsegmentation: such a
     prediction is a miss of its label, such a label a false alarm of its prediction. Raises ValueError when a value
     is negative or `ignore` is the index of a class.

@@ -16,7 +16,7 @@ import numpy as np
 from gla_jax.config import WindowConfig
 from gla_jax.eval.metrics.areas import IGNORE
 from gla_jax.images.windows import axis_starts
-from gla_jax.support.shapes import Bool, Int, Integer, typed
+from gla_jax.support.shapes import Int, Integer, typed
 
 WIDTHS = (1, 8)  # resized pixels: the seam itself, and one patch of DINO ViT-B/8
 
@@ -60,25 +60,34 @@ def boundary_counts(
 ) -> BoundaryCounts:
     """The counts of one image; an image of a single window has no edge and adds nothing.
 
-    resized: (height, width) of the image that was cut into windows; windows: the edge set, the same for every method
-    that is to be compared.
+    Args:
+        prediction: class of every pixel.
+        label: true class of every pixel.
+        resized: (height, width) of the image that was cut into windows.
+        windows: the edge set, the same for every method that is to be compared.
+        ignore: label of pixels that form no pair.
     """
-    errors, pairs = [], []
-    for offset in (0, windows.stride // 2):
-        for width in WIDTHS:
-            across = _axis_counts(prediction, label, resized[1], windows, width, offset, ignore)
-            down = _axis_counts(prediction.T, label.T, resized[0], windows, width, offset, ignore)
-            errors.append(across[0] + down[0])
-            pairs.append(across[1] + down[1])
-    return BoundaryCounts(np.array(errors, np.int64), np.array(pairs, np.int64))
+    table = np.zeros((2, 2 * len(WIDTHS)), np.int64)
+    lines = [(width, offset) for offset in (0, windows.stride // 2) for width in WIDTHS]
+    for column, (width, offset) in enumerate(lines):
+        for p, g, length in ((prediction, label, resized[1]), (prediction.T, label.T, resized[0])):
+            left, right = mirrored_pairs(g.shape[1], length, windows, width, offset)
+            valid = (g[:, left] == g[:, right]) & (g[:, left] != ignore)
+            table[:, column] += ((valid & (p[:, left] != p[:, right])).sum(), valid.sum())
+    return BoundaryCounts(*table)
 
 
 def mirrored_pairs(
     length: int, resized: int, windows: WindowConfig, width: int, offset: int = 0
 ) -> tuple[list[int], list[int]]:
-    """Pixels before and after every window edge that mirror each other, along an axis of `length` label pixels.
+    """Pixels before and after every window edge that mirror each other along an axis.
 
-    resized: pixels of the axis that was cut into windows; width and offset (by which the edges are moved) are in these.
+    Args:
+        length: pixels of the label.
+        resized: pixels of the image that was cut into windows.
+        windows: the edge set.
+        width: distance from an edge, in resized pixels.
+        offset: resized pixels by which the edges are moved.
     """
     scale = length / resized
     reach = max(1, round(width * scale))
@@ -89,26 +98,3 @@ def mirrored_pairs(
         left.extend(range(first - 1, first - 1 - steps, -1))
         right.extend(range(first, first + steps))
     return left, right
-
-
-def _axis_counts(
-    prediction: Integer[np.ndarray, "a b"],
-    label: Integer[np.ndarray, "a b"],
-    resized: int,
-    windows: WindowConfig,
-    width: int,
-    offset: int,
-    ignore: int,
-) -> tuple[int, int]:
-    """(errors, valid pairs) along the last axis, of `resized` pixels before it was brought to the label's size."""
-    left, right = mirrored_pairs(label.shape[1], resized, windows, width, offset)
-    valid = _equal_and_kept(label, left, right, ignore)
-    differ = prediction[:, left] != prediction[:, right]
-    return int((valid & differ).sum()), int(valid.sum())
-
-
-def _equal_and_kept(
-    label: Integer[np.ndarray, "a b"], left: list[int], right: list[int], ignore: int
-) -> Bool[np.ndarray, "a p"]:
-    near, far = label[:, left], label[:, right]
-    return (near == far) & (near != ignore)

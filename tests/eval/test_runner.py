@@ -1,6 +1,7 @@
 """A run must end with the figures of one that was never interrupted, whatever happens to it on the way."""
 
 import errno
+import io
 import json
 import os
 import random
@@ -10,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +22,11 @@ import pytest
 from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.eval.metrics.boundary import boundary_counts
 from gla_jax.eval.protocols import protocol
-from gla_jax.eval.records import RecordFile, claim_folder, read_records
+from gla_jax.eval.records import read_records, record_file
 from gla_jax.eval.report.page import report_markdown
 from gla_jax.eval.results import read_results, results, write_results
 from gla_jax.eval.runner import Run, labels_of, measure, open_benchmark, prediction_path
+from gla_jax.outputs.records import claim_folder
 from gla_jax.predict.predict import without_small_classes
 from gla_jax.support.errors import DataError, UserError
 from tests.eval import trees
@@ -110,6 +113,29 @@ def test_a_damaged_record_is_done_again(data, tmp_path, whole):
     same(measure(make_run(data, run.out)), whole)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("areas", [[21, 0, 1, 1]]),  # of 21 classes
+        ("areas", [[0, 1, 1]]),
+        ("errors", [0, 0]),
+        ("size", [9, -12]),
+        ("pairs", [10**400, 0, 0, 0]),
+        ("seconds", {"read": "long"}),
+        ("image_id", None),
+    ],
+)
+def test_a_record_that_is_no_record_is_done_again(data, tmp_path, field, value):
+    """Whoever wrote it computed its checksum."""
+    run = make_run(data, tmp_path / "out", limit=1)
+    (record,) = measure(run).records
+    content = json.dumps(asdict(record) | {field: value})
+    path = run.out / "records/process-0000.jsonl"
+    path.write_text(f"{content}\t{zlib.crc32(content.encode()):08x}\n")
+    (again,) = measure(run).records
+    assert replace(again, seconds={}) == replace(record, seconds={})
+
+
 def test_kills_at_random_moments_change_nothing(data, tmp_path, whole):
     out, code = tmp_path / "out", "import sys; from tests.eval.test_runner import run_slowly; run_slowly(*sys.argv[1:])"
     generator = random.Random(0)
@@ -127,8 +153,6 @@ def test_kills_at_random_moments_change_nothing(data, tmp_path, whole):
 
 
 def run_slowly(data, out):
-    from pathlib import Path
-
     measure(make_run(Path(data), Path(out), seconds=0.05))
 
 
@@ -150,15 +174,18 @@ def test_a_place_that_takes_no_results_gets_a_sentence(data, tmp_path, monkeypat
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written to .*file/out \(Not a directory\)"):
         measure(make_run(data, tmp_path / "file/out", limit=1))
-    run, write, taken = make_run(data, tmp_path / "out", limit=3), os.write, []
+    run = make_run(data, tmp_path / "out", limit=3)
 
-    def nearly_full(file, line):
-        if len(taken) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        taken.append(write(file, line[:100]))
-        return taken[-1]
+    class NearlyFull(io.FileIO):
+        taken = 0
 
-    monkeypatch.setattr(os, "write", nearly_full)
+        def write(self, line):
+            if NearlyFull.taken == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            NearlyFull.taken += 1
+            return super().write(line[:100])
+
+    unbuffered_files_are(NearlyFull, monkeypatch)
     with pytest.raises(UserError, match=r"No space left on device.*make room there"):
         measure(run)
     monkeypatch.undo()
@@ -166,9 +193,22 @@ def test_a_place_that_takes_no_results_gets_a_sentence(data, tmp_path, monkeypat
     assert len(measure(run).records) == 3
 
 
+def unbuffered_files_are(kind, monkeypatch):
+    """Records are written without a buffer."""
+    path_open = Path.open
+
+    def opened(path, mode="r", buffering=-1, **options):
+        return path_open(path, mode, buffering, **options) if buffering else kind(path, mode)
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
 def test_a_record_that_is_taken_in_parts_is_whole(data, tmp_path, whole, monkeypatch):
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:50]))
+    class InParts(io.FileIO):
+        def write(self, line):
+            return super().write(line[:50])
+
+    unbuffered_files_are(InParts, monkeypatch)
     same(measure(make_run(data, tmp_path / "out", limit=2)), replace(whole, records=whole.records[:2]))
 
 
@@ -200,18 +240,12 @@ def test_images_without_labels_are_predicted_and_not_measured(tmp_path):
 def test_two_runs_do_not_share_a_folder(data, tmp_path):
     run = make_run(data, tmp_path / "out", limit=1)
     measure(run)
-    held = RecordFile(run.out)
-    try:
-        with pytest.raises(UserError, match="another run is writing"):
-            measure(run)
-    finally:
-        held.close()
+    with record_file(run.out), pytest.raises(UserError, match="another run is writing"):
+        measure(run)
 
 
 def claim_in_turn(data, folder, index, count, rounds):
     """One of some processes that all start a run in one new folder after the other; prints how each ended."""
-    from pathlib import Path
-
     run = make_run(Path(data), Path(folder) / f"ready-{index}", limit=1)
     measure(run)
     while len(ready := list(Path(folder).glob("ready-*/records/*.jsonl"))) < int(count):
@@ -252,8 +286,8 @@ def test_threads_that_claim_a_new_folder_in_one_instant(data, tmp_path):
     def claim(out, index, together):
         together.wait()
         try:
-            with closing(RecordFile(out)):
-                claim_folder(out, {"method": index})
+            with record_file(out):
+                claim_folder(out, {"method": index}, has_records=False)
                 return index
         except UserError:
             return None
