@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 
 import gla_jax
-from gla_jax.segmenter import image_windows
 from gla_jax.text.prompts import parse_classes
 from gla_jax.tiny_world.scenes import render
 from gla_jax.tiny_world.vocabulary import CLASSES
 
 scene = render(9, 224, 336, "test")
-config = gla_jax.SegmenterConfig(windows=gla_jax.WindowConfig(short_side=224))
-segmenter = gla_jax.Segmenter.from_pretrained("tiny-world", config)
-windows, grid = image_windows(scene.image, config.windows)
+segmenter = gla_jax.Segmenter.from_pretrained("tiny-world", short_side=224)
+windows, grid, _ = segmenter.prepare(scene.image)
 text_embeddings = segmenter.text_embeddings(parse_classes(CLASSES))
 thresholds = jnp.array([-0.5, 0.55, 0.9, 0.999])
 
@@ -36,8 +34,8 @@ def sweep(params, windows, text_embeddings, config):
     return jax.vmap(logits)(thresholds)
 
 
-swept = sweep(segmenter.params, windows, text_embeddings, config)
+swept = sweep(segmenter.params, windows, text_embeddings, segmenter.config)
 classes = swept[:, : grid.count].argmax(-1)
-for threshold, found in zip(thresholds, classes, strict=True):
-    changed = jnp.mean((found != classes[1]).astype(jnp.float32))
+for threshold, tokens in zip(thresholds, classes, strict=True):
+    changed = jnp.mean((tokens != classes[1]).astype(jnp.float32))
     print(f"rho {threshold:6.3f}: {changed:6.2%} of the tokens have another class than at 0.55")

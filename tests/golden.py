@@ -1,33 +1,36 @@
 """Checks the method against recorded outputs of the official implementation:
 
-python -m tests.golden FILE... [--form streaming|dense]
+python -m tests.golden FILE... [--form blockwise|dense|ring]
 
 One line a case: the largest error relative to the largest entry and the share of rows over 1e-5, of what the method
 gives, of the stitched logits and of DINO's tokens; the agreement of labels. Exits with 1 when a case is outside the
 limits, 2 when a file is not of the format. The limits: 99.5 % of rows within 1e-5 (float32 rounding flips a mask bit in
 the others), 92 % of the pixels of stitched logits, over which such a row spreads, labels equal on 99.99 % of pixels.
-tests/golden/ holds one such file, which the suite checks.
+The ring runs on all devices, eight of the CPU. tests/golden/ holds one such file, which the suite checks.
 """
 
 import argparse
 import json
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, PartitionSpec
 
 from gla_jax.attention.attend import aggregate_values
+from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.checkpoints.model_folder import build_vfm
-from gla_jax.config import MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.convert.clip import convert_clip_image
-from gla_jax.convert.state import convert_state
-from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, cut_windows, normalise, window_grid
+from gla_jax.config import Form, MethodConfig, SegmenterConfig, WindowConfig, without_gla
+from gla_jax.convert import convert_clip_image, convert_state
+from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
+from gla_jax.images.windows import Windows, cut_windows, window_grid
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
 from gla_jax.pipeline import (
     SegmenterParams,
@@ -65,7 +68,6 @@ SETTINGS = {
     "KV_token_extension",
     "temperature",
 }
-Form = Literal["blockwise", "dense"]
 
 
 class Content(dict[str, Any]):
@@ -115,13 +117,13 @@ class Result:
         return "  ".join(filter(None, columns))
 
 
-def method_of(config: Mapping[str, Any], host: str, form: Form, global_buffer: bool) -> MethodConfig:
+def method_of(config: Mapping[str, Any], baseline: str, form: Form, global_buffer: bool) -> MethodConfig:
     """The official settings, by their official names, as ours. Raises ValueError for a name it does not know."""
     unknown = sorted(config.keys() - SETTINGS)
     if unknown:
         raise ValueError(f"unknown settings {', '.join(unknown)}")
     return MethodConfig(
-        baseline=host,
+        baseline=baseline,
         global_buffer=global_buffer,
         proxy_anchors=config.get("proxy_sim", False),
         anchor_iterations=config.get("mini_iters", 2),
@@ -134,13 +136,39 @@ def method_of(config: Mapping[str, Any], host: str, form: Form, global_buffer: b
     )
 
 
-def compare(found: np.ndarray, expected: np.ndarray) -> Errors:
+def compare(rows: np.ndarray, expected: np.ndarray) -> Errors:
     """Rows [... C] against rows [... C]; what is not a number is over the limit. Raises ValueError for other shapes."""
-    if np.shape(found) != expected.shape:
-        raise ValueError(f"it holds an array {list(expected.shape)} where the method gives {list(np.shape(found))}")
+    if np.shape(rows) != expected.shape:
+        raise ValueError(f"it holds an array {list(expected.shape)} where the method gives {list(np.shape(rows))}")
     with np.errstate(all="ignore"):  # a recording of zeros or NaN gives NaN, and fails
-        error = np.abs(np.asarray(found, np.float64) - expected).max(-1) / np.abs(expected).max()
+        error = np.abs(np.asarray(rows, np.float64) - expected).max(-1) / np.abs(expected).max()
     return Errors(float(error.max()), float((~(error <= ROW_LIMIT)).mean()))
+
+
+@cache
+def program(function: Callable, split: int, form: Form) -> Callable:
+    """A function compiled; ring: its first `split` arguments and its result are split over all devices by windows."""
+    if form != "ring":
+        return jax.jit(function)
+    by_window = PartitionSpec(WINDOW_AXIS)
+    mesh = jax.make_mesh((jax.device_count(),), (WINDOW_AXIS,), (AxisType.Auto,))
+    specs = (*(by_window,) * split, *(PartitionSpec(),) * (function.__code__.co_argcount - split))
+    ring = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=by_window))
+
+    def padded(*arguments: Any) -> Array:
+        windows = len(jax.tree.leaves(arguments[0])[0])
+        missing = -windows % jax.device_count()  # zeros, which valid marks as no windows
+
+        def pad(leaf: Any) -> np.ndarray:
+            return np.pad(np.asarray(leaf), ((0, missing), *((0, 0),) * (np.ndim(leaf) - 1)))
+
+        return np.asarray(ring(*jax.tree.map(pad, arguments[:split]), *arguments[split:]))[:windows]
+
+    return padded
+
+
+def _attended(features: Array, values: Array, valid: Array, method: MethodConfig) -> Array:
+    return aggregate_values(features, values, valid, method)
 
 
 def check_attention(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form) -> Iterator[Result]:
@@ -151,8 +179,8 @@ def check_attention(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], for
     valid = jnp.ones(len(features), bool)
     for case in meta["cases"]:
         method = method_of(case["config"], "proxyclip", form, global_buffer=True)
-        found = jax.jit(aggregate_values)(features, values, valid, method)
-        yield Result(case["name"], compare(found, data[f"out/{case['name']}"]))
+        attended = program(_attended, 3, form)(features, values, valid, method)
+        yield Result(case["name"], compare(attended, data[f"out/{case['name']}"]))
 
 
 def load_params(data: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> SegmenterParams:
@@ -184,14 +212,14 @@ def check_end_to_end(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], fo
         config = SegmenterConfig(method=method, windows=WindowConfig(None, meta["crop"], meta["stride"]))
         grid = window_grid(height, width, config.windows)
         windows = cut_windows(data[f"image/{height}x{width}"], grid)
-        # The towers see the host alone of a method: once for each is enough.
+        # The towers see the baseline alone of a method: once for each is enough.
         key = height, width, method.baseline
         if key not in encoded:
             encoded[key] = _encode(params, windows, replace(config, method=without_gla(method.baseline)))
         if (height, width) not in dino:
-            found = _dino_tokens(params, jnp.asarray(windows.pixels[: grid.count]))
-            dino[height, width] = compare(found, data[f"dino_tokens/{height}x{width}"])
-        features = _finish(encoded[key], windows, params, config)[: grid.count]
+            computed = _dino_tokens(params, jnp.asarray(windows.pixels[: grid.count]))
+            dino[height, width] = compare(computed, data[f"dino_tokens/{height}x{width}"])
+        features = program(_finish, 2, form)(encoded[key], windows, params, config)[: grid.count]
         tokens = token_grid(token_logits(features, text_embeddings), *case["grid"])
         plan = stitch_plan(grid, round(features.shape[1] ** 0.5), (height, width))
         logits = np.asarray(stitch(tokens, plan))
@@ -221,9 +249,8 @@ def _dino_tokens(params: SegmenterParams, pixels: Array) -> Array:
     return jnp.concatenate([tokens.cls_token[:, None], tokens.patch_tokens], 1)
 
 
-@jax.jit
 def _finish(tokens: WindowTokens, windows: Windows, params: SegmenterParams, config: SegmenterConfig) -> Array:
-    return patch_features(aggregate_windows(tokens, windows, params, config.method), tokens, params, config)
+    return patch_features(aggregate_windows(tokens, windows, params, config.method), tokens.residual, params, config)
 
 
 def check_file(path: Path, form: Form = "blockwise") -> Iterator[Result]:
@@ -245,9 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--form", choices=("blockwise", "dense"), default="blockwise")
+    parser.add_argument("--form", choices=get_args(Form), default="blockwise")
     options = parser.parse_args(arguments)
-    jax.config.update("jax_default_matmul_precision", "highest")
+    if options.form == "ring":
+        jax.config.update("jax_num_cpu_devices", 8)  # accelerators are not affected
     passed = True
     for path in options.files:
         print(path.name)

@@ -12,12 +12,13 @@ FOLDER = Path(__file__).parents[1] / "examples"
 
 
 def shares(text):
-    return [float(found) for found in re.findall(r"([\d.]+)% of the", text)]
+    return [float(share) for share in re.findall(r"([\d.]+)% of the", text)]
 
 
 PROMISES = {
     "segment_from_python": lambda said: abs(sum(shares(said)) - 100) < 0.5 and "overlay.png" in said,
-    "swap_a_host": lambda said: max(shares(said)[:3]) < shares(said)[-1],
+    "swap_a_baseline": lambda said: max(shares(said)[:3]) < shares(said)[-1],
+    "own_baseline": lambda said: len(shares(said)) == 3 and shares(said)[0] < min(shares(said)[1:]),
     "sweep_a_setting": lambda said: shares(said)[1] == 0 < max(shares(said)),
     "shard_one_image": lambda said: said.count(" MiB of features") == 4 and shares(said)[-1] > 99.9,
 }

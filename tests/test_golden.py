@@ -18,8 +18,9 @@ FILES = list({path.name: path for path in [*OWN, *(sorted(Path(FOLDER).glob("*.n
 
 @pytest.mark.parametrize(
     ("path", "form"),
-    # What segments images runs whole; the dense form, which is for comparison, on recorded features alone.
-    [(path, "blockwise") for path in FILES] + [(path, "dense") for path in FILES if "attention" in path.stem],
+    # The form of one device runs whole; the other two, which compute the same, on recorded features alone.
+    [(path, "blockwise") for path in FILES]
+    + [(path, form) for path in FILES if "attention" in path.stem for form in ("dense", "ring")],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_every_case_is_within_the_limits(path, form):

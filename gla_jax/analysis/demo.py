@@ -1,20 +1,17 @@
 """The demo: one held-out scene of tiny-world, ProxyCLIP against GLA-CLIP, a picture and figures."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gla_jax.config import METHODS, SegmenterConfig
+from gla_jax.config import WindowConfig
 from gla_jax.eval.metrics.areas import image_areas
 from gla_jax.eval.metrics.boundary import boundary_counts
-from gla_jax.images.resize import rescale_size
-from gla_jax.images.windows import window_grid
-from gla_jax.support.files import write_png, write_text
 from gla_jax.pictures.drawing import Entry, Panel, flat, panels, with_window_grid
+from gla_jax.predict.prepare import image_grid
 from gla_jax.segmenter import Segmenter
+from gla_jax.support.files import write_json, write_png
 from gla_jax.tiny_world.scenes import CLOTH_COLOURS, Scene, render
 from gla_jax.tiny_world.textures import GROUND_COLOURS
 from gla_jax.tiny_world.vocabulary import CLASSES, FIRST_CLOTH, GROUNDS, MARKS, PAIRS
@@ -25,11 +22,11 @@ HEIGHT, WIDTH = 336, 448
 COMPARED = {"ProxyCLIP": "proxyclip", "GLA-CLIP": "gla"}
 
 
-def figures(labels: np.ndarray, scene: Scene, config: SegmenterConfig) -> dict[str, float]:
+def figures(labels: np.ndarray, scene: Scene, windows: WindowConfig) -> dict[str, float]:
     """mIoU over the classes that occur in truth or prediction, pixel accuracy, boundary error rate; percent."""
-    resized = rescale_size(*scene.labels.shape, config.windows.short_side, config.windows.long_side)
+    grid = image_grid(scene.labels.shape, windows)
     scores = image_areas(labels, scene.labels, len(CLASSES)).scores()
-    rates = boundary_counts(labels, scene.labels, resized, config.windows).rates()
+    rates = boundary_counts(labels, scene.labels, (grid.height, grid.width), windows).rates()
     return {
         "miou": round(scores.miou, 2),
         "pixel_accuracy": round(scores.aacc, 2),
@@ -51,21 +48,18 @@ def class_colours(present: np.ndarray) -> np.ndarray:
 def run_demo(folder: Path, seed: int) -> dict[str, Any]:
     """Segment a scene with both methods; writes demo.png and demo.json into folder and returns the latter."""
     scene = render(seed, HEIGHT, WIDTH, "test")
-    config = SegmenterConfig()
-    segmenter = Segmenter.from_pretrained("tiny-world", config)
-    predicted, rows = {}, {}
+    segmenter = Segmenter.from_pretrained("tiny-world")
+    windows, predicted, rows = segmenter.config.windows, {}, {}
     for name, method in COMPARED.items():
-        labels = segmenter.with_config(replace(config, method=METHODS[method]))(scene.image, CLASSES).labels
-        predicted[name], rows[name] = labels, figures(labels, scene, config)
+        labels = segmenter.with_settings(method=method)(scene.image, CLASSES).labels
+        predicted[name], rows[name] = labels, figures(labels, scene, windows)
 
-    resized = rescale_size(HEIGHT, WIDTH, config.windows.short_side, config.windows.long_side)
-    grid = window_grid(*resized, config.windows)
-    shown = [scene.labels, *predicted.values()]
-    found = sorted(set(np.unique(np.concatenate([labels.ravel() for labels in shown]))))
-    colours = class_colours(np.unique(scene.labels))
+    grid = image_grid(scene.labels.shape, windows)
+    present = np.unique(scene.labels)
+    colours = class_colours(present)
     entries = [
-        Entry(CLASSES[label], tuple(map(int, colours[label])), "" if label in scene.labels else "not in the scene")
-        for label in found
+        Entry(CLASSES[label], tuple(colours[label].tolist()), "" if label in present else "not in the scene")
+        for label in np.unique([scene.labels, *predicted.values()])
     ]
     row = [
         Panel(with_window_grid(scene.image, grid), "Image", f"{grid.count} windows of {grid.crop} pixels"),
@@ -78,10 +72,10 @@ def run_demo(folder: Path, seed: int) -> dict[str, Any]:
     document = {
         "scene": seed,
         "size": [HEIGHT, WIDTH],
-        "classes_in_the_scene": [CLASSES[label] for label in np.unique(scene.labels)],
+        "classes_in_the_scene": [CLASSES[label] for label in present],
         "vocabulary": len(CLASSES),
         "model_hash": segmenter.model_hash,
         "methods": rows,
     }
-    write_text(folder / "demo.json", json.dumps(document, indent=2) + "\n")
+    write_json(folder / "demo.json", document, indent=2)
     return document

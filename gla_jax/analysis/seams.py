@@ -1,4 +1,4 @@
-"""Where labels flip at window edges, method by method, and the picture of it."""
+"""Labels that flip at window edges, method by method, and the picture of it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,18 +7,22 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from gla_jax.analysis.explain_pictures import NARROWEST, RED, pale, scaled, shown_size
 from gla_jax.config import BASELINES, WindowConfig, without_gla
 from gla_jax.eval.metrics.boundary import WIDTHS, boundary_counts, mirrored_pairs
 from gla_jax.images.windows import WindowGrid
 from gla_jax.pictures.drawing import (
+    NARROWEST,
     PAPER,
+    RED,
     Entry,
     Panel,
     blend,
     centred,
+    pale,
     palette,
     panels,
+    scaled,
+    shown_size,
     with_window_grid,
 )
 from gla_jax.segmenter import Segmentation, Segmenter
@@ -46,29 +50,33 @@ def label_flips(
     windows: WindowConfig,
     truth: Integer[np.ndarray, "h w"] | None = None,
 ) -> Flips:
-    """Where labels differ across a window edge, as `gla-jax eval` pairs pixels; with a truth only where that does not.
+    """Labels that differ across a window edge, as `gla-jax eval` pairs pixels; with a truth only where that does not.
 
     Without truth every border of an object that crosses an edge is counted as well: compare with the control, and
     between methods.
+
+    Args:
+        labels: of the image.
+        resized: (h, w) of the image that was cut into windows, in pixels.
+        windows: their side and stride.
+        truth: the right labels, where they are known.
     """
     truth = np.zeros(labels.shape, np.int32) if truth is None else truth
     rates = boundary_counts(labels, truth, resized, windows, NO_TRUTH).rates()
     marks = np.zeros(labels.shape, bool)
-    for flipped, found, known, length in (
-        (marks, labels, truth, resized[1]),
-        (marks.T, labels.T, truth.T, resized[0]),
-    ):
-        left, right = mirrored_pairs(labels.shape[1 if flipped is marks else 0], length, windows, WIDTHS[0])
-        differ = (found[:, left] != found[:, right]) & (known[:, left] == known[:, right])
-        flipped[:, left] |= differ
-        flipped[:, right] |= differ
+    # Across columns, then across rows by the transposed views.
+    for marked, shown, true, length in ((marks, labels, truth, resized[1]), (marks.T, labels.T, truth.T, resized[0])):
+        left, right = mirrored_pairs(shown.shape[1], length, windows, WIDTHS[0])
+        differ = (shown[:, left] != shown[:, right]) & (true[:, left] == true[:, right])
+        marked[:, left] |= differ
+        marked[:, right] |= differ
     return Flips(marks, rates[f"ber_{WIDTHS[0]}"], rates[f"control_{WIDTHS[0]}"])
 
 
 def compare_methods(
     segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], classes: Sequence[str] | Classes
 ) -> dict[str, Segmentation]:
-    """The image segmented by the host as published and by the segmenter's own method, with GLA."""
+    """The image segmented by the baseline as published and by the segmenter's own method, with GLA."""
     config = segmenter.config
     published = replace(config, method=without_gla(config.method.baseline))
     name = BASELINES[config.method.baseline].title
@@ -81,28 +89,28 @@ def boundary_picture(
     windows: WindowConfig,
     truth: Integer[np.ndarray, "h w"] | None = None,
 ) -> Image.Image:
-    """The label maps of some methods side by side, label flips along window edges in red, their shares below."""
+    """The label maps of methods side by side, label flips along window edges in red, their shares below.
+
+    Args:
+        results: by the name of the method.
+        grid: of the image's windows.
+        windows: their side and stride.
+        truth: the right labels, where they are known.
+    """
     first = next(iter(results.values()))
     size = shown_size(*first.image.shape[:2])
-    image, width = scaled(first.image, size), max(size[1], NARROWEST)
-    found = sorted(set(np.unique(np.concatenate([result.labels.ravel() for result in results.values()])).tolist()))
-    # Colours are given to the classes of this picture alone; the palette's first one is left to the flips.
-    place = np.zeros(len(first.classes), np.int32)
-    place[found] = np.arange(len(found)) + 1
+    image, width = pale(scaled(first.image, size)), max(size[1], NARROWEST)
+    # Colours are for the classes of this picture alone; the palette's first one is left to the flips.
+    present, places = np.unique(np.stack([result.labels for result in results.values()]), return_inverse=True)
+    colours = palette(len(present) + 1)[1:].tolist()
     row = []
-    for name, result in results.items():
+    for (name, result), place in zip(results.items(), places.reshape(-1, *first.labels.shape) + 1, strict=True):
         flips = label_flips(result.labels, (grid.height, grid.width), windows, truth)
-        small = np.asarray(Image.fromarray(place[result.labels]).resize(size[::-1], Image.Resampling.NEAREST))
-        shown = with_window_grid(blend(pale(image), small, len(found) + 1), grid)
-        row.append(
-            Panel(
-                np.asarray(centred(with_flips(shown, flips.at_edges), width)), name, flip_note(flips, truth is not None)
-            )
-        )
-    colours = palette(len(found) + 1)[1:]
-    entries = [
-        Entry(first.classes[label], tuple(map(int, colour))) for label, colour in zip(found, colours, strict=True)
-    ]
+        small = np.asarray(Image.fromarray(place.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST))
+        shown = with_window_grid(blend(image, small, len(present) + 1), grid)
+        shown = np.asarray(centred(with_flips(shown, flips.at_edges), width))
+        row.append(Panel(shown, name, flip_note(flips, truth is not None)))
+    entries = [Entry(first.classes[label], tuple(colour)) for label, colour in zip(present, colours, strict=True)]
     return panels(row, [Entry("labels differ across a window edge", RED), *entries])
 
 

@@ -5,9 +5,8 @@ they follow the gradient of a cross-entropy at token resolution, under soft mask
 what the preset is for, is the method with its own hard masks. The towers run once an image.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,29 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gla_jax.analysis.ablate import Encoded, encode, has_background, label_settings
-from gla_jax.analysis.token_labels import UNLABELLED, token_targets
+from gla_jax.analysis import encoded
+from gla_jax.analysis.ablate import has_background
 from gla_jax.config import BASELINES, SegmenterConfig
 from gla_jax.eval.benchmarks import TINY_WORLD
 from gla_jax.eval.datasets.dataset import TINY_WORLD_SIZE, Dataset, Example
 from gla_jax.eval.metrics.areas import Areas, image_areas
 from gla_jax.eval.protocols import Protocol
-from gla_jax.images.windows import Windows
-from gla_jax.support.files import write_text
-from gla_jax.pipeline import (
-    SegmenterParams,
-    WindowTokens,
-    aggregate_windows,
-    compared_features,
-    patch_features,
-    token_logits,
-)
+from gla_jax.labels.label_map import synonyms
+from gla_jax.predict.predict import Question
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings.options import METHOD_NUMBERS, NUMBERS, PRESET_FORMAT, join_or
+from gla_jax.settings.names import join_or
+from gla_jax.settings.preset_file import NUMBERS, number, preset_content
 from gla_jax.support.errors import UserError
+from gla_jax.support.files import write_json
 from gla_jax.support.progress import track
 from gla_jax.support.shapes import Array, Float, Int, Integer
-from gla_jax.support.version import VERSION
 
 # Narrow enough to be near the method, wide enough that tokens on either side of rho are felt.
 MASK_TEMPERATURE = 0.05
@@ -92,36 +84,62 @@ def configured(tuned: Tuned, config: SegmenterConfig, background: bool) -> Segme
 class Labelled(NamedTuple):
     """One image after the towers: its label map, and targets [W S] int32, the class of every token or UNLABELLED."""
 
-    encoded: Encoded
+    encoded: encoded.Encoded
     label: Integer[np.ndarray, "h w"]
     targets: Int[np.ndarray, "W S"]
 
 
-def labelled(segmenter: Segmenter, example: Example, ignore: int = 255) -> Labelled:
-    """Run the towers over an image. Raises UserError when no token of it is labelled."""
-    encoded = encode(segmenter, example.image, [segmenter.config])
-    compared = compared_features(encoded.tokens, BASELINES[segmenter.config.method.baseline].features[0])
-    targets = token_targets(example.label, encoded.grid, *compared.shape[:2], ignore)
-    if (targets == UNLABELLED).all():
-        raise UserError(
-            f"the image {example.image_id} has nothing labelled, so nothing can be fitted to it; leave it out."
-        )
-    return Labelled(encoded, example.label, targets)
+@dataclass(frozen=True)
+class Problem:
+    """A model and the classes that it is fitted to; ignore: value of pixels that have no class.
+
+    question: prompts and classes; background: whether class 0 takes tokens below the threshold, which is fitted then.
+    """
+
+    segmenter: Segmenter
+    question: Question
+    background: bool
+    ignore: int = 255
+
+    @classmethod
+    def of(cls, segmenter: Segmenter, row: Protocol, ignore: int = 255) -> "Problem":
+        """The problem of a benchmark's classes."""
+        return cls(segmenter, encoded.vocabulary_question(segmenter, row.vocabulary), has_background(row), ignore)
+
+    def labelled(self, example: Example) -> Labelled:
+        """Run the towers over an image. Raises UserError when no token of it is labelled."""
+        config = self.segmenter.config
+        image = encoded.encode_image(self.segmenter.model, example.image, [config])
+        shape = image.tokens.compared(config.method)[0].shape[:2]
+        targets = encoded.token_targets(example.label, image.prepared.grid, shape, self.ignore)
+        if (targets == encoded.UNLABELLED).all():
+            raise UserError(
+                f"the image {example.image_id} has nothing labelled, so nothing can be fitted to it; leave it out."
+            )
+        return Labelled(image, example.label, targets)
+
+    def inputs(self, image: Labelled) -> tuple:
+        """The arrays of an image that loss reads: towers' outputs, windows, weights, text, prompts, targets."""
+        (tokens, prepared), _, targets = image
+        prompts = synonyms(self.question.class_of_prompt, self.question.classes)
+        return tokens, prepared.windows, self.segmenter.params, self.question.text_embeddings, prompts, targets
 
 
 def class_log_probabilities(
-    logits: Float[Array, "W S Q"],
-    class_of_prompt: Int[Array, " Q"],
-    config: SegmenterConfig,
-    classes: int,
-    background: bool,
+    logits: Float[Array, "W S Q"], prompts: Int[Array, "L m"], config: SegmenterConfig, background: bool
 ) -> Float[Array, "L W S"]:
-    """Log of the best synonym's probability of every class; with a background, mixed with what falls to class 0.
+    """Log of the best prompt's probability of every class; with a background, mixed with what falls to class 0.
 
-    A token falls by a sigmoid of how far its best probability is below the threshold: labels take it at once.
+    A token falls by a sigmoid of how far its best probability is below the threshold, where labels take it at once.
+
+    Args:
+        logits: of tokens, before the logit scale.
+        prompts: of every class, by `synonyms`.
+        config: logit scale and threshold.
+        background: whether tokens below the threshold fall to class 0.
     """
-    by_query = jnp.moveaxis(jax.nn.log_softmax(config.logit_scale * logits, axis=-1), -1, 0)
-    by_class = jax.ops.segment_max(by_query, class_of_prompt, classes)
+    by_prompt = jnp.moveaxis(jax.nn.log_softmax(config.logit_scale * logits, axis=-1), -1, 0)
+    by_class = by_prompt[prompts].max(1)
     if not background:
         return by_class
     below = (config.threshold - jnp.exp(by_class.max(0))) / THRESHOLD_WIDTH
@@ -129,112 +147,64 @@ def class_log_probabilities(
     return stays.at[0].set(jnp.logaddexp(stays[0], jax.nn.log_sigmoid(below)))
 
 
-@partial(jax.jit, static_argnames=("classes", "background"))
-def loss(
-    config: SegmenterConfig,
-    tokens: WindowTokens,
-    windows: Windows,
-    targets: Int[Array, "W S"],
-    bank: Float[Array, "Q E"],
-    class_of_prompt: Int[Array, " Q"],
-    params: SegmenterParams,
-    classes: int,
-    background: bool,
-) -> Float[Array, ""]:
+@partial(jax.jit, static_argnames="background")
+def loss(config: SegmenterConfig, inputs: tuple, background: bool) -> Float[Array, ""]:
     """Mean cross-entropy of the labelled tokens of one image, every window's token by itself."""
-    gathered = aggregate_windows(tokens, windows, params, config.method)
-    logits = token_logits(patch_features(gathered, tokens, params, config), bank)
-    by_class = class_log_probabilities(logits, class_of_prompt, config, classes, background)
-    counted = (targets != UNLABELLED).astype(jnp.float32)
+    *image, prompts, targets = inputs
+    by_class = class_log_probabilities(encoded.encoded_logits(*image, config), prompts, config, background)
+    counted = (targets != encoded.UNLABELLED).astype(jnp.float32)
     picked = jnp.take_along_axis(by_class, jnp.maximum(targets, 0)[None], 0)[0]
     return -(picked * counted).sum() / counted.sum()
 
 
-@partial(jax.jit, static_argnames=("classes", "background"))
-def _slope(tuned: Tuned, config: SegmenterConfig, *about, classes: int, background: bool) -> tuple[Array, Tuned]:
+@partial(jax.jit, static_argnames="background")
+def _slope(tuned: Tuned, config: SegmenterConfig, inputs: tuple, background: bool) -> tuple[Array, Tuned]:
     def soft(tuned: Tuned) -> Array:
         here = configured(tuned, config, background)
-        here = replace(here, method=replace(here.method, mask_temperature=MASK_TEMPERATURE))
-        return loss(here, *about, classes=classes, background=background)
+        return loss(replace(here, method=replace(here.method, mask_temperature=MASK_TEMPERATURE)), inputs, background)
 
     return jax.value_and_grad(soft)(tuned)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What a loss is taken over, besides image and settings."""
-
-    segmenter: Segmenter
-    row: Protocol
-    ignore: int = 255
-
-    @property
-    def background(self) -> bool:
-        """Whether class 0 takes tokens below the threshold, so that there is one to fit."""
-        return has_background(self.row)
-
-    def about(self, image: Labelled) -> tuple:
-        """The arrays that loss reads of an image, after its config."""
-        prompts = self.row.vocabulary
-        class_of_prompt = np.asarray(prompts.class_of_prompt, np.int32)
-        tokens, windows = image.encoded.tokens, image.encoded.windows
-        return (
-            tokens,
-            windows,
-            image.targets,
-            self.segmenter.text_embeddings(prompts),
-            class_of_prompt,
-            self.segmenter.params,
-        )
-
-    @property
-    def structure(self) -> dict[str, int | bool]:
-        """What decides the compiled program of loss."""
-        return {"classes": len(self.row.classes), "background": self.background}
-
-
-class Fit(NamedTuple):
-    """What a fit found: the settings, and the loss under soft masks of the image of every step."""
-
-    config: SegmenterConfig
-    losses: tuple[float, ...]
-
-
 def fit(
     problem: Problem, images: Sequence[Labelled], start: SegmenterConfig, steps: int = 60, learning_rate: float = 0.05
-) -> Fit:
-    """Adam over the coordinates from the settings of a start, one image a step in turn."""
+) -> tuple[SegmenterConfig, tuple[float, ...]]:
+    """Adam over the coordinates, one image a step in turn: the settings at its end, the soft masks' loss at each step.
+
+    Args:
+        problem: model and classes.
+        images: labelled ones.
+        start: settings of a method with all numbers that are fitted.
+        steps: of gradient descent.
+        learning_rate: of the first step, in coordinates; it falls to 0 by a cosine.
+    """
     first = replace(start, threshold=start.threshold or FIRST_THRESHOLD) if problem.background else start
     tuned = coordinates(first)
     transform = optax.adam(optax.cosine_decay_schedule(learning_rate, steps), eps=SLOPE_THAT_MATTERS)
     state, losses = transform.init(tuned), []
     for step in track(range(steps), "steps"):
-        with jax.default_matmul_precision("highest"):
-            value, gradient = _slope(tuned, start, *problem.about(images[step % len(images)]), **problem.structure)
+        value, gradient = _slope(tuned, start, problem.inputs(images[step % len(images)]), problem.background)
         losses.append(float(value))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer step count with floats
             update, state = transform.update(gradient, state, tuned)
         tuned = optax.apply_updates(tuned, update)
-    found = configured(tuned, start, problem.background)
+    end = configured(tuned, start, problem.background)
     # Six digits, as the preset keeps them: what is measured is what it holds.
-    return Fit(jax.tree.map(lambda number: round(float(number), 6), found), tuple(losses))
+    return jax.tree.map(lambda leaf: round(float(leaf), 6), end), tuple(losses)
 
 
 def figures(problem: Problem, images: Sequence[Labelled], configs: Sequence[SegmenterConfig]) -> list[dict[str, float]]:
-    """Of every configuration over some images: "loss", the mean over images, and "miou" in percent."""
-    segmenter, prompts, classes = problem.segmenter, problem.row.vocabulary, len(problem.row.classes)
-    areas, losses = [Areas.zeros(classes)] * len(configs), np.zeros(len(configs))
+    """Figures of every configuration over images: "loss", the mean over images, and "miou" in percent."""
+    classes, losses = problem.question.classes, np.zeros(len(configs))
+    areas = [Areas.zeros(classes)] * len(configs)
     for image in images:
-        for found in label_settings(segmenter, image.encoded, configs, segmenter.text_embeddings(prompts), prompts):
-            areas[found.index] = areas[found.index].merge(
-                image_areas(found.labels, image.label, classes, problem.ignore)
-            )
-        with jax.default_matmul_precision("highest"):
-            losses += [float(loss(config, *problem.about(image), **problem.structure)) for config in configs]
-    return [
-        {"loss": float(total) / len(images), "miou": one.scores().miou}
-        for total, one in zip(losses, areas, strict=True)
-    ]
+        for index, labels, _ in encoded.label_settings(
+            problem.segmenter.model, image.encoded, configs, problem.question
+        ):
+            areas[index] = areas[index].merge(image_areas(labels, image.label, classes, problem.ignore))
+        losses += [float(loss(config, problem.inputs(image), problem.background)) for config in configs]
+    means = (losses / len(images)).tolist()
+    return [{"loss": mean, "miou": one.scores().miou} for mean, one in zip(means, areas, strict=True)]
 
 
 class Parts(NamedTuple):
@@ -292,30 +262,31 @@ class Report:
                 yield f"{name:16s} {before:.4g} -> {after:.4g}"
 
 
-def number(config: SegmenterConfig, name: str) -> float:
-    """One of the numbers that are fitted."""
-    return float(getattr(config.method if name in METHOD_NUMBERS else config, name))
-
-
 def tune(segmenter: Segmenter, dataset: Dataset, row: Protocol, *, images: int, hold_out: float, steps: int) -> Report:
-    """Fit the segmenter's settings to some images of a data set, and measure both parts with hard masks.
+    """Fit the segmenter's settings to images of a data set, and measure fitted and held-out ones with hard masks.
+
+    Args:
+        segmenter: its settings are the start.
+        dataset: images with labels.
+        row: classes and prompts.
+        images: number of images that are used.
+        hold_out: share of them that is only measured.
+        steps: of the fit.
 
     Raises UserError when no image is left to fit on or one has nothing labelled.
     """
     start, parts = segmenter.config, divide(len(dataset.ids), images, hold_out)
-    problem = Problem(segmenter, row, dataset.ignore)
+    problem = Problem.of(segmenter, row, dataset.ignore)
     everything = track(parts.fitted + parts.held_out, "images encoded")
-    encoded = [labelled(segmenter, dataset.read(index), dataset.ignore) for index in everything]
-    fitted, held_out = encoded[: len(parts.fitted)], encoded[len(parts.fitted) :]
-    found = fit(problem, fitted, start, steps)
-    by_part = {"fitted": (parts.fitted, fitted)} | ({"held out": (parts.held_out, held_out)} if held_out else {})
-    return Report(
-        start,
-        found.config,
-        {name: tuple(dataset.ids[index] for index in indices) for name, (indices, _) in by_part.items()},
-        {name: tuple(figures(problem, some, (start, found.config))) for name, (_, some) in by_part.items()},
-        found.losses,
-    )
+    labelled = {index: problem.labelled(dataset.read(index)) for index in everything}
+    by_part = {"fitted": parts.fitted} | ({"held out": parts.held_out} if parts.held_out else {})
+    end, losses = fit(problem, [labelled[index] for index in parts.fitted], start, steps)
+    names = {part: tuple(dataset.ids[index] for index in indices) for part, indices in by_part.items()}
+    measured = {
+        part: tuple(figures(problem, [labelled[index] for index in indices], (start, end)))
+        for part, indices in by_part.items()
+    }
+    return Report(start, end, names, measured, losses)
 
 
 def fitting_scenes(dataset: Dataset) -> Dataset:
@@ -337,19 +308,18 @@ def write_preset(
 ) -> None:
     """The settings as a file that --preset takes, whole or not there.
 
-    method: the name of what was fitted; prompts: of the list of prompts that it was fitted on.
+    Args:
+        path: of the file.
+        report: the fit.
+        method: name of the fitted method.
+        prompts: name of the list of prompts that it was fitted on.
+        origin: benchmark, setting and model.
+        keep_start: write the start in place of the end.
     """
-    chosen = report.start if keep_start else report.end
-    content = {
-        "format": PRESET_FORMAT,
-        "version": VERSION,
-        "method": method,
-        "prompts": prompts,
-        "windows": asdict(chosen.windows),
-        "numbers": {name: number(chosen, name) for name in NUMBERS},
+    about = {
         "holds": "start" if keep_start else "fit",
         "tuned_on": {**origin, "images": report.images},
         "figures": {part: {"start": before, "end": after} for part, (before, after) in report.figures.items()},
         "losses": [round(value, 6) for value in report.losses],
     }
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_json(path, preset_content(report.start if keep_start else report.end, method, prompts, about))

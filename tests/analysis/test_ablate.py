@@ -1,8 +1,7 @@
-"""Ablations: labels and figures as of every setting alone, the towers once an image, and pictures of all kinds."""
+"""Ablations: labels and figures as of every setting alone, the towers once an image, and one sentence a mistake."""
 
 import csv
 import json
-import math
 import warnings
 from dataclasses import replace
 
@@ -12,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax.analysis import ablate
+from gla_jax.analysis import ablate, ablation, ablation_report, encoded
 from gla_jax.cli import main
-from gla_jax.config import SegmenterConfig, WindowConfig
+from gla_jax.config import BASELINES, Baseline, SegmenterConfig, WindowConfig
 from gla_jax.eval.runner import Run, measure, open_benchmark
-from gla_jax.pictures.charts import Column, bars, heat_maps, lines, shade, ticks
 from gla_jax.segmenter import Segmenter
 from gla_jax.text.prompts import parse_classes
 from gla_jax.towers.clip_image import ClipImage
@@ -66,12 +64,12 @@ def data(tmp_path_factory):
     return root
 
 
-def labels_of(segmenter, ablation, image):
-    configs = [setting.config for setting in ablation.settings]
-    encoded = ablate.encode(segmenter, image, configs)
-    bank = segmenter.text_embeddings(CLASSES)
-    found = {row.index: row.labels for row in ablate.label_settings(segmenter, encoded, configs, bank, CLASSES)}
-    return [found[index] for index in range(len(configs))]
+def labels_of(segmenter, compared, image):
+    configs = [setting.config for setting in compared.settings]
+    image = encoded.encode_image(segmenter.model, image, configs)
+    question = encoded.vocabulary_question(segmenter, CLASSES)
+    labels = {row.index: row.labels for row in encoded.label_settings(segmenter.model, image, configs, question)}
+    return [labels[index] for index in range(len(configs))]
 
 
 def alone(segmenter, setting, image):
@@ -79,80 +77,79 @@ def alone(segmenter, setting, image):
     return segmenter.with_config(setting.config)(image, CLASSES, background=background).labels
 
 
-def some(ablation, *names):
-    return replace(ablation, settings=tuple(setting for setting in ablation.settings if setting.name in names))
+def part_of(compared, *names):
+    return replace(compared, settings=tuple(setting for setting in compared.settings if setting.name in names))
+
+
+def grid_of(*texts, base=BASE):
+    return ablation.grid(base, "proxyclip", ablation.parse_axes(texts))
 
 
 @pytest.mark.parametrize(
-    "ablation",
+    "compared",
     [
-        some(ablate.stages(BASE, "proxyclip"), "proxyclip as published", "+ global buffer"),
-        some(ablate.hosts(BASE), "maskclip", "sclip", "clearclip + GLA"),
-        ablate.grid(BASE, "proxyclip", ablate.parse_axes(NUMBERS)),
+        part_of(ablation.stages(BASE, "proxyclip"), "proxyclip as published", "+ global buffer"),
+        part_of(ablation.baselines(BASE), "maskclip", "sclip", "clearclip + GLA"),
+        grid_of(*NUMBERS),
     ],
-    ids=["stages", "hosts", "grid"],
+    ids=["stages", "baselines", "grid"],
 )
-def test_every_setting_labels_as_the_segmenter_alone(ablation, segmenter):
+def test_every_setting_labels_as_the_segmenter_alone(compared, segmenter):
     image = picture(3)
-    together = labels_of(segmenter, ablation, image)
-    for setting, labels in zip(ablation.settings, together, strict=True):
+    together = labels_of(segmenter, compared, image)
+    for setting, labels in zip(compared.settings, together, strict=True):
         np.testing.assert_array_equal(labels, alone(segmenter, setting, image), setting.name)
     # Settings that all give one map would prove nothing.
     assert len({labels.tobytes() for labels in together}) > 1
 
 
-def test_a_grid_too_large_for_one_vmap_gives_the_same_in_chunks(segmenter, monkeypatch):
-    ablation = ablate.grid(BASE, "proxyclip", ablate.parse_axes(["temperature=0.5,1,2,4,8"]))
-    sizes = []
-    stack = ablate.stack_numbers
-    monkeypatch.setattr(ablate, "stack_numbers", lambda configs: sizes.append(len(configs)) or stack(configs))
-    monkeypatch.setattr(ablate, "settings_at_once", lambda *_: 2)
-    image = picture(4)
-    for setting, labels in zip(ablation.settings, labels_of(segmenter, ablation, image), strict=True):
-        np.testing.assert_array_equal(labels, alone(segmenter, setting, image), setting.name)
-    assert sizes == [2, 2, 2]
-
-
-def test_settings_of_different_numbers_share_a_program_and_others_do_not():
-    ablation = ablate.grid(BASE, "proxyclip", ablate.parse_axes(["dynamic_scale=5,60,none", "logit_scale=5,40"]))
-    groups = ablate.by_structure([setting.config for setting in ablation.settings])
-    assert [list(group.values()) for group in groups] == [[[0, 1], [2, 3]], [[4, 5]]]
-
-
-def test_a_vmap_never_takes_more_memory_than_its_bound(segmenter):
-    image, configs = picture(0), [BASE]
-    tokens = ablate.encode(segmenter, image, configs).tokens
-    dense, streaming = (replace(BASE.method, attention=form, block_size=16) for form in ("dense", "blockwise"))
-    assert 1 < ablate.settings_at_once(tokens, 4, dense) < ablate.settings_at_once(tokens, 4, streaming)
-    assert ablate.settings_at_once(tokens, 10**9, streaming) == 1
+def test_settings_of_different_numbers_share_a_program_and_others_do_not(segmenter, monkeypatch):
+    """Numbers are arguments of one program; those that only move labels do not even run it again."""
+    logits, calls = compiled_anew(encoded.encoded_logits), []
+    monkeypatch.setattr(encoded, "encoded_logits", lambda *inputs: calls.append(1) or logits(*inputs))
+    labels_of(segmenter, grid_of("dynamic_scale=5,60,none", "logit_scale=5,40"), picture(4))
+    assert (len(calls), logits._cache_size()) == (3, 2)
 
 
 def compiled_anew(function):
-    return jax.jit(lambda *given: function.__wrapped__(*given))
+    return jax.jit(lambda *inputs: function.__wrapped__(*inputs))
+
+
+def benchmark(data):
+    dataset, row = open_benchmark("folder", data)
+    return dataset, replace(row, settings=replace(row.settings, windows=BASE.windows))
 
 
 def test_the_towers_run_once_an_image_for_all_settings(segmenter, data, monkeypatch):
     calls, traced = [], []
     tower = ClipImage.encode
-    monkeypatch.setattr(ClipImage, "encode", lambda self, *given: traced.append(1) or tower(self, *given))
+    monkeypatch.setattr(ClipImage, "encode", lambda self, *inputs: traced.append(1) or tower(self, *inputs))
     # Programs of other tests are not taken again: these are traced here.
-    encode, logits = (compiled_anew(function) for function in (ablate._encode, ablate._logits))
-    monkeypatch.setattr(ablate, "_encode", lambda *given: calls.append(1) or encode(*given))
-    monkeypatch.setattr(ablate, "_logits", logits)
-    dataset, row = open_benchmark("folder", data, "sclip")
-    row = replace(row, windows=BASE.windows)
-    measured = ablate.measure(segmenter, some(ablate.hosts(BASE), "maskclip", "sclip", "proxyclip"), dataset, row)
+    encode, logits = (compiled_anew(function) for function in (encoded._encode, encoded.encoded_logits))
+    monkeypatch.setattr(encoded, "_encode", lambda *inputs: calls.append(1) or encode(*inputs))
+    monkeypatch.setattr(encoded, "encoded_logits", logits)
+    compared = part_of(ablation.baselines(BASE), "maskclip", "sclip", "proxyclip")
+    measured = ablate.measure(segmenter, compared, *benchmark(data))
     assert measured.images == len(calls) == 2
     # The tower stands in one compiled program alone: no setting brings it along.
     assert len(traced) == 1
 
 
+def test_a_grid_over_the_towers_runs_them_under_each_setting(segmenter, data, monkeypatch):
+    """Precision is the towers' too: one pass for all would report figures of settings that were not run."""
+    seen, encode = [], encoded._encode
+    monkeypatch.setattr(encoded, "_encode", lambda *inputs: seen.append(inputs[2]) or encode(*inputs))
+    compared = grid_of("precision=highest,default", "tower_batch=1,3", "rho=0.2,0.9")
+    ablate.measure(segmenter, compared, *benchmark(data), limit=1)
+    assert [(config.method.precision, config.tower_batch) for config in seen] == [
+        ("highest", 1), ("highest", 3), ("default", 1), ("default", 3)]  # fmt: skip
+
+
 def test_figures_are_those_of_gla_jax_eval(segmenter, data, tmp_path):
-    dataset, row = open_benchmark("folder", data, "sclip")
-    row = replace(row, windows=BASE.windows)
-    ablation = some(ablate.stages(row.config("gla"), "proxyclip"), "+ global buffer", "+ dynamic normalisation")
-    measured = ablate.measure(segmenter, ablation, dataset, row)
-    for setting, tally in zip(ablation.settings, measured.tallies, strict=True):
+    dataset, row = benchmark(data)
+    compared = part_of(ablation.stages(row.config("gla"), "proxyclip"), "+ global buffer", "+ dynamic normalisation")
+    measured = ablate.measure(segmenter, compared, dataset, row)
+    for setting, tally in zip(compared.settings, measured.tallies, strict=True):
         run = Run(dataset, row, "any", segmenter.with_config(setting.config), tmp_path / setting.name)
         outcome = measure(run)
         expected = {"miou": outcome.areas().scores().miou, "aacc": outcome.areas().scores().aacc}
@@ -162,13 +159,55 @@ def test_figures_are_those_of_gla_jax_eval(segmenter, data, tmp_path):
 
 
 def test_stages_are_the_papers_and_end_with_the_whole_method():
-    settings = ablate.stages(BASE, "clearclip").settings
-    assert [ablate.Ablation("", settings[i : i + 2], {}).varied() for i in range(3)] == [
+    settings = ablation.stages(BASE, "clearclip").settings
+    assert [ablation.Ablation("", settings[i : i + 2], {}).varied() for i in range(3)] == [
         ("global_buffer",),
         ("proxy_anchors",),
         ("row_mean", "dynamic_shift", "dynamic_scale"),
     ]
     assert settings[-1].config.method == replace(BASE.method, baseline="clearclip")
+
+
+def test_a_preset_s_rho_holds_in_every_ablation():
+    base = replace(BASE, method=replace(BASE.method, anchor_threshold=0.6))
+    for compared in (ablation.stages(base, "proxyclip"), ablation.baselines(base), grid_of("shift=1,2", base=base)):
+        with_anchors = [one.config.method for one in compared.settings if one.config.method.proxy_anchors]
+        assert {method.anchor_threshold for method in with_anchors} == {0.6}
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "values"),
+    [
+        ("block_size=128,none", "block_size", (128, None)),
+        ("tower_batch=1,4", "tower_batch", (1, 4)),
+        ("anchor_iterations=0,3", "anchor_iterations", (0, 3)),
+        ("skip_blocks=true,false,none", "skip_blocks", (True, False, None)),
+        ("masking=false", "masking", (False,)),
+        ("mask_temperature=none,0.1", "mask_temperature", (None, 0.1)),
+        ("attention=dense,blockwise", "attention", ("dense", "blockwise")),
+        ("precision=high", "precision", ("high",)),
+        ("rho=0.4,1", "anchor_threshold", (0.4, 1.0)),
+        ("alpha_beta=0", "dynamic_shift", (0.0,)),
+        ("alpha_gamma=none", "dynamic_scale", (None,)),
+        ("host=proxyclip,clearclip", "baseline", ("proxyclip", "clearclip")),
+    ],
+)
+def test_a_value_has_the_type_of_its_field(text, field, values):
+    """A whole number that became a float would stop inside JAX, or decide nothing."""
+    (axis,) = ablation.parse_axes([text]).items()
+    assert axis == (field, values)
+    assert [type(value) for value in axis[1]] == [type(value) for value in values]
+    fields = [setting.fields()[field] for setting in grid_of(text).settings]
+    assert fields == list(values)
+
+
+def test_a_registered_baseline_is_in_every_ablation(monkeypatch):
+    row = Baseline("mine", "Mine", gla="gla-mine", features=("keys",), attention=lambda qkv, num_heads: qkv.values)
+    monkeypatch.setitem(BASELINES, "mine", row)
+    assert "mine" in ablation.gla_baselines()
+    assert [setting.name for setting in ablation.baselines(BASE).settings][-2:] == ["mine", "mine + GLA"]
+    assert ablation.parse_axes(["baseline=mine"]) == {"baseline": ("mine",)}
+    assert ablation.stages(BASE, "mine").settings[-1].config.method.baseline == "mine"
 
 
 def call(*arguments):
@@ -188,7 +227,7 @@ def test_the_command_leaves_a_table_and_three_files(folder, data, tmp_path, caps
     assert len(content["model"]["sha256"]) == 64
     with (out / "ablation.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert list(table[0]) == ["setting", "anchor_threshold", *ablate.FIGURES, "seconds"]
+    assert list(table[0]) == ["setting", "anchor_threshold", *ablation_report.FIGURES, "seconds"]
     for row, setting in zip(table, content["settings"], strict=True):
         assert row["setting"] == setting["name"]
         assert float(row["anchor_threshold"]) == setting["settings"]["method"]["anchor_threshold"]
@@ -202,15 +241,15 @@ def test_the_command_leaves_a_table_and_three_files(folder, data, tmp_path, caps
     ("asked", "title", "count"),
     [
         ((), "GLA on proxyclip, stage by stage", 4),
-        (("--stages", "--host", "sclip"), "GLA on sclip, stage by stage", 4),
-        (("--hosts",), "Hosts without and with GLA", 12),
+        (("--stages", "--baseline", "sclip"), "GLA on sclip, stage by stage", 4),
+        (("--baselines",), "Baselines without and with GLA", 12),
         (("--grid", "shift=1,2", "--grid", "row_mean=true,false"), "GLA on proxyclip over shift and row_mean", 4),
         (("--grid", "masking=true,false"), "GLA on proxyclip over masking", 2),
     ],
 )
 def test_the_command_measures_what_was_asked_for(asked, title, count, folder, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(ablate, "run_ablation", lambda _, ablation, *rest: seen.append(ablation) or "")
+    monkeypatch.setattr(ablate, "run_ablation", lambda _, compared, *rest: seen.append(compared) or "")
     assert call("ablate", *asked, "--model", folder, "--out", tmp_path / "out") == 0
     assert (seen[0].title, len(seen[0].settings)) == (title, count)
 
@@ -220,20 +259,25 @@ MISTAKES = {
     "no value": (["--grid", "anchor_threshold"], "is not a grid; write FIELD=VALUE,VALUE"),
     "number": (["--grid", "anchor_threshold=0.4,high"], "'high' is not a value of anchor_threshold; give a number."),
     "none": (["--grid", "scale=none"], "'none' is not a value of scale; give a number."),
-    "optional": (["--grid", "dynamic_scale=some"], "give a number or none."),
+    "optional": (["--grid", "dynamic_scale=many"], "give a number or none."),
     "whole": (["--grid", "anchor_iterations=1.5"], "give a whole number."),
-    "negative": (["--grid", "anchor_iterations=-1"], "anchor_iterations is -1; it counts passes"),
+    # Ranges are checked where settings are made, in the words that every other way to set a field has.
+    "negative": (["--grid", "anchor_iterations=-1"], "anchor_iterations is -1; give a whole number of 0 or more"),
     "choice": (["--grid", "attention=sparse"], "'sparse' is not a value of attention"),
     "flag": (["--grid", "row_mean=yes"], "'yes' is not a value of row_mean"),
-    "temperature": (["--grid", "temperature=0"], "temperature 0 is not above 0"),
-    "probability": (["--grid", "threshold=2"], "threshold 2 is not a probability"),
-    "infinite": (["--grid", "shift=inf"], "'inf' is not a value of shift"),
+    "temperature": (["--grid", "temperature=0"], "temperature is 0.0; give a number above 0"),
+    "probability": (["--grid", "threshold=2"], "threshold is 2.0; give a number from 0 to 1"),
+    "infinite": (["--grid", "shift=inf"], "shift is inf; give a finite number"),
+    "no cosine": (["--grid", "rho=1.5"], "the grid holds anchor_threshold 1.5: anchor threshold 1.5 is no cosine"),
+    "block size": (["--grid", "block_size=0"], "block_size is 0; give a whole number of 1 or more"),
+    "size": (["--grid", "block_size=128.5"], "'128.5' is not a value of block_size; give a whole number or none."),
     "same value": (["--grid", "shift=1,1.0"], "names a value twice"),
     "same field": (["--grid", "shift=1", "--grid", "shift=2"], "the field shift has two grids"),
-    "host of the grid": (["--grid", "baseline=proxyclip,clip"], "GLA is not defined on the host clip"),
-    "host": (["--host", "maskclip"], "'maskclip' is not a host of GLA"),
-    "two kinds": (["--hosts", "--stages"], "choose one of them"),
-    "hosts and host": (["--hosts", "--host", "sclip"], "leave --host out"),
+    "same field by its letter": (["--grid", "rho=0.4", "--grid", "anchor_threshold=0.5"], "has two grids"),
+    "baseline of the grid": (["--grid", "baseline=proxyclip,clip"], "GLA is not defined on the baseline clip"),
+    "baseline": (["--baseline", "maskclip"], "'maskclip' is not a baseline of GLA"),
+    "two kinds": (["--baselines", "--stages"], "choose one of them"),
+    "baselines and baseline": (["--baselines", "--baseline", "sclip"], "leave --baseline out"),
     "benchmark": (["tinyworld"], "'tinyworld' is not a benchmark; did you mean tiny-world?"),
     "data": (["voc21"], "name it with --data"),
 }
@@ -251,7 +295,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(name, folder, tmp_path, ca
     assert not out.exists()
 
 
-def test_a_clip_alone_cannot_run_a_host_that_reads_both(folder, data, tmp_path, capsys):
+def test_a_clip_alone_cannot_run_a_baseline_that_reads_both(folder, data, tmp_path, capsys):
     given = ("folder", "--data", data, "--model", folder / "clip", "--out", tmp_path / "out")
     assert call("ablate", *given) == 2
     assert "is a CLIP alone" in capsys.readouterr().err
@@ -259,71 +303,15 @@ def test_a_clip_alone_cannot_run_a_host_that_reads_both(folder, data, tmp_path, 
 
 
 def test_grids_that_cannot_move_a_label_warn(data):
-    _, row = open_benchmark("folder", data, "sclip")
-    grids = {text: ablate.grid(BASE, "proxyclip", ablate.parse_axes(text.split())) for text in (
+    _, row = benchmark(data)
+    grids = {text: grid_of(*text.split()) for text in (
         "logit_scale=10,40", "threshold=0.2,0.4", "shift=1,2", "threshold=0.2,0.4 logit_scale=10,40")}  # fmt: skip
     with pytest.warns(UserWarning, match="logit_scale moves no label"):
-        ablate.warn_of_what_labels_ignore(grids["logit_scale=10,40"], row)
+        ablate.warn_of_idle_fields(grids["logit_scale=10,40"], row)
     with pytest.warns(UserWarning, match="below the threshold become 'sand'"):
-        ablate.warn_of_what_labels_ignore(grids["threshold=0.2,0.4"], row)
+        ablate.warn_of_idle_fields(grids["threshold=0.2,0.4"], row)
     with_background = replace(row, classes=("background", *row.classes))
     for text in ("shift=1,2", "threshold=0.2,0.4 logit_scale=10,40"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            ablate.warn_of_what_labels_ignore(grids[text], with_background)
-
-
-def column(values, higher=True, marks=()):
-    return Column("mIoU, %", tuple(values), higher, ablate.BLUE, tuple(marks))
-
-
-def test_the_best_is_the_highest_or_the_lowest_and_never_nothing():
-    assert column([1.0, math.nan, 3.0]).best == 2
-    assert column([1.0, math.nan, 0.5], higher=False).best == 2
-    assert column([math.nan]).best is None
-
-
-def coloured(picture, colour):
-    return (np.asarray(picture).astype(int) == colour).all(-1)
-
-
-def test_a_bar_is_as_long_as_its_value():
-    drawn = bars("Title", "note", ["a", "b", "c"], [True, True, False], [column([40.0, 10.0, 20.0])], [])
-    lengths = coloured(drawn, ablate.BLUE).sum(1)
-    tall = sorted(length for length in set(lengths[lengths > 0].tolist()) if (lengths == length).sum() >= 10)
-    assert len(tall) == 2
-    assert tall[1] / tall[0] == pytest.approx(4, rel=0.02)
-    assert coloured(drawn, ablate.GREY).any()
-
-
-def test_lines_rise_where_values_rise_and_break_where_there_is_none():
-    drawn = coloured(lines("Title", "note", "field", list("abcd"), [column([10, 20, math.nan, 5])]), ablate.BLUE)
-    rows, columns = np.nonzero(drawn)
-    quarter = np.quantile(np.arange(columns.min(), columns.max()), [0.2, 0.35])
-    assert rows[columns == columns.min() + 2].mean() > rows[np.abs(columns - quarter[1]) < 3].mean()
-    assert (~drawn.any(0))[columns.min() : columns.max()].any()
-
-
-@pytest.mark.parametrize("values", [[math.nan] * 6, [50.0] * 6, [1.0, 2, 3, 4, 5, math.nan]])
-def test_pictures_of_nothing_and_of_equals_are_drawn(values):
-    names = [f"a name that is much too long for a picture {index}" * 3 for index in range(6)]
-    assert bars("Title", "note", names, [True] * 6, [column(values, marks=values)] * 2, []).width > 1000
-    assert lines("Title", "note", "field", names, [column(values)] * 2).width > 1000
-    assert heat_maps("Title", "note", ("a", "b"), (["1", "2"], ["1", "2", "3"]), [column(values)] * 2).width > 1000
-
-
-@pytest.mark.parametrize("higher", [True, False])
-def test_the_darkest_cell_of_a_map_is_the_best(higher):
-    page = heat_maps("", "", ("a", "b"), (["1", "2"], ["1", "2"]), [column([90.0, 50, 50, 10], higher=higher)])
-    places = [np.argwhere(coloured(page, shade(ablate.BLUE, share))).mean(0) for share in (0.0, 1.0)]
-    pale, dark = reversed(places) if higher else places
-    # 10 lies below 90 and to its right.
-    assert (dark - pale > 40).all()
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (12.3, 12.4), (0.0, 100.0), (48.2, 57.9)])
-def test_ticks_are_few_and_hold_the_range(low, high):
-    found = ticks(low, high)
-    assert 3 <= len(found) <= 9
-    assert found[0] <= low
-    assert high <= found[-1]
+            ablate.warn_of_idle_fields(grids[text], with_background)

@@ -11,26 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax.analysis.explain import (
-    METHODS_WITH_ONE_ROW,
-    attention_stages,
-    cover,
-    explain,
-    parse_point,
-    query_row,
-    query_token,
-    read_mask,
-)
-from gla_jax.analysis.explain_pictures import NARROWEST, PANEL_HEIGHT, RED, without_slivers
+from gla_jax.analysis.explain import attention_stages, explain, methods_with_one_row, query_row, query_token
+from gla_jax.analysis.explain_files import parse_point, read_mask
+from gla_jax.analysis.explain_pictures import without_slivers
 from gla_jax.analysis.seams import boundary_picture, compare_methods, flip_note, label_flips
-from gla_jax.attention.attend import aggregate_values, clearclip_queries
+from gla_jax.analysis.token_attention import cover
 from gla_jax.cli import main
-from gla_jax.config import BASELINES, METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
+from gla_jax.config import BASELINES, METHODS, Baseline, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.eval.metrics.boundary import boundary_counts
 from gla_jax.images.windows import WindowGrid, Windows, window_grid
-from gla_jax.pipeline import WindowTokens
-from gla_jax.segmenter import Segmentation, Segmenter, image_grid
+from gla_jax.pictures.drawing import NARROWEST, PANEL_HEIGHT, RED
+from gla_jax.pipeline import WindowTokens, aggregate_windows, segment_logits
+from gla_jax.predict.prepare import image_grid
+from gla_jax.segmenter import Segmentation, Segmenter
 from gla_jax.support.errors import ImageError, UserError
+from gla_jax.text.prompts import parse_classes
 from gla_jax.towers.layers import QKV
 from tests import oracle
 from tests.small_models import random_pair
@@ -67,48 +62,38 @@ def photo(tmp_path):
     return path
 
 
-def some_tokens(seed, host):
+def random_tokens(seed, baseline):
     """Tokens with a few groups that resemble each other, so that masks are neither empty nor full."""
     rng = np.random.default_rng(seed)
     groups = rng.normal(size=(3, 6))
     features = groups[rng.integers(0, 3, (COUNT, 16))] + 0.5 * rng.normal(size=(COUNT, 16, 6))
-    heads = rng.normal(size=(COUNT, 17 if host == "clearclip" else 10, 6)).astype(np.float32)
-    if host == "clearclip":
+    heads = rng.normal(size=(COUNT, 17 if baseline == "clearclip" else 10, 6)).astype(np.float32)
+    if baseline == "clearclip":
         heads[:, 1:] = features
     sides = [jnp.asarray(side) for side in (heads, heads, heads[::-1].copy())]
     return WindowTokens(QKV(*sides), sides[0], jnp.asarray(features, jnp.float32))
 
 
-def some_windows():
+def four_windows():
     origins = np.array([(0, 0), (0, 16), (16, 0), (0, 0)], np.int32)
     return Windows(np.zeros((COUNT, 3, 32, 32), np.float32), VALID, origins)
 
 
 def rows_of(segmenter, tokens, query, method):
-    return query_row(segmenter.params, tokens, some_windows(), np.int32(query), method)
+    return query_row(segmenter.params, tokens, four_windows(), np.int32(query), method)
 
 
 @pytest.mark.parametrize(
     ("name", "stage"), [*(("gla", stage) for stage in NAMES), ("gla-clearclip", NAMES[1]), ("gla-clearclip", NAMES[2])]
 )
-def test_the_row_that_is_drawn_gathers_what_the_segmentation_gathers(segmenter, name, stage):
+def test_the_row_that_is_drawn_attends_to_what_the_segmentation_attends_to(segmenter, name, stage):
     method = attention_stages(METHODS[name])[stage]
-    tokens, windows = some_tokens(3, method.baseline), some_windows()
-    values = tokens.qkv.values[:, 1:]
-    features = tokens.features if name == "gla" else tokens.qkv.queries[:, 1:]
-    patch = segmenter.params.clip_spec.patch_size
-    valid, origins = jnp.asarray(VALID), jnp.asarray(windows.origins)
-
-    @jax.jit
-    def gather_all(features, values):
-        first = clearclip_queries(features, valid, origins, patch, method)
-        return aggregate_values(features, values, valid, method, first)
-
-    everything = gather_all(features, values)
+    tokens, windows = random_tokens(3, method.baseline), four_windows()
+    everything = jax.jit(aggregate_windows)(tokens, windows, segmenter.params, method)
     for query in (0, 21, 47):
         row = rows_of(segmenter, tokens, query, method)
-        window, token = divmod(query, features.shape[1])
-        np.testing.assert_allclose(row.gathered[0, 0], everything[window, token], atol=2e-6)
+        window, token = divmod(query, everything.shape[1])
+        np.testing.assert_allclose(row.attended, everything[window, token], atol=2e-6)
         np.testing.assert_allclose(np.asarray(row.weights).sum(), 1, atol=1e-6)
         assert not np.asarray(row.weights)[~VALID].any()
 
@@ -116,7 +101,7 @@ def test_the_row_that_is_drawn_gathers_what_the_segmentation_gathers(segmenter, 
 @pytest.mark.parametrize("iterations", [0, 1, 2])
 def test_the_positives_are_the_tokens_that_are_counted(segmenter, iterations):
     method = replace(attention_stages(METHODS["gla"])[NAMES[2]], anchor_iterations=iterations)
-    tokens = some_tokens(4, "proxyclip")
+    tokens = random_tokens(4, "proxyclip")
     keys = np.asarray(tokens.features, np.float64)[VALID].reshape(-1, 6)
     _, counts = oracle.anchors(oracle.l2(keys), 0.55, iterations)
     for query in (5, 30):
@@ -129,14 +114,14 @@ def test_the_positives_are_the_tokens_that_are_counted(segmenter, iterations):
 
 def test_a_token_that_resembles_nothing_is_its_own_positive(segmenter):
     method = replace(attention_stages(METHODS["gla"])[NAMES[2]], anchor_threshold=1.5)
-    row = rows_of(segmenter, some_tokens(4, "proxyclip"), 17, method)
+    row = rows_of(segmenter, random_tokens(4, "proxyclip"), 17, method)
     assert np.flatnonzero(np.asarray(row.positives)).tolist() == [17]
     assert int(row.count) == 1
 
 
 def test_no_stage_holds_a_matrix_of_all_tokens_by_all_tokens(segmenter):
     """Blocks of 8 keys: whatever is larger than one row of similarities of all tokens would be whole."""
-    tokens, windows = some_tokens(4, "proxyclip"), some_windows()
+    tokens, windows = random_tokens(4, "proxyclip"), four_windows()
     for method in attention_stages(replace(METHODS["gla"], block_size=8)).values():
         traced = jax.make_jaxpr(query_row)(segmenter.params, tokens, windows, np.int32(3), method)
         assert "64,64" not in str(traced)
@@ -146,9 +131,9 @@ def test_a_method_without_all_of_gla_is_refused_in_one_sentence():
     for method in (METHODS["proxyclip"], METHODS["clip"], replace(METHODS["gla"], dynamic_scale=None)):
         with pytest.raises(UserError, match="choose gla"):
             attention_stages(method)
-    with pytest.raises(UserError, match=r"sclip compares .* choose gla, gla-clearclip or gla-clip"):
+    with pytest.raises(UserError, match=r"sclip compares .* choose gla, gla-clearclip or gla-on-clip-keys"):
         attention_stages(MethodConfig(baseline="sclip"))
-    for name in METHODS_WITH_ONE_ROW:
+    for name in methods_with_one_row():
         assert len(attention_stages(METHODS[name])) == 3
 
 
@@ -195,7 +180,7 @@ def test_a_point_that_is_none_is_refused(text):
 
 def test_an_explanation_holds_three_stages_with_their_figures(explanation):
     assert tuple(stage.name for stage in explanation.stages) == NAMES
-    assert explanation.resized == (48, 72)
+    assert (explanation.grid.height, explanation.grid.width) == (48, 72)
     assert explanation.grid.count == 8
     first, second, last = explanation.stages
     assert (first.count, first.positives) == (None, None)
@@ -207,6 +192,23 @@ def test_an_explanation_holds_three_stages_with_their_figures(explanation):
         assert stage.outside == pytest.approx(1 - stage.weights[explanation.window].sum(), abs=1e-6)
         assert stage.answer[0] in ("sand", "water")
         assert 0.3 <= stage.answer[1] <= 1
+
+
+@pytest.mark.parametrize("whole_block", [False, True])
+def test_the_answer_of_the_whole_method_is_the_segmentation_s(segmenter, monkeypatch, whole_block):
+    """The token's own logits; where CLIP's whole block runs, its residual is in them."""
+    name = f"mine-{whole_block}".lower()  # a compiled program belongs to a name
+    monkeypatch.setitem(
+        BASELINES, name, Baseline(name, name, whole_block=whole_block, gla=f"gla-{name}", features=("vfm",))
+    )
+    config = replace(segmenter.config, method=MethodConfig(baseline=name))
+    last = (explained := explain(segmenter.with_config(config), IMAGE, AT, CLASSES)).stages[-1]
+    parsed = parse_classes(CLASSES)
+    windows = segmenter.prepare(IMAGE).windows
+    logits = jax.jit(segment_logits)(segmenter.params, windows, segmenter.text_embeddings(parsed), config)
+    probabilities = np.asarray(jax.nn.softmax(40.0 * logits[explained.window, explained.token]))
+    best = int(probabilities.argmax())
+    assert last.answer == (parsed.names[parsed.class_of_prompt[best]], pytest.approx(probabilities[best], abs=1e-5))
 
 
 def test_attention_on_one_token_is_drawn_where_that_token_lies(explanation):
@@ -290,12 +292,12 @@ class Named:
         return self.config
 
 
-@pytest.mark.parametrize("host", [host for host, row in BASELINES.items() if row.gla])
-def test_the_boundary_picture_compares_the_host_with_gla(host):
-    own = SegmenterConfig(method=MethodConfig(baseline=host), windows=WINDOWS)
+@pytest.mark.parametrize("baseline", [name for name, row in BASELINES.items() if row.gla])
+def test_the_boundary_picture_compares_the_baseline_with_gla(baseline):
+    own = SegmenterConfig(method=MethodConfig(baseline=baseline), windows=WINDOWS)
     results = compare_methods(Named(own), IMAGE, CLASSES)
-    title = BASELINES[host].title
-    assert results == {title: replace(own, method=without_gla(host)), f"{title} + GLA": own}
+    title = BASELINES[baseline].title
+    assert results == {title: replace(own, method=without_gla(baseline)), f"{title} + GLA": own}
 
 
 def test_outlines_leave_slivers_out_and_keep_what_is_as_large_as_a_token():
@@ -349,19 +351,20 @@ def test_the_figure_of_matplotlib_has_the_same_notes(explanation):
     mask[10:40, 30:80] = True
     figure = explanation.figure(mask)
     notes = [axis.get_xlabel() for axis in figure.axes[:4]]
-    assert [axis.get_title() for axis in figure.axes[1:4]] == list(NAMES)
+    assert [axis.get_title(loc="left") for axis in figure.axes[1:4]] == list(NAMES)
     for stage, share, note in zip(explanation.stages, explanation.shares_on(mask), notes[1:], strict=True):
         assert f"{share:.0%} on the object" in note
         assert f"{stage.outside:.0%} outside" in note
     figure.canvas.draw()
 
 
-def test_without_matplotlib_the_picture_is_still_made_and_the_figure_says_what_to_install(explanation, monkeypatch):
+def test_without_matplotlib_picture_and_figure_say_what_to_install(explanation, monkeypatch):
+    """One renderer draws both since Pillow's charts are gone."""
     for name in ("matplotlib", "matplotlib.colors", "matplotlib.figure", "matplotlib.patches"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert explanation.picture().height > 200
-    with pytest.raises(UserError, match=r'pip install "gla-jax\[figures\]"'):
-        explanation.figure()
+    for draw in (explanation.picture, explanation.figure):
+        with pytest.raises(UserError, match=r'pip install "gla-jax\[figures\]"'):
+            draw()
 
 
 def test_importing_explain_does_not_load_matplotlib():
@@ -416,7 +419,7 @@ def test_the_command_names_its_file_after_the_image(tmp_path, photo, folder, mon
         (["--at", "nowhere"], "not a pixel"),
         (["--at", "500,2"], "outside the image"),
         (["--at", "5,2", "--out", "why.jpg"], "not the name of a PNG file"),
-        (["--at", "5,2", "--mask", "missing.png"], "missing.png cannot be read"),
+        (["--at", "5,2", "--mask", "missing.png"], "missing.png does not exist"),
         (["--at", "5,2", "--method", "sclip"], "choose gla"),
         (["--at", "5,2", "--anchor-threshold", "55"], "anchor threshold 55.0 is no cosine; give a number from -1 to 1"),
     ],

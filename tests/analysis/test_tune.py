@@ -9,21 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax.analysis import tune
+from gla_jax.analysis import encoded, tune
 from gla_jax.cli import main
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
 from gla_jax.eval import runner
 from gla_jax.eval.datasets.dataset import Example, open_dataset
 from gla_jax.eval.protocols import protocol
 from gla_jax.images.windows import window_grid
+from gla_jax.labels.label_map import synonyms
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings.options import METHOD_NUMBERS, NUMBERS, read_preset, settings_from_options
+from gla_jax.settings.options import settings_from_options
+from gla_jax.settings.preset_file import METHOD_NUMBERS, NUMBERS, number, read_preset
 from gla_jax.support.errors import UserError
 from gla_jax.tiny_world.scenes import render
 from tests.small_models import random_pair
 
 # Two windows an image: as many tokens as a test can afford.
-ROW = replace(protocol("tiny-world"), windows=WindowConfig(short_side=224, crop=224, stride=112))
+ROW = protocol("tiny-world")
+ROW = replace(ROW, settings=replace(ROW.settings, windows=WindowConfig(short_side=224, crop=224, stride=112)))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def problem(segmenter):
-    return tune.Problem(segmenter, ROW)
+    return tune.Problem.of(segmenter, ROW)
 
 
 def test_coordinates_are_undone():
@@ -65,16 +68,16 @@ def test_a_start_at_the_end_of_a_range_is_one_that_can_move(changes):
 
 def test_a_folder_with_a_background_fits_the_threshold(segmenter, problem, monkeypatch):
     """Class 0 is the background by its name in a folder of one's own; from 0 the threshold could not move."""
-    own = replace(problem, row=replace(ROW, benchmark="folder", classes=("background", *ROW.classes[1:])))
+    own = tune.Problem.of(segmenter, replace(ROW, benchmark="folder", classes=("background", *ROW.classes[1:])))
     seen = []
 
-    def slope(tuned, *_, background, **__):
+    def slope(tuned, _, __, background):
         seen.append((background, float(jax.nn.sigmoid(tuned.threshold))))
         return 1.0, jax.tree.map(jnp.ones_like, tuned)
 
     monkeypatch.setattr(tune, "_slope", slope)
-    monkeypatch.setattr(tune.Problem, "about", lambda *_: ())
-    found = [tune.fit(one, [None], segmenter.config, steps=1).config.threshold for one in (own, problem)]
+    monkeypatch.setattr(tune.Problem, "inputs", lambda *_: ())
+    found = [tune.fit(one, [None], segmenter.config, steps=1)[0].threshold for one in (own, problem)]
     assert seen[0] == (True, pytest.approx(tune.FIRST_THRESHOLD))
     assert not seen[1][0]
     assert found[0] == pytest.approx(tune.FIRST_THRESHOLD, rel=0.1)
@@ -85,27 +88,28 @@ def test_targets_are_the_labels_under_token_centres():
     label = np.arange(8 * 12).reshape(8, 12).astype(np.uint8)
     label[0, 0] = 255
     grid = window_grid(16, 24, WindowConfig(None, crop=16, stride=8))  # twice the label's size
-    targets = tune.token_targets(label, grid, windows=3, tokens=4, ignore=255)
+    targets = encoded.token_targets(label, grid, (3, 4), ignore=255)
     np.testing.assert_array_equal(targets[0], [label[2, 2], label[2, 6], label[6, 2], label[6, 6]])
     np.testing.assert_array_equal(targets[1], [label[2, 6], label[2, 10], label[6, 6], label[6, 10]])
-    assert (targets[2] == tune.UNLABELLED).all()
-    fine = tune.token_targets(label, grid, windows=2, tokens=64, ignore=255)
-    assert fine[0, 0] == tune.UNLABELLED
+    assert (targets[2] == encoded.UNLABELLED).all()
+    fine = encoded.token_targets(label, grid, (2, 64), ignore=255)
+    assert fine[0, 0] == encoded.UNLABELLED
 
 
 def test_tokens_below_the_threshold_count_for_the_background():
     logits = jnp.asarray([[[0.0, 0.0, 0.0], [0.0, 9.0, 0.0]]])  # unsure, then sure of class 1
     config = SegmenterConfig(logit_scale=1.0, threshold=0.6)
-    found = jnp.exp(tune.class_log_probabilities(logits, jnp.arange(3), config, 3, background=True))
+    found = jnp.exp(tune.class_log_probabilities(logits, jnp.arange(3)[:, None], config, background=True))
     np.testing.assert_allclose(found[:, 0, 0], [1, 0, 0], atol=1e-3)
     np.testing.assert_allclose(found[:, 0, 1], [0, 1, 0], atol=1e-3)
-    off = tune.class_log_probabilities(logits, jnp.arange(3), config, 3, background=False)
+    off = tune.class_log_probabilities(logits, jnp.arange(3)[:, None], config, background=False)
     np.testing.assert_allclose(jnp.exp(off)[:, 0, 0], 1 / 3, rtol=1e-6)
 
 
 def test_a_class_is_its_best_synonym():
     logits = jnp.asarray([[[1.0, 3.0, 2.0]]])
-    found = tune.class_log_probabilities(logits, jnp.asarray([0, 0, 1]), SegmenterConfig(logit_scale=2.0), 2, False)
+    prompts = jnp.asarray(synonyms(np.array([0, 0, 1]), 2))
+    found = tune.class_log_probabilities(logits, prompts, SegmenterConfig(logit_scale=2.0), False)
     np.testing.assert_allclose(found[:, 0, 0], jax.nn.log_softmax(2.0 * logits[0, 0])[jnp.asarray([1, 2])], rtol=1e-5)
 
 
@@ -115,7 +119,7 @@ def test_a_token_that_is_quite_wrong_still_pulls():
     def miss(scale, background):
         logits = jnp.asarray([[[0.0, 6.0, 0.0]]])
         config = SegmenterConfig(logit_scale=scale, threshold=0.1)
-        return -tune.class_log_probabilities(logits, jnp.arange(3), config, 3, background)[2, 0, 0]
+        return -tune.class_log_probabilities(logits, jnp.arange(3)[:, None], config, background)[2, 0, 0]
 
     for background in (False, True):
         assert float(jax.grad(miss)(40.0, background)) == pytest.approx(6.0, rel=1e-3)
@@ -124,8 +128,8 @@ def test_a_token_that_is_quite_wrong_still_pulls():
 def test_a_number_that_hardly_matters_hardly_moves(problem, segmenter, scenes):
     """Plain Adam moves a flat coordinate as far as a steep one, so that a preset would hold numbers out of noise. Here
     the slope of dynamic_scale is a hundredth of that of logit_scale."""
-    images = [tune.labelled(segmenter, scenes[0])]
-    found = tune.fit(problem, images, segmenter.config, steps=8, learning_rate=0.15).config
+    images = [problem.labelled(scenes[0])]
+    found = tune.fit(problem, images, segmenter.config, steps=8, learning_rate=0.15)[0]
     ends = tune.coordinates(found), tune.coordinates(segmenter.config)
     moved = tune.Tuned(*(abs(float(after - before)) for after, before in zip(*ends, strict=True)))
     assert moved.logit_scale > 0.3
@@ -135,30 +139,30 @@ def test_a_number_that_hardly_matters_hardly_moves(problem, segmenter, scenes):
 def test_a_spoilt_rho_is_repaired(problem, segmenter, scenes):
     """Anchors over everything name every token alike; the gradient through the soft masks leads back, and the labels of
     the hard method show it. The logit scale cannot: it moves no label."""
-    images = [tune.labelled(segmenter, scenes[0])]
+    images = [problem.labelled(scenes[0])]
     spoilt = replace(segmenter.config, method=replace(segmenter.config.method, anchor_threshold=0.0))
-    found = tune.fit(problem, images, spoilt, steps=12, learning_rate=0.15)
-    assert len(found.losses) == 12
-    before, after = tune.figures(problem, images, (spoilt, found.config))
-    assert found.config.method.anchor_threshold > 0.2
+    end, losses = tune.fit(problem, images, spoilt, steps=12, learning_rate=0.15)
+    assert len(losses) == 12
+    before, after = tune.figures(problem, images, (spoilt, end))
+    assert end.method.anchor_threshold > 0.2
     assert after["miou"] > before["miou"] + 10
     assert after["loss"] < before["loss"]
-    assert found.config.method.mask_temperature is None
-    assert {type(leaf) for leaf in jax.tree.leaves(found.config)} == {float}
+    assert end.method.mask_temperature is None
+    assert {type(leaf) for leaf in jax.tree.leaves(end)} == {float}
 
 
 def test_figures_are_those_of_the_labels_that_segment_writes(problem, segmenter, scenes):
     from gla_jax.eval.metrics.areas import image_areas
 
-    image = tune.labelled(segmenter, scenes[0])
+    image = problem.labelled(scenes[0])
     (found,) = tune.figures(problem, [image], [segmenter.config])
-    labels = segmenter(scenes[0].image, ROW.prompts).labels
+    labels = segmenter(scenes[0].image, ROW.vocabulary).labels
     assert found["miou"] == pytest.approx(image_areas(labels, scenes[0].label, len(ROW.classes)).scores().miou)
 
 
-def test_an_image_without_labels_is_named(segmenter, scenes):
+def test_an_image_without_labels_is_named(problem, scenes):
     with pytest.raises(UserError, match="scene-1 has nothing labelled"):
-        tune.labelled(segmenter, scenes[1]._replace(label=np.full_like(scenes[1].label, 255)))
+        problem.labelled(scenes[1]._replace(label=np.full_like(scenes[1].label, 255)))
 
 
 def test_only_methods_with_all_parts_are_tuned():
@@ -218,13 +222,13 @@ def test_a_preset_file_is_what_segment_takes(tmp_path):
     found = report((50, 1.0), (60, 0.5))
     found = replace(found, end=replace(found.end, method=METHODS["gla-clearclip"], windows=sizes))
     found = replace(found, end=replace(found.end, method=replace(found.end.method, anchor_threshold=0.7)))
-    tune.write_preset(path, found, "gla-clearclip", "proxyclip", {"benchmark": "folder"}, keep_start=False)
+    tune.write_preset(path, found, "gla-clearclip", "proxyclip-prompts", {"benchmark": "folder"}, keep_start=False)
     config = settings_from_options(preset=str(path), method="gla-clearclip")
     assert config == found.end
     assert settings_from_options(preset=str(path), method="gla-clearclip", crop=336).windows.crop == 336
     with pytest.raises(UserError, match="is for the method gla-clearclip, not for gla; add --method gla-clearclip"):
         settings_from_options(preset=str(path))
-    tune.write_preset(path, found, "gla", "sclip", {}, keep_start=True)
+    tune.write_preset(path, found, "gla", "sclip-prompts", {}, keep_start=True)
     assert settings_from_options(preset=str(path)) == SegmenterConfig()
 
 
@@ -242,8 +246,8 @@ GOOD = {
 }
 BAD = {
     "missing": (None, "cannot be read"),
-    "not JSON": ("{", "is no JSON"),
-    "not UTF-8": (b"\xff\xfe\x00", "is no JSON"),
+    "not JSON": ("{", "is not JSON"),
+    "not UTF-8": (b"\xff\xfe\x00", "is not JSON"),
     "another file": ("[]", "is not a preset of this program"),
     "without method": ({"method": None}, "is damaged"),
     "unknown size": ({"windows": {"side": 3}}, "is damaged"),
@@ -251,7 +255,7 @@ BAD = {
     "text for a size": ({"windows": {"crop": "32"}}, "is damaged"),
     "a number more": ({"numbers": GOOD["numbers"] | {"temperature": 1.0}}, "other numbers than"),
     "rho above 1": ({"numbers": GOOD["numbers"] | {"anchor_threshold": 1.5}}, "anchor_threshold is 1.5"),
-    "not a number": ({"numbers": GOOD["numbers"] | {"logit_scale": float("nan")}}, "logit_scale is nan"),
+    "not a number": ({"numbers": GOOD["numbers"] | {"logit_scale": float("nan")}}, "it holds NaN"),
     "text for a number": ({"numbers": GOOD["numbers"] | {"threshold": "0.1"}}, "threshold is '0.1'"),
     "true for a number": ({"numbers": GOOD["numbers"] | {"dynamic_shift": True}}, "dynamic_shift is True"),
 }
@@ -282,23 +286,23 @@ def test_segment_follows_a_preset_file(tmp_path, capsys):
 
 
 def test_the_command_encodes_once_and_writes_what_it_measured(tmp_path, capsys, monkeypatch):
-    encoded = []
+    images = []
 
     def counted(*about):
-        encoded.append(about)
+        images.append(about)
         return encode(*about)
 
     def small(*about):
         dataset, row = open_benchmark(*about)
-        return dataset, replace(row, windows=ROW.windows)
+        return dataset, replace(row, settings=replace(row.settings, windows=ROW.windows))
 
-    encode, open_benchmark = tune.encode, runner.open_benchmark
-    monkeypatch.setattr(tune, "encode", counted)
+    encode, open_benchmark = encoded.encode_image, runner.open_benchmark
+    monkeypatch.setattr(encoded, "encode_image", counted)
     monkeypatch.setattr(runner, "open_benchmark", small)
     out = tmp_path / "preset.json"
     assert main(["tune", "--images", "2", "--hold-out", "0.5", "--steps", "1", "--out", str(out)]) == 0
     said = capsys.readouterr()
-    assert len(encoded) == 2
+    assert len(images) == 2
     content = json.loads(out.read_text())
     for part in ("fitted", "held out"):
         before, after = (content["figures"][part][end] for end in ("start", "end"))
@@ -307,8 +311,8 @@ def test_the_command_encodes_once_and_writes_what_it_measured(tmp_path, capsys, 
         assert len(content["tuned_on"]["images"][part]) == 1
     assert content["holds"] == ("start" if "the fit is worse" in said.err else "fit")
     config, method, prompts = read_preset(out)
-    assert (method, prompts) == ("gla", "sclip")
-    assert {name: tune.number(config, name) for name in NUMBERS} == content["numbers"]
+    assert (method, prompts) == ("gla", "sclip-prompts")
+    assert {name: number(config, name) for name in NUMBERS} == content["numbers"]
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -325,7 +329,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
         (["--out", str(tmp_path / "preset.txt")], "does not end with .json"),
         (
             ["--method", "proxyclip", "--out", str(tmp_path / "a.json")],
-            "name gla, gla-clearclip, gla-clip or gla-sclip",
+            "name gla, gla-clearclip, gla-on-clip-keys or gla-sclip",
         ),
         (["--images", "1", "--hold-out", "0.9", "--out", str(tmp_path / "a.json")], "leaves none to fit on"),
     ):

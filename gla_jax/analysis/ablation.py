@@ -1,0 +1,141 @@
+"""The settings of an ablation: a method stage by stage, every baseline, or a grid over fields."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from gla_jax.config import BASELINES, FIELD_ALIASES, MethodConfig, Number, SegmenterConfig, without_gla
+from gla_jax.settings.names import check_choice
+from gla_jax.settings.options import with_fields
+from gla_jax.support.errors import UserError
+
+# Fields of a grid: those of the method, the towers' batch, and what turns logits into labels.
+FIELDS: dict[str, Any] = get_type_hints(MethodConfig) | {
+    "tower_batch": int | None,
+    "logit_scale": Number,
+    "threshold": Number,
+}
+
+
+class Setting(NamedTuple):
+    """One row of an ablation."""
+
+    name: str
+    config: SegmenterConfig
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the settings and of their method, by name."""
+        return vars(self.config) | vars(self.config.method)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The settings to compare, in order; axes: the values of each field of a grid, empty for stages and baselines."""
+
+    title: str
+    settings: tuple[Setting, ...]
+    axes: Mapping[str, tuple[Any, ...]]
+
+    def varied(self) -> tuple[str, ...]:
+        """The fields in which the settings differ."""
+        rows = [setting.fields() for setting in self.settings]
+        return tuple(name for name in FIELDS if any(row[name] != rows[0][name] for row in rows))
+
+
+def gla_baselines() -> tuple[str, ...]:
+    """Names of the baselines that GLA is defined on, registered ones among them."""
+    return tuple(name for name, row in BASELINES.items() if row.gla)
+
+
+def stages(base: SegmenterConfig, baseline: str) -> Ablation:
+    """The paper's ablation: a baseline as published, then each part of GLA on top of the ones before.
+
+    base: its method is the whole of GLA.
+    """
+    whole = replace(base.method, baseline=baseline)
+    shared = replace(whole, proxy_anchors=False, row_mean=False, dynamic_shift=None, dynamic_scale=None)
+    methods = {
+        f"{baseline} as published": replace(shared, global_buffer=False),
+        "+ global buffer": shared,
+        "+ proxy anchors": replace(shared, proxy_anchors=True),
+        "+ dynamic normalisation": whole,
+    }
+    settings = tuple(Setting(name, replace(base, method=method)) for name, method in methods.items())
+    return Ablation(f"GLA on {baseline}, stage by stage", settings, {})
+
+
+def baselines(base: SegmenterConfig) -> Ablation:
+    """Every baseline as published and, where GLA is defined on it, with GLA; base: its method is the whole of GLA."""
+    settings = []
+    for name, row in BASELINES.items():
+        settings.append(Setting(name, replace(base, method=without_gla(name))))
+        if row.gla:
+            settings.append(Setting(f"{name} + GLA", replace(base, method=replace(base.method, baseline=name))))
+    return Ablation("Baselines without and with GLA", tuple(settings), {})
+
+
+def grid(base: SegmenterConfig, baseline: str, axes: Mapping[str, tuple[Any, ...]]) -> Ablation:
+    """All combinations of the axes on top of GLA on a baseline, the last axis fastest; base: as in stages.
+
+    Raises UserError for a combination that the settings do not allow.
+    """
+    start, settings = replace(base, method=replace(base.method, baseline=baseline)), []
+    for values in product(*axes.values()):
+        changes = dict(zip(axes, values, strict=True))
+        name = ", ".join(f"{field} {value_text(value)}" for field, value in changes.items())
+        try:
+            settings.append(Setting(name, with_fields(start, changes)))
+        except UserError as error:
+            raise UserError(f"the grid holds {name}: {error}") from None
+    of_baseline = "" if "baseline" in axes else f" on {baseline}"
+    return Ablation(f"GLA{of_baseline} over {' and '.join(axes)}", tuple(settings), axes)
+
+
+def parse_axes(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """The axes of a grid from texts such as "anchor_threshold=0.4,0.5"; the paper's letters name fields too.
+
+    Raises UserError.
+    """
+    axes: dict[str, tuple[Any, ...]] = {}
+    for text in texts:
+        name, equals, values = (part.strip() for part in text.partition("="))
+        if not (equals and values):
+            raise UserError(f'{text!r} is not a grid; write FIELD=VALUE,VALUE, such as "anchor_threshold=0.4,0.5".')
+        field = check_choice(FIELD_ALIASES.get(name, name), FIELDS, "field of a grid")
+        if field in axes:
+            raise UserError(f"the field {field} has two grids; write all its values in one.")
+        parsed = tuple(parse_value(field, value.strip()) for value in values.split(","))
+        if len(set(parsed)) < len(parsed):
+            raise UserError(f"the grid {text!r} names a value twice; name each value once.")
+        axes[field] = parsed
+    return axes
+
+
+def parse_value(field: str, text: str) -> Any:
+    """A value of a field as its type; its range is checked where settings are made of it.
+
+    Raises UserError, which says what the field takes.
+    """
+    kind = FIELDS[field]
+    kinds = get_args(kind) or (kind,)  # of a Literal the choices
+    optional = " or none" if NoneType in kinds else ""
+    if optional and text == "none":
+        return None
+    if bool in kinds:
+        return check_choice(text, ("true", "false"), f"value of {field}") == "true"
+    if kind is str or get_origin(kind) is Literal:
+        # The ring runs inside a mesh of devices alone, and computes the same.
+        choices = BASELINES if kind is str else [choice for choice in kinds if choice != "ring"]
+        return check_choice(text, choices, f"value of {field}")
+    try:
+        return int(text) if int in kinds else float(text)
+    except ValueError:
+        number = "a whole number" if int in kinds else "a number"
+        raise UserError(f"{text!r} is not a value of {field}; give {number}{optional}.") from None
+
+
+def value_text(value: Any) -> str:
+    """A value as parse_value reads it."""
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
