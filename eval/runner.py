@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from gla_jax.config import DEFAULT_PRESET, WindowConfig
+from gla_jax.config import DEFAULT_PRESET, METHOD_ALIASES, WindowConfig
 from gla_jax.distributed.processes import Processes
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.dataset import Dataset, Example, open_dataset
@@ -56,6 +56,10 @@ class Run:
     threads: int = 4
     batch: int = 1
     templates: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        """Take a method by its present name."""
+        object.__setattr__(self, "method", METHOD_ALIASES.get(self.method, self.method))
 
     @property
     def images(self) -> int:
@@ -159,11 +163,10 @@ def measure(run: Run, processes: Processes | None = None, progress: Progress | N
         claim_folder(run.out, run.settings(), bool(records))
         if processes.is_first:
             processes.wait("claimed")
-        further = len(records.keys() - set(run.dataset.ids[: run.images]))
-        if further and (run.out / "results.json").exists():
+        if (run.out / "results.json").exists() and records.keys() - set(run.dataset.ids[: run.images]):
             raise UserError(
-                f"{run.out} holds results with {further} images that are not among the {run.images} of this run; leave "
-                "out --limit or choose another --out."
+                f"{run.out} holds results of {len(records)} images, of which this run measures {run.images}; leave out "
+                "--limit or choose another --out."
             )
         share = processes.share(run.images)
         left = [index for index in share if run.dataset.ids[index] not in records]
