@@ -1,4 +1,4 @@
-"""A model folder: config.json, Orbax params, manifest.json for CLIP the tokenizer. Written beside, then renamed."""
+"""A model folder: config.json, Orbax params, manifest.json, for CLIP the tokenizer. Written beside, then renamed."""
 
 import dataclasses
 import hashlib
@@ -118,9 +118,16 @@ def write_checkpoint(
 ) -> None:
     """Write a model folder, all of it or nothing.
 
-    manifest says where the weights come from; tokenizer_files are Hugging Face's (tokenizer.json, ...); storage_dtype
-    is what the parameters are stored in, they load as float32. Raises ModelError when the folder is taken, ValueError
-    when the parameters are not those of the spec.
+    Args:
+        folder: a new one.
+        spec: sizes of the model.
+        params: its parameters.
+        manifest: where the weights come from.
+        tokenizer_files: content of Hugging Face's files by name (tokenizer.json, ...).
+        templates: prompts of the model's own, with {} for the name.
+        storage_dtype: of the parameters on disk; they load as float32.
+
+    Raises ModelError when the folder is taken, ValueError when the parameters are not those of the spec.
     """
     expected = {path: leaf.shape for path, leaf in flatten_params(abstract_params(spec)).items()}
     found = {path: np.shape(leaf) for path, leaf in flatten_params(params).items()}
