@@ -3,6 +3,7 @@
 import errno
 import json
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gla_jax.cli import main
-from gla_jax.outputs import files as outputs
+from gla_jax.outputs import run as outputs
 from gla_jax.outputs.files import output_names
 from gla_jax.segmenter import Segmenter
 from tests.small_models import random_pair
@@ -39,7 +40,9 @@ def test_segment_writes_three_pictures_and_a_record(tmp_path, photo, model, caps
     out = tmp_path / "out"
     assert call("segment", photo, *CLASSES, "--model", model, *SIZES, "--out", out, "--json") == 0
     written = {path.name for path in out.iterdir()}
-    assert written == {"photo.index.png", "photo.palette.png", "photo.overlay.png", "results.json"}
+    pictures = {"photo.index.png", "photo.palette.png", "photo.overlay.png"}
+    # What lets the next run go on: its settings, a line an image, and the lock that keeps other runs away.
+    assert written == pictures | {"results.json", "run.json", "results.jsonl", ".gla-jax.lock"}
     document = json.loads((out / "results.json").read_text())
     printed, said = capsys.readouterr()
     assert json.loads(printed) == document
@@ -89,17 +92,15 @@ def test_classes_file_background_templates_and_scores(tmp_path, photo, model):
 
 
 class Stop:
-    """Lets some images through the segmenter, then raises."""
+    """Lets some images through the loop, then raises."""
 
     def __init__(self, monkeypatch, after, error):
-        self.left, self.error, self.batch = after, error, Segmenter.batch
-        monkeypatch.setattr(Segmenter, "batch", lambda *arguments, **options: self(*arguments, **options))
+        self.after, self.error, self.label_images = after, error, outputs.label_images
+        monkeypatch.setattr(outputs, "label_images", self)
 
     def __call__(self, *arguments, **options):
-        self.left -= 1
-        if self.left < 0:
-            raise self.error
-        return self.batch(*arguments, **options)
+        yield from islice(self.label_images(*arguments, **options), self.after)
+        raise self.error
 
 
 def test_ctrl_c_leaves_the_records_of_what_is_done(tmp_path, photo, model, monkeypatch, capsys):
@@ -112,7 +113,8 @@ def test_ctrl_c_leaves_the_records_of_what_is_done(tmp_path, photo, model, monke
     document = json.loads((out / "results.json").read_text())
     assert document["complete"] is False
     assert [image["name"] for image in document["images"]] == ["photo"]
-    assert {path.name.split(".")[0] for path in out.iterdir()} == {"photo", "results"}
+    assert {path.name.split(".")[0] for path in out.glob("[!.]*")} == {"photo", "results", "run"}
+    assert not list(out.glob("*.unfinished"))
 
 
 def test_records_are_kept_while_it_runs(tmp_path, photo, model, monkeypatch):
@@ -194,7 +196,7 @@ MISTAKES = {
     "misspelt model": ([*CLASSES, "--model", "clip-vit-base-patch61"], "did you mean clip-vit-base-patch16"),
     "unknown method": ([*CLASSES, "--method", "glaa"], "'glaa' is not a method; did you mean gla?"),
     "unknown preset": ([*CLASSES, "--preset", "mine"], "'mine' is not a preset"),
-    "unknown dtype": ([*CLASSES, "--dtype", "float16"], "is not a dtype"),
+    "unknown dtype": ([*CLASSES, "--dtype", "float16"], "dtype 'float16' is not one of float32, bfloat16"),
     "short side": ([*CLASSES, "--short-side", "large"], "'large' is not a number of pixels"),
     "stride": ([*CLASSES, "--crop", "32", "--stride", "64"], "stride 64 is larger than crop 32"),
     "threshold alone": ([*CLASSES, "--threshold", "0.5"], "needs a class for the pixels below it"),

@@ -1,0 +1,72 @@
+"""gla-jax ablate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gla_jax.cli import options
+from gla_jax.cli.setup import prepare_jax, results_folder
+from gla_jax.models.registry import DEFAULT_MODEL
+from gla_jax.support.errors import UserError
+
+
+def ablate(
+    benchmark: options.Benchmark = "tiny-world",
+    data: options.Data = None,
+    model: options.BenchmarkModel = None,
+    stages: Annotated[bool, typer.Option("--stages", help="Each part of GLA after the other; the default.")] = False,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Every baseline without and with GLA.")] = False,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help='"anchor_threshold=0.4,0.5,0.6"; repeat it for all combinations.')
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Of stages and grids: proxyclip, clearclip, sclip, proxyclip-clip. [default: proxyclip]"),
+    ] = None,
+    preset: options.Preset = options.DEFAULT_PRESET,
+    limit: options.Limit = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("gla-jax-ablation"),
+    dtype: options.Dtype = "float32",
+    offline: options.Offline = False,
+    hosts: Annotated[bool, typer.Option("--hosts", hidden=True)] = False,
+    host: Annotated[str | None, typer.Option("--host", hidden=True)] = None,
+) -> None:
+    """Measure what each part of the method brings, or a grid of settings; the towers run once an image.
+
+    Writes ablation.json, ablation.csv and ablation.png.
+    """
+    options.warn_renamed("--hosts", "--baselines", hosts)
+    options.warn_renamed("--host", "--baseline", host is not None)
+    baselines, baseline = baselines or hosts, baseline or host
+    if stages + baselines + bool(grid) > 1:
+        raise UserError("--stages, --baselines and --grid are three ablations; choose one of them.")
+    if baselines and baseline:
+        raise UserError(f"--baselines measures all baselines, {baseline} among them; leave --baseline out.")
+    if preset.endswith(".json"):  # its rows have numbers of their own, not those of a tuned file
+        raise UserError(f"an ablation measures numbers of its own, not those of the file {preset}; name sizes.")
+    prepare_jax()
+    from rich.console import Console
+
+    from gla_jax.analysis import ablation
+    from gla_jax.analysis.ablate import run_ablation
+    from gla_jax.eval.benchmarks import TINY_WORLD
+    from gla_jax.eval.runner import open_benchmark
+    from gla_jax.segmenter import Segmenter
+    from gla_jax.settings.names import check_choice
+
+    baseline = check_choice(baseline or "proxyclip", ablation.gla_baselines(), "baseline of GLA")
+    axes = ablation.parse_axes(grid or ())
+    dataset, row = open_benchmark(benchmark, data, preset)
+    base = row.config("gla", dtype)
+    if baselines:
+        chosen = ablation.baselines(base)
+    elif axes:
+        chosen = ablation.grid(base, baseline, axes)
+    else:
+        chosen = ablation.stages(base, baseline)
+    name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
+    segmenter = Segmenter.from_pretrained(name, chosen.settings[0].config, offline=offline)
+    folder = results_folder(out)
+    Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit))
+    typer.echo(f"{folder / 'ablation.png'}\n{folder / 'ablation.csv'}\n{folder / 'ablation.json'}")

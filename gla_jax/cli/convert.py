@@ -1,0 +1,56 @@
+"""gla-jax convert."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gla_jax.cli.options import Offline
+from gla_jax.support.errors import UserError
+
+
+class Family(StrEnum):
+    """The families of weights that convert."""
+
+    clip = "clip"
+    dino = "dino"
+    dinov2 = "dinov2"
+
+
+def convert(
+    family: Annotated[Family, typer.Argument(help="What the weights are of.")],
+    source: Annotated[str, typer.Argument(help="A hub id, a folder, or a .safetensors, .bin, .pt or .pth file.")],
+    out: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    activation: Annotated[str | None, typer.Option(help="quick_gelu or gelu, where the source does not say.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of the image tower, likewise.")] = None,
+    text_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of the text tower, likewise.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every stage with PyTorch (needs torch).")] = False,
+    images: Annotated[list[str] | None, typer.Option("--image", help="An image to verify on; repeat it.")] = None,
+    offline: Offline = False,
+) -> None:
+    """Convert PyTorch weights into a model folder, without PyTorch."""
+    from gla_jax import convert as conversion
+    from gla_jax.convert.reference import require_torch
+    from gla_jax.images.reading import find_images, read_image
+
+    if images and not verify:
+        raise UserError(f"--image {images[0]} is only looked at by --verify; add that or leave the image out.")
+    pixels = []
+    if verify:  # what is missing is said before minutes of work
+        require_torch()
+        pixels = [read_image(path) for path in find_images(images)] if images else []
+    manifest = conversion.convert(
+        family.value, source, out, activation=activation, num_heads=heads, text_heads=text_heads, offline=offline
+    )
+    dropped = sum("dropped" in row for row in manifest["tensors"].values())
+    typer.echo(f"{out}: {len(manifest['tensors']) - dropped} tensors converted, {dropped} dropped (see manifest.json)")
+    if verify:
+        from rich.console import Console
+
+        from gla_jax.convert.verify import verify as compare
+
+        result = compare(out, source, pixels, offline=offline)
+        Console().print(result.table())
+        if not result.passed:
+            raise typer.Exit(1)

@@ -1,0 +1,119 @@
+"""gla-jax segment."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gla_jax.cli import options
+from gla_jax.cli.setup import prepare_jax, readable, results_folder
+from gla_jax.models.registry import DEFAULT_MODEL
+from gla_jax.support.errors import ImageError, UserError
+
+
+def segment(
+    images: options.Images,
+    classes: options.ClassNames = None,
+    classes_file: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(callback=readable, help="The class of pixels below the threshold, or none."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Probability below which a pixel is background, 0 to 1. [default: a tuned preset's, else 0]"),
+    ] = None,
+    model: options.Model = DEFAULT_MODEL,
+    method: options.Method = "gla",
+    preset: options.Preset = options.DEFAULT_PRESET,
+    short_side: options.ShortSide = None,
+    crop: options.Crop = None,
+    stride: options.Stride = None,
+    templates: Annotated[Path | None, typer.Option(help="A text file of prompts with {} for the name.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results; an interrupted run goes on there.")] = Path(
+        "gla-jax-out"
+    ),
+    recursive: Annotated[bool, typer.Option("--recursive", help="Also the images in subfolders of folders.")] = False,
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "highest",
+    scores: Annotated[bool, typer.Option("--scores", help="Also write the probability of every class.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print results.json on standard output.")] = False,
+    batch: options.Batch = 1,
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="DATAxWINDOW devices, of this process or of all: images, and windows of an image, at once."),
+    ] = None,
+    distributed: options.Distributed = False,
+    offline: options.Offline = False,
+) -> None:
+    """Segment images by the names of their classes.
+
+    Writes NAME.index.png, NAME.palette.png and NAME.overlay.png for each image, a line of results.jsonl as soon as it
+    is done, and results.json. The same command goes on where it was stopped; with other settings it needs another
+    --out. A background that is not among the classes needs a threshold. Several processes, told by
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID or --distributed, share the images; with a --mesh over
+    the devices of all of them they share the windows of every image.
+    """
+    from gla_jax.settings.options import settings_from_options, with_fields
+    from gla_jax.text.prompts import parse_classes, read_lines
+
+    config = settings_from_options(
+        method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
+    )
+    lines = list(classes or []) + (read_lines(classes_file, "classes") if classes_file else [])
+    if not lines:
+        raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
+    parsed = parse_classes(lines)
+    background = None if background in (None, "none") else background
+    if threshold is None:
+        threshold = config.threshold if background else 0.0
+    prompts = read_lines(templates, "templates") if templates else None
+    paths = _find(images, out, recursive, classes)
+
+    from gla_jax.distributed.processes import joined
+
+    with joined(distributed, "finished images are kept, start all processes again to go on") as processes:
+        prepare_jax()
+        from gla_jax.distributed.mesh import read_mesh
+        from gla_jax.outputs.run import Task, segment_files
+        from gla_jax.segmenter import Segmenter, with_background
+
+        with_background(parsed, background, threshold)  # before the weights are loaded
+        config = with_fields(config, {"threshold": threshold, "precision": precision})
+        devices = None if mesh is None else read_mesh(mesh, spanning=True)
+        folder = results_folder(out)
+        segmenter = Segmenter.from_pretrained(model, config, offline=offline, mesh=devices)
+        task = Task(segmenter, parsed, background, prompts, scores, batch)
+
+        def say(text: str) -> None:
+            if processes.is_first or devices is None or not devices.is_multi_process:
+                typer.echo(text, err=True)
+
+        done = segment_files(task, paths, folder, processes, say)
+        if processes.is_first:
+            if json_lines:
+                typer.echo(done.text, nl=False)
+            typer.echo(f"{done.images} of {len(paths)} images segmented; results in {folder}", err=True)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def _find(images: list[str], out: Path, recursive: bool, classes: list[str] | None) -> list[Path]:
+    """The image files to segment, without the pictures that an earlier run left in `out`. Raises UserError."""
+    from gla_jax.images.reading import find_images
+
+    stray = [word for word in images if classes and not os.path.lexists(word) and not set("*?[/.") & set(word)]
+    if stray:
+        repeated = " ".join(f"--classes {shlex.quote(word)}" for word in (*classes, *stray)[:4])
+        raise UserError(f"there is no image {stray[0]!r}; if it is a class, write --classes before each: {repeated}")
+    results, endings = os.path.realpath(out), (".index.png", ".palette.png", ".overlay.png")
+    paths = [
+        path
+        for path in find_images(images, recursive)
+        if not (path.name.endswith(endings) and os.path.realpath(path.parent) == results)
+    ]
+    if not paths:
+        raise ImageError(f"all images of {', '.join(images)} are results in {out}; name others.")
+    return paths

@@ -1,0 +1,266 @@
+"""A run of `gla-jax segment`: image files through the one loop, resumed where it was stopped."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gla_jax.config import settings_as_dict
+from gla_jax.distributed.processes import Processes
+from gla_jax.images.reading import read_image
+from gla_jax.outputs.files import (
+    as_lines,
+    checked_line,
+    has_pictures,
+    output_names,
+    parse_line,
+    record,
+    write_pictures,
+)
+from gla_jax.outputs.records import LineFile, claim_folder, deciding_settings, taken_message
+from gla_jax.predict.predict import Ready, label_images
+from gla_jax.segmenter import Segmentation, Segmenter, with_background
+from gla_jax.support.batches import Stopwatch, read_ahead
+from gla_jax.support.errors import ImageError
+from gla_jax.support.files import remove_leftovers, write_text
+from gla_jax.support.locks import folder_lock
+from gla_jax.support.progress import counter, steps
+from gla_jax.support.shapes import UInt8
+from gla_jax.support.steps import Progress
+from gla_jax.text.prompts import Classes
+
+SECONDS_BETWEEN_RECORDS = 5.0
+LINES = "results{}.jsonl"  # of the first process, results-1.jsonl and so on of others
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that decides the results of an image.
+
+    segmenter: its settings hold the threshold; background: the class of pixels below it; templates: prompts with {}
+    for the name, None for the model's; scores: also the probability of every class; batch: images with one padded
+    number of windows that go through the towers together.
+    """
+
+    segmenter: Segmenter
+    classes: Classes
+    background: str | None = None
+    templates: Sequence[str] | None = None
+    scores: bool = False
+    batch: int = 1
+
+    def settings(self) -> dict[str, Any]:
+        """A run in the same folder must agree on all of it."""
+        prompts = zip(self.classes.prompts, self.classes.class_of_prompt, strict=True)
+        templates = self.segmenter.clip.templates if self.templates is None else self.templates
+        return {
+            "command": "segment",
+            "model": {"name": self.segmenter.name, "sha256": self.segmenter.model_hash},
+            "classes": list(map(list, prompts)),
+            "background": self.background,
+            "templates": templates and list(templates),
+            "scores": self.scores,
+            "settings": deciding_settings(self.segmenter.config),
+        }
+
+    def document(self, images: list[Any], failed: list[Any], complete: bool) -> dict[str, Any]:
+        """The whole of results.json, whose classes are in the order of the index PNG's pixels.
+
+        complete: whether all images of the run are in it.
+        """
+        config = self.segmenter.config
+        names, _, _ = with_background(self.classes, self.background, float(config.threshold))
+        return {
+            "complete": complete,
+            "model": self.segmenter.name,
+            "model_hash": self.segmenter.model_hash,
+            "classes": list(names),
+            "queries": list(self.classes.prompts),
+            "settings": settings_as_dict(config) | {"background": self.background},
+            "images": images,
+            "failed": failed,
+        }
+
+
+class Outcome(NamedTuple):
+    """Numbers of images that are segmented and that cannot be read, and the text of results.json."""
+
+    images: int
+    failed: int
+    text: str
+
+
+class File(NamedTuple):
+    """An image file: its place among those of the run, its path, and the name of its results."""
+
+    index: int
+    path: Path
+    name: str
+
+
+class Read(NamedTuple):
+    """A file, its size in bytes and time of change, and its pixels or the reason why there are none."""
+
+    file: File
+    stamp: list[int] | None
+    pixels: UInt8[np.ndarray, "h w 3"] | None
+    error: str = ""
+
+
+def segment_files(task: Task, paths: Sequence[Path], folder: Path, processes: Processes, say: Say) -> Outcome:
+    """Segment image files and write their results; the same at every process.
+
+    A bad image is complained about and skipped; images that an earlier run of the same task has done are not done
+    again unless their file has changed.
+
+    Args:
+        task: what to do with every image.
+        paths: image files.
+        folder: an existing one, which is locked.
+        processes: of the run; they share the images, or the windows of each where the mesh spans them.
+        say: takes sentences for the user.
+
+    Raises UserError when another run holds the folder or has other settings, or the disk is full.
+    """
+    files = [File(*row) for row in zip(range(len(paths)), paths, output_names(paths), strict=True)]
+    together = task.segmenter.mesh is not None and task.segmenter.mesh.is_multi_process
+    with ExitStack() as stack:
+        before = {}
+        if processes.is_first:
+            stack.enter_context(folder_lock(folder, taken_message(folder)))
+            remove_leftovers(folder, min_age=0)
+            claim_folder(folder, task.settings(), any(folder.glob(LINES.format("*"))))
+            before = _finished(folder, files, task.scores)
+        # All processes take the first one's word: in a mesh over all they must run the same programs.
+        first, *_ = processes.gather("claimed", json.dumps(before).encode())
+        rows: dict[int, dict[str, Any]] = {int(index): row for index, row in json.loads(first).items()}
+        failed: dict[int, dict[str, str]] = {}
+        if rows:
+            rest = "the rest follows" if len(rows) < len(files) else "nothing is left to do"
+            say(f"{len(rows)} of {len(files)} images were done before in {folder}; {rest}.")
+        lines = None
+        if processes.is_first or not together:
+            number = "" if processes.is_first else f"-{processes.index}"
+            lines = stack.enter_context(closing(LineFile(folder / LINES.format(number))))
+
+        def keep(complete: bool = False) -> str:
+            text = as_lines(task.document(_by_index(rows), _by_index(failed), complete))
+            if processes.is_first:
+                write_text(folder / "results.json", text)
+            return text
+
+        mine = files if together else [files[index] for index in processes.share(len(files))]
+        left = [file for file in mine if file.index not in rows]
+        keep()
+        try:
+            advance = stack.enter_context(counter(processes.named("segmented")))
+            advance(len(mine) - len(left), len(mine))
+            kept = time.monotonic()
+            segmented = _segmented(task, left, folder if lines else None, say) if left else ()
+            for number, (read, row) in enumerate(segmented, 1):
+                if row is None:
+                    failed[read.file.index] = {"image": str(read.file.path), "error": read.error}
+                else:
+                    rows[read.file.index] = row
+                    if lines:
+                        lines.append(checked_line(row | {"file": read.stamp}))
+                advance(len(mine) - len(left) + number, len(mine))
+                if time.monotonic() - kept > SECONDS_BETWEEN_RECORDS:
+                    keep()
+                    kept = time.monotonic()
+        except BaseException:  # Ctrl-C above all
+            keep()
+            raise
+        for part in processes.gather("records", json.dumps([rows, failed]).encode()):
+            for mapping, more in zip((rows, failed), json.loads(part), strict=True):
+                mapping.update((int(index), row) for index, row in more.items())
+        return Outcome(len(rows), len(failed), keep(complete=True))
+
+
+def _segmented(
+    task: Task, files: Sequence[File], folder: Path | None, say: Say
+) -> Iterator[tuple[Read, dict[str, Any] | None]]:
+    """Each file with its row of results.json, None for one that cannot be read; pictures go to `folder`, if any."""
+    model, watch = task.segmenter.model, Stopwatch()
+    names, question = task.segmenter.question(task.classes, task.background, task.templates)
+    bad: list[Read] = []
+
+    def read(file: File) -> Ready:
+        stamp = _stamp(file.path)  # before the content, so that a change meanwhile is noticed
+        try:
+            pixels = read_image(file.path)
+        except ImageError as error:
+            return Ready(Read(file, stamp, None, str(error)), None)
+        # Windows of a large image fill memory: they are cut when its turn comes.
+        large = model.steps_through(pixels.shape[:2])
+        return Ready(Read(file, stamp, pixels), None if large else model.prepare(pixels))
+
+    def readable() -> Iterator[Ready]:
+        for item, prepared in read_ahead(files, read, threads=1):
+            if item.pixels is None:
+                say(item.error)
+                bad.append(item)
+            else:
+                yield Ready(item, prepared or model.prepare(item.pixels))
+
+    def around(group: Sequence[Ready]) -> AbstractContextManager[Progress | None]:
+        read = group[0].item
+        windows = model.steps_through(read.pixels.shape[:2])
+        return _watched(task, read.file.path, windows, say) if windows else nullcontext()
+
+    images = label_images(model, readable(), question, watch, batch=task.batch, scores=task.scores, around=around)
+    for read, prediction in images:
+        result = Segmentation(prediction.labels, names, read.pixels, prediction.scores)
+        if folder is not None:
+            write_pictures(result, folder, read.file.name)
+        watch.mark("write")
+        yield read, record(result, read.file.path, read.file.name, sum(watch.take().values()))
+        while bad:
+            yield bad.pop(0), None
+    yield from ((item, None) for item in bad)
+
+
+@contextmanager
+def _watched(task: Task, path: Path, windows: int, say: Say) -> Iterator[Progress]:
+    """Say what a large image will cost, and show its steps."""
+    from gla_jax.predict.cost import estimate
+
+    say(f"{path}: {windows} windows, {estimate(task.segmenter.params, task.segmenter.config, windows)}")
+    with steps(str(path)) as progress:
+        yield progress
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _finished(folder: Path, files: Sequence[File], scores: bool) -> dict[int, dict[str, Any]]:
+    """The rows of files that were done before, by index, and whose file and pictures are as they were."""
+    by_name = {file.name: file for file in files}
+    rows: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob(LINES.format("*"))):
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            for row in filter(None, map(parse_line, lines)):
+                file, stamp = by_name.get(row["name"]), row.pop("file", None)
+                if file is None:
+                    continue
+                # A later line of another image means that its pictures took the place of these.
+                rows.pop(file.index, None)
+                if row.get("image") == str(file.path) and stamp and stamp == _stamp(file.path):
+                    rows[file.index] = row
+    return {index: row for index, row in rows.items() if has_pictures(folder, row["name"], scores)}
+
+
+def _by_index(rows: dict[int, Any]) -> list[Any]:
+    return [rows[index] for index in sorted(rows)]
