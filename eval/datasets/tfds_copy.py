@@ -18,7 +18,7 @@ from gla_jax.eval.datasets.dataset import COPY_NAME, COPY_VERSION, Dataset, Exam
 from gla_jax.eval.datasets.folders import find_folders
 from gla_jax.eval.datasets.ids import checked_id
 from gla_jax.eval.datasets.labels import label_code, read_label, write_label
-from gla_jax.eval.records import writing_to
+from gla_jax.outputs.records import writing_to
 from gla_jax.support.errors import DataError
 from gla_jax.support.files import read_json
 
@@ -84,6 +84,8 @@ def prepare(benchmark: str, data: Path, out: Path) -> Path:
 
 def open_copy(benchmark: str, folder: Path) -> Dataset:
     """A copy as examples; nothing but ArrayRecord is needed to read it. Raises DataError for a damaged one."""
+    for path in folder.iterdir():
+        _check_file(folder, path)
     with _damage(folder, folder / "dataset_info.json"):
         builder = tfds.builder_from_directory(folder)
         undecoded = {name: tfds.decode.SkipDecoding() for name in ("image", "label")}
@@ -109,9 +111,16 @@ def open_copy(benchmark: str, folder: Path) -> Dataset:
     def read(index: int) -> Example:
         return read_example(ids[index], *record(index))
 
-    for last in last_records:  # opens every file: one that is cut off or missing shows before a run begins
-        record(last - 1)
+    for shard, last in zip(shards, last_records, strict=True):
+        _check_file(folder, shard)
+        record(last - 1)  # opens the file: one that is cut off shows before a run begins
     return Dataset(benchmark, str(folder), ids, read, fingerprint, names, code.ignore)
+
+
+def _check_file(folder: Path, path: Path) -> None:
+    with _damage(folder, path):
+        if not path.is_file():  # ArrayRecord would wait for a pipe without end, and no signal ends that
+            raise FileNotFoundError("it is missing or no regular file")
 
 
 @contextmanager

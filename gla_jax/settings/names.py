@@ -11,7 +11,7 @@ def check_choice(name: str, choices: Iterable[str], what: str) -> str:
     choices = list(choices)
     if name in choices:
         return name
-    close = difflib.get_close_matches(name, choices, n=1)
+    close = difflib.get_close_matches(str(name), choices, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(choices)}."
     raise UserError(f"{name!r} is not a {what}; {hint}")
 

@@ -1,5 +1,6 @@
 """A TensorFlow Datasets copy must give the very examples of the folders, without TensorFlow."""
 
+import os
 import subprocess
 import sys
 
@@ -77,6 +78,16 @@ def test_a_damaged_copy_is_one_sentence_that_names_the_file(tmp_path, name, dama
     else:
         path.unlink()
     with pytest.raises(DataError, match=message):
+        open_dataset("voc21", copy)
+
+
+@pytest.mark.parametrize("name", ["array_record", "features.json", "metadata.json"])
+def test_a_pipe_in_a_copy_is_not_waited_for(tmp_path, name):
+    copy = prepare("voc21", trees.voc(tmp_path / "VOC2012", [0]), tmp_path / "copies")
+    (path,) = (path for path in copy.iterdir() if name in path.name)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=f"{name}.* cannot be read .it is missing or no regular file"):
         open_dataset("voc21", copy)
 
 
