@@ -1,1 +1,1 @@
-"""From class names to unit text features: prompts, tokens, and the bank that the patches are compared with."""
+"""From class names to text embeddings: prompts, tokens, and a row of length one for every prompt."""

@@ -1,9 +1,8 @@
-"""The text embeddings: one unit feature for every prompt, computed once for a model, its templates and the names."""
+"""Text embeddings: a row of length one for every prompt, computed once for a model, its templates and the names."""
 
 import hashlib
 import json
-import os
-import tempfile
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.checkpoints.model_folder import Checkpoint, Params
-from gla_jax.support.cache import cache_folder
+from gla_jax.support.cache import usable_cache, warn_unusable
+from gla_jax.support.files import write_beside
 from gla_jax.support.shapes import Array, Float, Int
-from gla_jax.text.prompts import Classes, average_templates, check_templates, imagenet_templates
+from gla_jax.text.prompts import Classes, average_templates, check_templates, clean_text, imagenet_templates
 from gla_jax.text.tokenizer import FolderTokenizer
 from gla_jax.towers.clip_text import ClipText, ClipTextSpec
 
@@ -29,23 +29,35 @@ def text_embeddings(
     templates: Sequence[str] | None = None,
     cache_dir: Path | str | None = None,
 ) -> Float[Array, "Q E"]:
-    """Unit text features of every prompt, float32; templates default to CLIP's 80.
+    """Text features of length one of every prompt, float32, computed once and then kept on disk.
 
-    Kept on disk under the digest of model, templates and prompts; a damaged file is made again. Warns of words that the
-    model does not know.
+    Warns of words that the model does not know. A damaged file is computed again.
+
+    Args:
+        clip: both towers.
+        tokenizer: of the same model folder.
+        classes: their prompts are cleaned as OpenAI's CLIP cleans them.
+        templates: with {} for a prompt; CLIP's 80 where left out.
+        cache_dir: in place of the user's cache folder.
     """
     templates = imagenet_templates() if templates is None else check_templates(templates)
-    shape = len(classes.prompts), clip.spec.text.embed_dim
-    key = json.dumps([clip.sha256, templates, classes.prompts])
-    path = cache_folder("text", cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    templates, prompts = ([clean_text(text) for text in texts] for texts in (templates, classes.prompts))
+    key = hashlib.sha256(json.dumps([clip.sha256, templates, prompts]).encode()).hexdigest()
+    folder = usable_cache("text", cache_dir)
+    path = folder and folder / f"{key}.npy"
     # Before the file is read, so that every run warns; bare, so that words are named once and not once a template.
-    tokenizer(classes.prompts, clip.spec.text.context)
-    embeddings = _read(path, shape)
+    tokenizer(prompts, clip.spec.text.context)
+    shape = len(prompts), clip.spec.text.embed_dim
+    embeddings = path and _read(path, shape)
     if embeddings is None:
-        texts = [template.replace("{}", prompt) for prompt in classes.prompts for template in templates]
+        texts = [template.replace("{}", prompt) for prompt in prompts for template in templates]
         features = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts)
         embeddings = np.asarray(average_templates(jnp.asarray(features.reshape(shape[0], len(templates), -1))))
-        _write(path, embeddings)
+        if path:
+            try:
+                write_beside(path, lambda file: np.save(file, embeddings))
+            except OSError as error:
+                warn_unusable(path.parent, error)
     return jnp.asarray(embeddings)
 
 
@@ -54,10 +66,12 @@ def encode_texts(
 ) -> Float[np.ndarray, "Q E"]:
     """CLIP text features, not normalised; texts of similar length run together, cut behind the longest of them.
 
-    The tower is causal, so what comes after the end token does not matter.
+    Args:
+        params: of the text tower.
+        spec: its sizes.
+        tokenizer: of the same model.
+        texts: prompts in their templates.
     """
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the model does not know")
         ids = tokenizer(texts, spec.context)
@@ -68,6 +82,7 @@ def encode_texts(
     for start in range(0, len(texts), TEXT_BATCH):
         rows = order[start : start + TEXT_BATCH]
         length = min(-(-int(lengths[rows].max()) // 8) * 8, spec.context)
+        # The tower is causal: what comes after the end token does not matter.
         batch = np.zeros((TEXT_BATCH, length), np.int32)
         batch[: len(rows)] = ids[rows, :length]
         features[rows] = np.asarray(_encode(params, batch, spec=spec))[: len(rows)]
@@ -87,15 +102,3 @@ def _read(path: Path, shape: tuple[int, int]) -> Float[np.ndarray, "Q E"] | None
     if embeddings.shape != shape or embeddings.dtype != np.float32:
         return None
     return embeddings if np.allclose(np.square(embeddings).sum(1), 1, atol=1e-3) else None
-
-
-def _write(path: Path, embeddings: Float[np.ndarray, "Q E"]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=".", suffix=".npy", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, embeddings)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise

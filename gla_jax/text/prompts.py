@@ -1,17 +1,25 @@
 """Class names as users write them, and the prompt templates around them."""
 
+import html
+import os
+import re
+import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from gla_jax.support.errors import ClassesError
 from gla_jax.support.shapes import Array, Float, typed
 from gla_jax.support.vectors import l2_normalize
 
 SEPARATOR = ";"
+ENTITY = re.compile(r"&(?:amp;)*(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});")
+MAX_SHOWN = 60  # characters of a name in messages
+MAX_FILE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -23,46 +31,127 @@ class Classes:
     class_of_prompt: tuple[int, ...]
 
 
-def parse_classes(lines: Iterable[str]) -> Classes:
-    """Classes from one text each, "cat; tabby": synonyms parted by semicolons, the first one names the class.
+def parse_classes(classes: Iterable[str] | Mapping[str, str | Sequence[str]]) -> Classes:
+    """Classes from one text each, "cat; tabby": semicolons separate synonyms, the first one names the class.
 
-    Warns where commas seem to part synonyms and where a word stands in two classes. Raises ClassesError for no classes,
-    an empty name, a name that is given twice and a text where a list belongs.
+    A mapping holds the further synonyms of each name, as a list or as such a text. One text alone with commas and no
+    semicolon is a list of classes. Warns of that, of other commas that seem to separate synonyms and of a prompt of
+    two classes. Raises ClassesError for no classes, an empty name, a name that occurs twice and a text where a list
+    belongs.
     """
-    if isinstance(lines, str):  # else its letters would be the classes
-        raise ClassesError(f"the classes are one text, {lines!r}; give a list with one text a class: [{lines!r}].")
-    names: list[str] = []
-    prompts: list[str] = []
-    class_of_prompt: list[int] = []
-    for line in lines:
-        synonyms = [" ".join(word.split()) for word in line.split(SEPARATOR)]
-        if not all(synonyms):
-            raise ClassesError(f"the class {line!r} has an empty name; write synonyms as 'cat; tabby'.")
-        if synonyms[0] in names:
-            raise ClassesError(f"the class {synonyms[0]!r} is given twice; write its synonyms in one line.")
-        if "," in line and len(synonyms) == 1:
-            warnings.warn(f"{line!r} is read as one name; synonyms are parted by semicolons", stacklevel=2)
-        for word in prompts:
-            if word in synonyms:
-                first = names[class_of_prompt[prompts.index(word)]]
-                warnings.warn(f"{word!r} stands in two classes; {first!r} takes its pixels", stacklevel=2)
-        names.append(synonyms[0])
-        prompts.extend(synonyms)
-        class_of_prompt.extend([len(names) - 1] * len(synonyms))
+    if isinstance(classes, str | bytes):  # else its letters would be the classes
+        raise ClassesError(f"the classes are one text, {quote(classes)}; put each class into a list: ['sand', 'sky'].")
+    if isinstance(classes, Mapping):
+        rows = [
+            list(dict.fromkeys(map(_prompt, [name, *(_split(words) if isinstance(words, str) else words)])))
+            for name, words in classes.items()
+        ]
+    else:
+        rows = [list(map(_prompt, _split(line))) for line in _without_commas(list(classes))]
+    class_of: dict[str, int] = {}  # of each prompt
+    names: dict[str, None] = {}
+    for index, synonyms in enumerate(rows):
+        name = synonyms[0]
+        if not all(map(clean_text, synonyms)):
+            line = f"{SEPARATOR} ".join(synonyms)
+            raise ClassesError(f"the class {quote(line)} has an empty name; write synonyms as 'cat; tabby'.")
+        if name in names:
+            raise ClassesError(f"the class {quote(name)} is given twice; write its synonyms in one line.")
+        names[name] = None
+        if "," in name and len(synonyms) == 1:
+            warnings.warn(f"{quote(name)} is read as one name; synonyms are separated by semicolons", stacklevel=2)
+        for word in synonyms:
+            if class_of.setdefault(word, index) != index:
+                first = rows[class_of[word]][0]
+                warnings.warn(f"{quote(word)} stands in two classes; {quote(first)} takes its pixels", stacklevel=2)
     if not names:
         raise ClassesError("there are no classes; name at least one.")
-    return Classes(tuple(names), tuple(prompts), tuple(class_of_prompt))
+    indices = tuple(index for index, synonyms in enumerate(rows) for _ in synonyms)
+    return Classes(tuple(names), tuple(word for synonyms in rows for word in synonyms), indices)
+
+
+def _split(line: Any) -> list[Any]:
+    """The synonyms of a line; the semicolon of an HTML entity such as &amp; separates none."""
+    if not isinstance(line, str):
+        return [line]
+    kept = ENTITY.sub(lambda e: e[0].replace(";", "\0") if html.unescape(e[0]) != e[0] else e[0], line)
+    return [word.replace("\0", ";") for word in kept.split(SEPARATOR)]
+
+
+def _without_commas(lines: list[str]) -> list[str]:
+    """The lines, or the parts of the only one between commas."""
+    if len(lines) != 1 or len(_split(lines[0])) != 1 or not isinstance(lines[0], str):
+        return lines
+    parts = [part.strip() for part in lines[0].split(",") if part.strip()]
+    if len(parts) < 2:
+        return lines
+    listed = ", ".join(map(quote, parts[:10])) + (", ..." if len(parts) > 10 else "")
+    warnings.warn(f"one text with commas is read as {len(parts)} classes: {listed}", stacklevel=3)
+    return parts
+
+
+def _prompt(word: Any) -> str:
+    """A word with single spaces; bytes that are not UTF-8, which Python hands over as surrogates, are Latin-1."""
+    if not isinstance(word, str):
+        raise ClassesError(f"the class name {quote(word)} is not a text; put it in quotes.")
+    latin = re.sub("[\udc80-\udcff]", lambda half: chr(ord(half[0]) - 0xDC00), word)
+    if latin != word:
+        warnings.warn(f"a class name that is not UTF-8 is read as Latin-1: {quote(latin)}", stacklevel=4)
+    if re.search("[\ud800-\udfff]", latin):
+        raise ClassesError(f"the class name {quote(latin)} holds half of a character (a surrogate); type it again.")
+    return " ".join(latin.split())
+
+
+def quote(value: Any) -> str:
+    """A name in quotes as messages show it, cut when it is long."""
+    return f"{value[:MAX_SHOWN]!r}..." if isinstance(value, str) and len(value) > MAX_SHOWN else repr(value)[:200]
+
+
+def check_enough(classes: Classes, background: str | None = None) -> None:
+    """Raise ClassesError where one class would take every pixel of every image.
+
+    The softmax over a single prompt is 1 everywhere, so a threshold leaves nothing to the background either.
+    """
+    name = classes.names[0]
+    if len(classes.names) == 1 and (background in (None, name) or len(classes.prompts) == 1):
+        raise ClassesError(
+            f"the class {quote(name)} alone would take every pixel; name what else the images show as further classes."
+        )
+
+
+def clean_text(text: str) -> str:
+    """A text as OpenAI's CLIP cleans it for its tokenizer, which then takes lower case.
+
+    Mojibake, curly quotes, ligatures, full-width letters, decomposed accents, HTML entities and spaces.
+    """
+    if not text.isascii() or not text.isprintable() or "&" in text:
+        import ftfy  # when it is needed: it takes a while to load
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())
 
 
 def read_lines(path: Path | str, what: str) -> list[str]:
-    """The lines of a UTF-8 text file that are not blank, stripped; `what` names its purpose in errors."""
+    """The lines of a UTF-8 text file, stripped, without blank ones and comments, which begin with #.
+
+    what: names the file in errors. Raises ClassesError.
+    """
+    path = Path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        # A pipe of the shell, <(command), is read; a named one could wait for ever, and /dev/zero has no end.
+        if not stat.S_ISREG(os.stat(path).st_mode) and path.parent != Path("/dev/fd"):
+            raise ClassesError(f"the {what} file {path} is not a file; name a text file.")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise ClassesError(f"the {what} file {path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise ClassesError(f"the {what} file {path} is not UTF-8 text.") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    except ValueError:  # a null byte in the path, too
+        raise ClassesError(f"the {what} file {path} is not UTF-8 text; save it as UTF-8.") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ClassesError(f"the {what} file {path} is larger than {MAX_FILE_BYTES >> 20} MiB; name a text file.")
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise ClassesError(f"the {what} file {path} is empty; write one a line.")
     return lines
@@ -74,7 +163,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
         raise ClassesError("there are no prompt templates; give at least one, such as 'a photo of a {}.'.")
     for template in templates:
         if template.count("{}") != 1:
-            raise ClassesError(f"the prompt template {template!r} does not hold one {{}} for the class name.")
+            raise ClassesError(f"the prompt template {quote(template)} does not hold one {{}} for the class name.")
     return tuple(templates)
 
 

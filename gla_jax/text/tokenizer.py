@@ -13,19 +13,21 @@ import numpy as np
 
 from gla_jax.support.errors import ModelError
 from gla_jax.support.shapes import Int
+from gla_jax.text.prompts import quote
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 OPENAI_CONTEXT = 77
+MAX_UNKNOWN = 10  # words in a warning
 OPENAI_MERGES = 49152 - 256 - 2
 WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 @dataclass(frozen=True)
 class FolderTokenizer:
-    """A model's tokenizer; unknown is the token of words it does not know, None when it spells everything."""
+    """A model's tokenizer; unknown: its token for words outside its vocabulary, None when it spells every word."""
 
     tokenizer: "Tokenizer"
     unknown: str | None
@@ -38,17 +40,17 @@ class FolderTokenizer:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(context)
         ids = np.zeros((len(texts), context), np.int32)
-        strangers: dict[str, None] = {}
+        unknown: dict[str, None] = {}
         for row, (text, encoding) in enumerate(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True)):
             if encoding.overflowing:
-                warnings.warn(f"{text[:60]!r}... is cut to the {context} tokens the model reads", stacklevel=2)
+                warnings.warn(f"{quote(text)} is cut to the {context} tokens the model reads", stacklevel=2)
             ids[row, : len(encoding.ids)] = encoding.ids
             for token, (first, last) in zip(encoding.tokens, encoding.offsets, strict=True):
                 if token == self.unknown:
-                    strangers[text[first:last]] = None
-        if strangers:
-            words = ", ".join(map(repr, strangers))
-            warnings.warn(f"the model does not know {words}; what it makes of them means nothing", stacklevel=2)
+                    unknown[quote(text[first:last])] = None
+        if unknown:
+            words = ", ".join(list(unknown)[:MAX_UNKNOWN]) + (", ..." if len(unknown) > MAX_UNKNOWN else "")
+            warnings.warn(f"the model does not know {words}; its features of them mean nothing", stacklevel=2)
         return ids
 
 

@@ -1,11 +1,21 @@
 """Class names and templates as users write them: what is read, what is warned of, what is refused."""
 
+import os
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gla_jax.support.errors import ClassesError
-from gla_jax.text.prompts import average_templates, check_templates, imagenet_templates, parse_classes, read_lines
+from gla_jax.text.prompts import (
+    average_templates,
+    check_enough,
+    check_templates,
+    clean_text,
+    imagenet_templates,
+    parse_classes,
+    read_lines,
+)
 
 
 def test_synonyms_are_queries_of_one_class():
@@ -16,8 +26,74 @@ def test_synonyms_are_queries_of_one_class():
 
 
 def test_commas_that_look_like_synonyms_warn():
-    with pytest.warns(UserWarning, match="synonyms are parted by semicolons"):
-        assert parse_classes(["cat, tabby"]).prompts == ("cat, tabby",)
+    with pytest.warns(UserWarning, match="synonyms are separated by semicolons"):
+        assert parse_classes(["cat, tabby", "dog"]).prompts == ("cat, tabby", "dog")
+
+
+def test_commas_of_the_only_text_separate_classes():
+    """One class would take every pixel, so a list between commas cannot be meant as one name."""
+    with pytest.warns(UserWarning, match="read as 3 classes: 'sand', 'tall grass', 'water'"):
+        assert parse_classes(["sand,tall grass , water,"]).names == ("sand", "tall grass", "water")
+    assert parse_classes(["sand; dune, beach"]).prompts == ("sand", "dune, beach")
+
+
+@pytest.mark.parametrize("words", [["wood", "plank"], ["plank"], "plank", ("wood", " plank ")])
+def test_a_mapping_holds_the_synonyms_of_its_names(words):
+    classes = parse_classes({"wood": words, "sky": []})
+    assert classes.names == ("wood", "sky")
+    assert classes.prompts == ("wood", "plank", "sky")
+    assert classes.class_of_prompt == (0, 0, 1)
+
+
+def test_bytes_that_are_not_utf8_are_latin1():
+    """As Python hands over what a terminal in Latin-1 types; a name in UTF-8 beside it stays."""
+    with pytest.warns(UserWarning, match="not UTF-8 is read as Latin-1: 'gräser'"):
+        assert (
+            parse_classes([b"gr\xe4ser".decode("utf-8", "surrogateescape"), "gr\u00e4ser \u6728"]).names[0] == "gräser"
+        )
+
+
+def test_long_names_are_cut_in_messages():
+    with pytest.raises(ClassesError, match="given twice") as caught:
+        parse_classes(["x" * 10_000, "x" * 10_000])
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("typed", "cleaned"),
+    [
+        ("a  wooden\tchair", "a wooden chair"),
+        ("\u201ccurly\u201d \u2018quotes\u2019", "\"curly\" 'quotes'"),
+        ("salt &amp; pepper", "salt & pepper"),
+        ("salt &amp;amp; pepper", "salt & pepper"),
+        ("\ufb01sh and \ufb02oor", "fish and floor"),
+        ("\uff26\uff35\uff2c\uff2c width", "FULL width"),
+        ("no\u00a0break", "no break"),
+        ("soft\u00adhyphen", "soft\u00adhyphen"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("caf\u00c3\u00a9", "caf\u00e9"),
+        ("\U0001f3ef temple", "\U0001f3ef temple"),
+        ("\u65e5\u672c", "\u65e5\u672c"),
+        ("bell\x07", "bell"),
+    ],
+)
+def test_prompts_are_cleaned_as_clip_cleans_them(typed, cleaned):
+    """What ftfy, unescaping twice and collapsing spaces give: the steps before OpenAI's tokenizer."""
+    assert clean_text(typed) == cleaned
+    assert parse_classes([typed, "other"]).names[0] == " ".join(typed.split())  # shown as it was typed
+
+
+def test_one_class_for_every_pixel_is_refused():
+    for classes, background in (
+        (["cat"], None),
+        (["cat; tabby"], None),
+        (["cat"], "cat"),
+        (["cat"], "floor"),  # a softmax over one prompt is 1 everywhere
+    ):
+        with pytest.raises(ClassesError, match="the class 'cat' alone would take every pixel; name what else"):
+            check_enough(parse_classes(classes), background)
+    check_enough(parse_classes(["cat; tabby"]), "floor")
+    check_enough(parse_classes(["cat", "floor"]))
 
 
 def test_a_word_of_two_classes_warns():
@@ -32,6 +108,13 @@ def test_a_word_of_two_classes_warns():
         (["cat", ""], "has an empty name"),
         (["cat;"], "has an empty name"),
         (["cat", "cat; tabby"], "given twice"),
+        (["cat", "\x07"], "has an empty name"),
+        ({"cat": [""]}, "has an empty name"),
+        ({"cat": [3]}, "class name 3 is not a text"),
+        (["cat", None], "class name None is not a text"),
+        ([b"cat", "dog"], "is not a text"),
+        ("cat", "put each class into a list"),
+        (["\ud83c", "dog"], "half of a character"),
     ],
 )
 def test_unusable_classes_are_one_sentence(lines, reason):
@@ -41,11 +124,13 @@ def test_unusable_classes_are_one_sentence(lines, reason):
 
 def test_a_file_has_one_class_a_line(tmp_path):
     path = tmp_path / "classes.txt"
-    path.write_text("\ufeffcat; tabby\n\n  grass \r\n", encoding="utf-8")
+    path.write_text("\ufeff# animals\ncat; tabby\n\n  grass \r\n  # dog\n", encoding="utf-8")
     assert read_lines(path, "classes") == ["cat; tabby", "grass"]
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"\n \n", "is empty"), (b"\xff\xfe\x00", "UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "is empty"), (b"\n \n# sky\n", "is empty"), (b"\xff\xfe\x00", "UTF-8")]
+)
 def test_an_unusable_file_is_named(tmp_path, content, reason):
     path = tmp_path / "classes.txt"
     path.write_bytes(content)
@@ -53,6 +138,10 @@ def test_an_unusable_file_is_named(tmp_path, content, reason):
         read_lines(path, "classes")
     with pytest.raises(ClassesError, match="cannot be read"):
         read_lines(tmp_path / "none.txt", "classes")
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(ClassesError, match="is not a file"):
+            read_lines(endless, "classes")
 
 
 def test_templates_hold_the_name_once():
