@@ -162,7 +162,7 @@ def program(function: Callable, split: int, form: Form) -> Callable:
         def pad(leaf: Any) -> np.ndarray:
             return np.pad(np.asarray(leaf), ((0, missing), *((0, 0),) * (np.ndim(leaf) - 1)))
 
-        return np.asarray(ring(*jax.tree.map(pad, arguments[:split]), *arguments[split:]))[:windows]
+        return jnp.asarray(np.asarray(ring(*jax.tree.map(pad, arguments[:split]), *arguments[split:]))[:windows])
 
     return padded
 

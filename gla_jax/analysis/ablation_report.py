@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = "gla-jax ablation 1"
 FIGURES = {"miou": "mIoU", "aacc": "accuracy", "ber_1": "boundary error", "control_1": "control"}
 MAX_BARS = 24
+GLA_PARTS = ("global_buffer", "proxy_anchors", "row_mean", "dynamic_shift", "dynamic_scale")
 
 
 class Tally(NamedTuple):
@@ -124,9 +125,8 @@ def _picture(ablation: Ablation, tallies: Sequence[Tally], note: str) -> "Image.
         rows = rows[:MAX_BARS]
     settings, tallies = zip(*rows, strict=True)
     methods = [setting.config.method for setting in settings]
-    switched = [(one.global_buffer, one.proxy_anchors, one.row_mean) for one in methods]
-    dynamic = [(one.dynamic_shift, one.dynamic_scale) != (None, None) for one in methods]
-    with_gla = [any(parts) or other for parts, other in zip(switched, dynamic, strict=True)]
+    off = (False, False, False, None, None)
+    with_gla = [tuple(getattr(method, part) for part in GLA_PARTS) != off for method in methods]
     key = [Entry("with GLA: mIoU", BLUE), Entry("with GLA: boundary error", RED)]
     key += [Entry("baseline as published", GREY)] if not all(with_gla) else []
     columns = [_column(name, tallies) for name in ("miou", "ber_1")]

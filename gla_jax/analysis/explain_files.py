@@ -16,7 +16,7 @@ from gla_jax.predict.prepare import image_grid
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import ImageError, UserError
 from gla_jax.support.files import write_png
-from gla_jax.support.shapes import Bool, Integer, UInt8
+from gla_jax.support.shapes import Integer, UInt8
 from gla_jax.text.prompts import Classes, parse_classes
 
 
@@ -58,11 +58,6 @@ def read_mask(path: Path | str, size: tuple[int, int]) -> Integer[np.ndarray, "h
     return values.astype(np.int32) // step
 
 
-def object_at(mask: Integer[np.ndarray, "h w"], at: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """The pixels of a mask with the value that it has at the pixel (x, y)."""
-    return mask == mask[at[1], at[0]]
-
-
 def read_request(
     image: Path, at: str | None, mask: Path | None, classes: Sequence[str], boundaries: bool, out: Path
 ) -> Request:
@@ -101,7 +96,8 @@ def write_pictures(segmenter: Segmenter, request: Request, out: Path) -> list[st
     notes: list[str] = []
     if request.at is not None:
         explanation = explain(segmenter, request.image, request.at, request.classes)
-        mask = None if request.mask is None else object_at(request.mask, request.at)
+        # The object is where the mask has the value that it has at the point.
+        mask = None if request.mask is None else request.mask == request.mask[request.at[::-1]]
         write_png(out, explanation_picture(explanation, mask))
         shares = explanation.shares_on(mask) if mask is not None else (None,) * len(explanation.stages)
         for stage, share in zip(explanation.stages, shares, strict=True):

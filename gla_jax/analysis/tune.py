@@ -207,15 +207,8 @@ def figures(problem: Problem, images: Sequence[Labelled], configs: Sequence[Segm
     return [{"loss": mean, "miou": one.scores().miou} for mean, one in zip(means, areas, strict=True)]
 
 
-class Parts(NamedTuple):
-    """Indices of the images that are fitted, and of those that only measure."""
-
-    fitted: tuple[int, ...]
-    held_out: tuple[int, ...]
-
-
-def divide(available: int, images: int, hold_out: float) -> Parts:
-    """Images spread evenly over a data set, whose neighbours are often alike, and the held-out ones among them.
+def divide(available: int, images: int, hold_out: float) -> dict[str, tuple[int, ...]]:
+    """Indices of images spread evenly over a data set, whose neighbours are often alike: "fitted" and "held out".
 
     A share above 0 holds out one image at least. Raises UserError when no image is left to fit on.
     """
@@ -223,12 +216,10 @@ def divide(available: int, images: int, hold_out: float) -> Parts:
     held = max(round(count * hold_out), 1) if hold_out > 0 else 0
     if held >= count:
         raise UserError(f"of {count} images {held} are held out, which leaves none to fit on; give more with --images.")
-    chosen = np.linspace(0, available - 1, count).round().astype(int).tolist()
-    kept_back = {round((index + 1) * count / held) - 1 for index in range(held)}
-    return Parts(
-        tuple(index for place, index in enumerate(chosen) if place not in kept_back),
-        tuple(index for place, index in enumerate(chosen) if place in kept_back),
-    )
+    chosen = np.linspace(0, available - 1, count).round().astype(int)
+    kept_back = np.isin(np.arange(count), [round((index + 1) * count / held) - 1 for index in range(held)])
+    parts = {"fitted": tuple(chosen[~kept_back].tolist())}
+    return parts | ({"held out": tuple(chosen[kept_back].tolist())} if held else {})
 
 
 @dataclass(frozen=True)
@@ -277,15 +268,12 @@ def tune(segmenter: Segmenter, dataset: Dataset, row: Protocol, *, images: int, 
     """
     start, parts = segmenter.config, divide(len(dataset.ids), images, hold_out)
     problem = Problem.of(segmenter, row, dataset.ignore)
-    everything = track(parts.fitted + parts.held_out, "images encoded")
+    everything = track(sum(parts.values(), ()), "images encoded")
     labelled = {index: problem.labelled(dataset.read(index)) for index in everything}
-    by_part = {"fitted": parts.fitted} | ({"held out": parts.held_out} if parts.held_out else {})
-    end, losses = fit(problem, [labelled[index] for index in parts.fitted], start, steps)
-    names = {part: tuple(dataset.ids[index] for index in indices) for part, indices in by_part.items()}
-    measured = {
-        part: tuple(figures(problem, [labelled[index] for index in indices], (start, end)))
-        for part, indices in by_part.items()
-    }
+    by_part = {part: [labelled[index] for index in indices] for part, indices in parts.items()}
+    end, losses = fit(problem, by_part["fitted"], start, steps)
+    names = {part: tuple(dataset.ids[index] for index in indices) for part, indices in parts.items()}
+    measured = {part: tuple(figures(problem, images, (start, end))) for part, images in by_part.items()}
     return Report(start, end, names, measured, losses)
 
 
