@@ -11,6 +11,9 @@ from gla_jax.eval.benchmarks import Benchmark, FolderLayout
 from gla_jax.eval.datasets.ids import checked_id
 from gla_jax.images.reading import files_below
 from gla_jax.support.errors import DataError
+from gla_jax.support.files import read_json
+
+COPY_NAME, COPY_VERSION = "gla_benchmark", "1.0.0"
 
 
 @dataclass(frozen=True)
@@ -128,3 +131,22 @@ def _check_complete(name: str, pairs: tuple[Pair, ...]) -> None:
         if pair.image_id in seen:
             raise DataError(f"{name} names the image {pair.image_id} twice; keep one of the two.")
         seen.add(pair.image_id)
+
+
+def find_copy(benchmark: str, data: Path) -> Path | None:
+    """The folder of a TensorFlow Datasets copy that `data` is or holds, None without one.
+
+    Raises DataError when the copy is damaged or another benchmark's.
+    """
+    for folder in (data, data / COPY_NAME / benchmark / COPY_VERSION):
+        info = folder / "dataset_info.json"
+        if info.is_file():
+            content = read_json(info, "the copy is damaged:", f"remove {folder} and prepare it again", DataError)
+            name, key = (isinstance(content, dict) and content.get(field) for field in ("name", "configName"))
+            if (name, key) != (COPY_NAME, benchmark):
+                raise DataError(
+                    f"{folder} is a copy of {key or name}, not of {benchmark}; make one with gla-jax eval prepare "
+                    f"{benchmark}."
+                )
+            return folder
+    return None

@@ -15,7 +15,6 @@ from gla_jax.support.shapes import Integer
 WIDE_IGNORE = 65535
 LARGEST_NARROW = 254  # more classes than this need 16-bit labels: 255 is ignored
 _FOREIGN = 254  # marks values a table has no entry for; no narrow label has so many classes
-Ignored = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,8 @@ def label_code(encoding: str, classes: int, tables: dict[str, dict[int, int]] | 
     return LabelCode(classes, bytes(index_of.get(raw, _FOREIGN) for raw in range(256)))
 
 
-def read_label(source: Path | bytes, code: LabelCode, name: str) -> tuple[Integer[np.ndarray, "h w"], Ignored]:
-    """A label image as class indices and the ignored value, uint8 [h w] (uint16 above 254 classes), and the values of
-    the file that are ignored as pairs (value, pixels).
+def read_label(source: Path | bytes, code: LabelCode, name: str) -> Integer[np.ndarray, "h w"]:
+    """A label image as class indices and the ignored value, uint8 [h w] (uint16 above 254 classes).
 
     source: a path or the file's bytes; name stands in messages. Raises DataError for a file that is no label image or
     holds a value that the encoding does not have.
@@ -95,8 +93,7 @@ def read_label(source: Path | bytes, code: LabelCode, name: str) -> tuple[Intege
             f"label {name} holds the value {int(raw[foreign][0])}, which stands for none of the {code.classes} "
             "classes; check that these are the labels of this benchmark."
         )
-    values, pixels = np.unique(raw[label == code.ignore], return_counts=True)
-    return label, tuple(zip(values.tolist(), pixels.tolist(), strict=True))
+    return label
 
 
 def write_label(path: Path | io.BytesIO, label: Integer[np.ndarray, "h w"]) -> None:

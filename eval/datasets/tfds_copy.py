@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, class_names
-from gla_jax.eval.datasets.dataset import COPY_NAME, COPY_VERSION, Dataset, Example, example_reader, find_copy
-from gla_jax.eval.datasets.folders import find_folders
+from gla_jax.eval.datasets.examples import Dataset, Example, example_reader
+from gla_jax.eval.datasets.folders import COPY_NAME, COPY_VERSION, find_copy, find_folders
 from gla_jax.eval.datasets.ids import checked_id
 from gla_jax.eval.datasets.labels import label_code, read_label, write_label
 from gla_jax.outputs.records import writing_to
@@ -23,6 +23,7 @@ from gla_jax.support.errors import DataError
 from gla_jax.support.files import read_json
 
 SPLIT = "validation"
+TFDS_FEATURES = "tensorflow_datasets.core.features."
 IDS, FINGERPRINT = "image_ids", "fingerprint"
 COPIED = tuple(key for key in BENCHMARKS if key not in (FOLDER, TINY_WORLD))
 
@@ -58,7 +59,7 @@ class GlaBenchmark(tfds.core.GeneratorBasedBuilder):
         self.info.metadata[FINGERPRINT] = files.fingerprint()
         for index, pair in enumerate(files.pairs):
             png = io.BytesIO()
-            write_label(png, read_label(pair.label, code, str(pair.label))[0])
+            write_label(png, read_label(pair.label, code, str(pair.label)))
             yield index, {"image": str(pair.image), "label": png.getvalue()}
 
 
@@ -86,6 +87,7 @@ def open_copy(benchmark: str, folder: Path) -> Dataset:
     """A copy as examples; nothing but ArrayRecord is needed to read it. Raises DataError for a damaged one."""
     for path in folder.iterdir():
         _check_file(folder, path)
+    _check_features(folder)
     with _damage(folder, folder / "dataset_info.json"):
         builder = tfds.builder_from_directory(folder)
         undecoded = {name: tfds.decode.SkipDecoding() for name in ("image", "label")}
@@ -115,6 +117,21 @@ def open_copy(benchmark: str, folder: Path) -> Dataset:
         _check_file(folder, shard)
         record(last - 1)  # opens the file: one that is cut off shows before a run begins
     return Dataset(benchmark, str(folder), ids, read, fingerprint, names, code.ignore)
+
+
+def _check_features(folder: Path) -> None:
+    """Raise DataError where features.json names classes that are not TFDS's own: it would import and call them."""
+    path, advice = folder / "features.json", f"remove {folder} and prepare it again"
+    waiting = [read_json(path, "the copy is damaged:", advice, DataError)]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            name = part.get("pythonClassName", TFDS_FEATURES)
+            if not str(name).startswith(TFDS_FEATURES):
+                raise DataError(f"{path} names the Python class {name}, which no copy of this program does; {advice}.")
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
 
 
 def _check_file(folder: Path, path: Path) -> None:

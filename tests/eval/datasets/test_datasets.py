@@ -244,28 +244,18 @@ def test_index_files_of_few_bits_hold_their_indices(tmp_path, values):
     for bits in (1, 2, 4, 8):
         if label.max() < 2**bits:
             packed = trees.packed_png(label, bits)
-            read, ignored = read_label(packed, label_code("plain", 10), "x")
+            read = read_label(packed, label_code("plain", 10), "x")
             np.testing.assert_array_equal(read, label)
-            assert (read.dtype, ignored) == (np.uint8, ())
+            assert read.dtype == np.uint8
 
 
 def test_labels_of_16_bits_serve_few_classes(tmp_path):
     root = trees.folder(tmp_path, 3, [0, 2, 255, 65535], np.uint16)
     dataset = open_dataset("folder", root)
     assert first_column(dataset)[:4] == [0, 2, 255, 255]
-    assert dataset.read(0).ignored == ((255, 2 * 12), (65535, 2 * 12))
     trees.save_label(root / "labels/one.png", trees.label_of([0, 300], np.uint16))
     with pytest.raises(DataError, match="value 300, which stands for none of the 3 classes"):
         dataset.read(0)
-
-
-def test_the_values_that_are_ignored_are_counted(tmp_path):
-    """0 and 255 in place of 0 and 1 would be half a label without a word."""
-    example = open_dataset("folder", trees.folder(tmp_path / "a", 2, [0, 255])).read(0)
-    assert example.ignored == ((255, 4 * 12),)
-    assert open_dataset("voc20", trees.voc(tmp_path / "b", [0, 1, 255])).read(0).ignored == ((0, 36), (255, 36))
-    assert open_dataset("folder", trees.folder(tmp_path / "c", 255, [0, 255])).read(0).ignored == ((255, 48),)
-    assert open_dataset("folder", trees.folder(tmp_path / "d", 2, [0, 1])).read(0).ignored == ()
 
 
 UNSAFE = (

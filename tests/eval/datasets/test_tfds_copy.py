@@ -66,7 +66,7 @@ def test_copies_are_not_mistaken_for_each_other(tmp_path):
         ("dataset_info.json", lambda content: content[:-5], r"dataset_info\.json is not JSON"),
         ("dataset_info.json", lambda content: b"[]", "not of voc21"),
         ("dataset_info.json", lambda content: content.replace(b'"splits"', b'"spilts"'), "cannot be read"),
-        ("features.json", lambda content: content[:-5], "cannot be read"),
+        ("features.json", lambda content: content[:-5], r"features\.json is not JSON"),
         ("features.json", None, "cannot be read"),
     ],
 )
@@ -102,3 +102,16 @@ def test_nothing_is_written_for_data_that_is_missing(tmp_path):
 def test_tensorflow_is_never_imported():
     code = "import sys, gla_jax.eval.datasets.tfds_copy; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_copy_that_names_classes_of_others_imports_none(tmp_path):
+    """features.json decides which Python classes TensorFlow Datasets imports and calls: data must not choose them."""
+    copy = prepare("voc21", trees.voc(tmp_path / "VOC2012", [0]), tmp_path / "copies")
+    path = copy / "features.json"
+    path.write_text(
+        path.read_text().replace("tensorflow_datasets.core.features.image_feature.Image", "antigravity.Fly")
+    )
+    assert "antigravity" in path.read_text()
+    with pytest.raises(DataError, match=r"features\.json names the Python class antigravity\.Fly"):
+        open_dataset("voc21", copy)
+    assert "antigravity" not in sys.modules
