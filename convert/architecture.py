@@ -1,26 +1,62 @@
-"""What routed tensors and a published configuration say about a model: sizes from shapes, the rest from the file."""
+"""Sizes that routed tensors show, and the rest of a spec: chosen by the user, stated by a configuration or assumed."""
 
 import math
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
-from gla_jax.checkpoints.model_folder import Params
-from gla_jax.convert.rules import Record, Routed, first_line
+from gla_jax.convert.configs import Statements
+from gla_jax.convert.rules import Routed
 from gla_jax.support.errors import ConversionError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-Config = Mapping[str, Any]
+MAX_BLOCKS = 256  # of a tower; the largest published one has 48
 
 
-class Converted(NamedTuple):
-    """A model's spec and float32 parameters, and what became of every source tensor."""
+@dataclass
+class Facts:
+    """What is known of a model besides its tensors.
 
-    spec: Any
-    params: Params
-    records: dict[str, Record]
+    chosen: by the user, which goes first; stated: by the configuration; assumed: what neither says, filled by get().
+    """
+
+    chosen: Mapping[str, Any]
+    stated: Statements
+    assumed: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stated = {name: stated for name, stated in self.stated.items() if name not in self.chosen}
+
+    def get(self, name: str, width: int, default: Any, reason: str) -> Any:
+        """A field of a spec; default is assumed for that reason where nothing says it. width: of its tower."""
+        if name in self.chosen:
+            return self.chosen[name]
+        if name in self.stated:
+            value = self.stated[name].value
+            return value(width) if callable(value) else value
+        if default is not None:
+            self.assumed[name] = f"{default}: {reason}"
+        return default
+
+    def num_heads(self, tower: str, width: int, published: Mapping[int, int], option: str) -> int:
+        """Attention heads of a tower, which shapes do not show. Raises ConversionError, naming the option."""
+        reason = f"as the published models of width {width}"
+        num_heads = self.get(f"{tower}num_heads", width, published.get(width), reason)
+        if num_heads is None:
+            raise ConversionError(
+                f"tensors of width {width} do not say how many attention heads they are: give {option}."
+            )
+        if type(num_heads) is not int or num_heads < 1 or width % num_heads:
+            raise ConversionError(
+                f"{num_heads} attention heads do not divide the width {width}: give another {option}."
+            )
+        return num_heads
+
+    def layer_norm_eps(self, tower: str, width: int, default: float) -> float:
+        """The epsilon of a tower's LayerNorms. Raises ConversionError for what is no small positive number."""
+        eps = self.get(f"{tower}layer_norm_eps", width, default, "as the project that published such names")
+        if type(eps) is not float or not 0 < eps < 1:
+            raise ConversionError(f"its configuration has {eps!r} as epsilon of LayerNorm, not a number from 0 to 1.")
+        return eps
 
 
 def shape_of(routed: Mapping[str, Routed], path: str, axes: int) -> tuple[int, ...]:
@@ -34,12 +70,18 @@ def shape_of(routed: Mapping[str, Routed], path: str, axes: int) -> tuple[int, .
 
 
 def transformer_sizes(routed: Mapping[str, Routed], tower: str = "") -> dict[str, int]:
-    """depth and mlp_width of a transformer whose paths begin with tower; mlp_width is what the second layer reads."""
-    blocks = [path.removeprefix(f"{tower}blocks_") for path in routed if path.startswith(f"{tower}blocks_")]
-    if not blocks:
-        raise ConversionError(f"nothing in the source gives {tower}blocks_0.")
-    depth = 1 + max(int(block.partition("/")[0]) for block in blocks)
-    return {"depth": depth, "mlp_width": shape_of(routed, f"{tower}blocks_0/mlp/down/kernel", 2)[0]}
+    """depth and mlp_width of a transformer whose paths begin with tower; mlp_width is what the second layer reads.
+
+    Raises ConversionError for blocks that are missing or too many, before anything is built for them.
+    """
+    start = f"{tower}blocks_"
+    blocks = {int(path.removeprefix(start).partition("/")[0]) for path in routed if path.startswith(start)}
+    missing = next(index for index in range(len(blocks) + 1) if index not in blocks)
+    if missing < len(blocks) or not blocks:
+        raise ConversionError(f"nothing in the source gives {start}{missing}.")
+    if len(blocks) > MAX_BLOCKS:
+        raise ConversionError(f"it has {len(blocks)} blocks, more than the {MAX_BLOCKS} of any model that converts.")
+    return {"depth": len(blocks), "mlp_width": shape_of(routed, f"{start}0/mlp/down/kernel", 2)[0]}
 
 
 def vision_sizes(routed: Mapping[str, Routed], tower: str = "") -> dict[str, int]:
@@ -49,46 +91,7 @@ def vision_sizes(routed: Mapping[str, Routed], tower: str = "") -> dict[str, int
     patch_size, grid_side = math.isqrt(pixels // 3), math.isqrt(places)
     if 3 * patch_size**2 != pixels:
         raise ConversionError(f"its patches hold {pixels} numbers, which are not a square of RGB pixels.")
-    if grid_side**2 != places:
+    if grid_side**2 != places or not places:
         raise ConversionError(f"its {places} patch positions do not form a square.")
     sizes = {"image_size": grid_side * patch_size, "patch_size": patch_size, "width": width}
     return {**sizes, **transformer_sizes(routed, tower)}
-
-
-def head_count(width: int, known: Mapping[int, int], given: int | None, option: str) -> int:
-    """Attention heads of a tower: given if it is, else those of the published models of that width.
-
-    Shapes do not show them. Raises ConversionError, naming the option, for an unknown width or a count that does not
-    divide it.
-    """
-    num_heads = known.get(width) if given is None else given
-    if num_heads is None:
-        raise ConversionError(f"tensors of width {width} do not say how many attention heads they are: give {option}.")
-    if not isinstance(num_heads, int) or num_heads < 1 or width % num_heads:
-        raise ConversionError(f"{num_heads} attention heads do not divide the width {width}: give another {option}.")
-    return num_heads
-
-
-def transformers_config(config: Config, kinds: Mapping[str, str]) -> "PreTrainedConfig":
-    """A Hugging Face configuration with every field, those the file leaves out as transformers defines them.
-
-    kinds: the configuration class of every model_type the family has. Raises ConversionError.
-    """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is no news here
-    import transformers
-
-    kind = str(config["model_type"])
-    if kind not in kinds:
-        raise ConversionError(
-            f"its config.json says it is a {kind!r} model, which this family ({' or '.join(kinds)}) is not; convert it "
-            "as another family."
-        )
-    try:
-        return getattr(transformers, kinds[kind]).from_dict(dict(config))
-    except Exception as error:  # whatever a validator of theirs raises, the file is what is wrong
-        raise ConversionError(f"its config.json is not one transformers accepts ({first_line(error)}).") from error
-
-
-def is_transformers(config: Config | None) -> bool:
-    """Whether a configuration is Hugging Face's; others (timm's, say) tell the converter nothing."""
-    return config is not None and "model_type" in config

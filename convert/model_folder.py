@@ -1,14 +1,16 @@
 """From a published model to a model folder: open, convert, record, write."""
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gla_jax.checkpoints.model_folder import ClipSpec, write_checkpoint
+from gla_jax.checkpoints.model_folder import ClipSpec, Params, Spec, write_checkpoint
+from gla_jax.convert.families import convert_state
 from gla_jax.convert.rules import first_line
 from gla_jax.convert.sources import Source, open_source
-from gla_jax.convert.state import convert_state
 from gla_jax.support.errors import ConversionError
+from gla_jax.support.files import read_json
 from gla_jax.support.new_folder import check_new_folder
 from gla_jax.support.version import VERSION
 from gla_jax.text.tokenizer import clip_tokenizer_files, openai_tokenizer_files
@@ -16,32 +18,62 @@ from gla_jax.text.tokenizer import clip_tokenizer_files, openai_tokenizer_files
 MANIFEST_FORMAT = "gla-jax manifest 1"
 
 
-def convert(
-    family: str,
-    source: Path | str,
-    out: Path | str,
-    *,
-    activation: str | None = None,
-    num_heads: int | None = None,
-    text_heads: int | None = None,
-    offline: bool = False,
-) -> dict[str, Any]:
-    """Convert a model of a family ("clip", "dino", "dinov2") into the folder out, all of it or nothing.
+@dataclass(frozen=True)
+class Conversion:
+    """A converted model in memory, the source it came from and the folder that write() makes of it."""
 
-    source: a hub id, a folder or a file; activation, num_heads and text_heads say what neither shapes nor a
-    configuration do. Returns the manifest that out/manifest.json holds: where the weights come from, the SHA-256 of
-    every file, and what became of every tensor. Raises ConversionError, and ModelError when out is taken or cannot be made.
+    spec: Spec
+    params: Params
+    manifest: Mapping[str, Any]
+    tokenizer: Mapping[str, bytes]
+    source: Source
+    out: Path
+
+    def write(self) -> Mapping[str, Any]:
+        """Write the folder, all of it or nothing, and return the manifest. Raises ModelError."""
+        write_checkpoint(self.out, self.spec, self.params, self.manifest, self.tokenizer)
+        return self.manifest
+
+
+def convert(family: str, source: Path | str, out: Path | str, **options: Any) -> Mapping[str, Any]:
+    """Convert a model into the folder out, all of it or nothing; arguments and errors as read_model has them.
+
+    Returns the manifest that out/manifest.json holds: where the weights come from, the SHA-256 of every file, what had
+    to be assumed, and what became of every tensor.
+    """
+    return read_model(family, source, out, **options).write()
+
+
+def read_model(
+    family: str, source: Path | str, out: Path | str, *, offline: bool = False, **options: Any
+) -> Conversion:
+    """Read and convert a model that has a place to be written to.
+
+    Args:
+        family: "clip", "dino" or "dinov2".
+        source: a hub id, a folder or a file.
+        out: the folder to come.
+        offline: never reach for the network.
+        options: num_heads, and for CLIP activation and text_heads: what neither shapes nor a configuration say.
+
+    Raises ConversionError, and ModelError when out is taken or cannot be made.
     """
     check_new_folder(Path(out))  # before minutes of work, not after them
     opened = open_source(source, offline=offline)
-    options = {"activation": activation, "num_heads": num_heads, "text_heads": text_heads}
-    implied = {}
-    if family == "clip" and opened.torchscript and activation is None and opened.config is None:
-        implied["activation"] = "quick_gelu"  # only OpenAI published TorchScript archives
+    options = {name: value for name, value in options.items() if value is not None}
+    implied, assumed = {}, {}
+    if family == "clip" and opened.torchscript and opened.config is None and "activation" not in options:
+        implied["activation"] = opened.activation or "quick_gelu"
+        if opened.activation is None:
+            assumed["activation"] = (
+                "quick_gelu: only OpenAI publishes TorchScript archives, and this one's code is bare"
+            )
     try:
-        given = {**options, **implied, "pixels": opened.pixels}
-        converted = convert_state(family, opened.state, opened.config, **given)
-        tokenizer = tokenizer_files(opened, converted.spec) if isinstance(converted.spec, ClipSpec) else {}
+        converted = convert_state(family, opened.state, opened.config, pixels=opened.pixels, **options, **implied)
+        tokenizer = {}
+        if isinstance(converted.spec, ClipSpec):
+            tokenizer, origin = tokenizer_files(opened, converted.spec)
+            assumed |= origin
     except ConversionError as error:
         raise ConversionError(f"{opened.name}: {error}") from error.__cause__
     manifest = {
@@ -49,25 +81,35 @@ def convert(
         "family": family,
         "source": opened.name,
         "revision": opened.revision,
-        "options": {name: value for name, value in options.items() if value is not None},
+        "options": {{"num_heads": "heads"}.get(name, name): value for name, value in options.items()},
+        "assumed": {**assumed, **converted.assumed},
         "files": opened.digests(),
         "converter": f"gla-jax {VERSION}",
         "tensors": {name: record.as_json() for name, record in sorted(converted.records.items())},
     }
-    write_checkpoint(out, converted.spec, converted.params, manifest, tokenizer)
-    return manifest
+    return Conversion(converted.spec, converted.params, manifest, tokenizer, opened, Path(out))
 
 
-def tokenizer_files(source: Source, spec: ClipSpec) -> dict[str, bytes]:
-    """The tokenizer of a CLIP source: its own, one built of its vocabulary and merges, or OpenAI's.
+def tokenizer_files(source: Source, spec: ClipSpec) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The tokenizer of a CLIP source, and what had to be assumed of it.
 
-    Raises ConversionError when it is damaged or does not end texts as the text tower expects.
+    It lies beside the weights, is built of their vocabulary and merges, or is OpenAI's. Raises ConversionError when it
+    is damaged or does not end texts as the text tower expects.
     """
     from tokenizers import Tokenizer
 
-    found = _own_tokenizer(source) or openai_tokenizer_files()
+    files, assumed = _tokenizer_beside(source), {}
+    if not files:
+        files = openai_tokenizer_files()
+        assumed["tokenizer"] = "OpenAI's: none lies beside the weights"
+        model = (source.config or {}).get("model_cfg", source.config or {})
+        name = model.get("text_cfg", {}).get("hf_tokenizer_name") if isinstance(model, dict) else None
+        if name:
+            raise ConversionError(
+                f"its text tower reads the tokens of {name}; put that tokenizer.json beside its weights."
+            )
     try:
-        tokenizer = Tokenizer.from_buffer(found["tokenizer.json"])
+        tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
     except Exception as error:  # the library raises bare exceptions
         raise ConversionError(f"its tokenizer.json cannot be read ({first_line(error)}).") from error
     tokenizer.no_padding()
@@ -77,19 +119,19 @@ def tokenizer_files(source: Source, spec: ClipSpec) -> dict[str, bytes]:
             f"its text tower has {spec.text.vocabulary} tokens and ends texts with {end}, which a tokenizer of {size} "
             "tokens does not fit; put the model's own tokenizer.json beside its weights."
         )
-    return found
+    return files, assumed
 
 
-def _own_tokenizer(source: Source) -> dict[str, bytes]:
+def _tokenizer_beside(source: Source) -> dict[str, bytes]:
     if "tokenizer.json" in source.tokenizer:
         kept = [name for name in ("tokenizer.json", "tokenizer_config.json") if name in source.tokenizer]
         return {name: (source.folder / name).read_bytes() for name in kept}
     if not {"vocab.json", "merges.txt"} <= set(source.tokenizer):
         return {}
+    vocabulary = read_json(source.folder / "vocab.json", "the vocabulary", "download it again", ConversionError)
     try:
-        vocabulary = json.loads((source.folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (source.folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
         return clip_tokenizer_files(vocabulary, merges)
-    except Exception as error:  # JSON, text and vocabulary each fail in their own way
+    except Exception as error:  # text and vocabulary each fail in their own way
         raise ConversionError(f"its vocab.json and merges.txt cannot be read ({first_line(error)}).") from error

@@ -27,7 +27,7 @@ Stages = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Names:
-    """Published names to transformers': block finds (tower, index, inside), a tuple of targets splits evenly."""
+    """Published names to transformers': block matches (tower, index, inside), a tuple of targets splits evenly."""
 
     block: str
     towers: Mapping[str, str]
@@ -98,14 +98,21 @@ DINOV2_NAMES = Names(
         **DINO_NAMES.outside,
         "mask_token": "embeddings.mask_token",
         "register_tokens": "embeddings.register_tokens",
+        "reg_token": "embeddings.register_tokens",
     },
 )
 
 
+_WRAPPED = r"(?:(?:module|model|teacher|student|backbone|text)\.)*(.+?)(?:[._](weight|bias))?"
+
+
 def rename(state: Mapping[str, np.ndarray], names: Names) -> Iterator[tuple[str, np.ndarray]]:
     """Tensors under transformers' published names; what the table does not know is left out."""
+    taught = any("teacher." in source for source in state)
     for source, tensor in state.items():
-        wrapped = re.fullmatch(r"(?:module\.|backbone\.|text\.)*(.+?)(?:[._](weight|bias))?", source)
+        if taught and "student." in source:
+            continue
+        wrapped = re.fullmatch(_WRAPPED, source.replace("_orig_mod.", ""))
         stem, leaf = wrapped[1], f".{wrapped[2]}" if wrapped[2] else ""
         inside = re.fullmatch(names.block, stem)
         prefix = f"{names.towers[inside[1]]}.{inside[2]}." if inside else ""
@@ -134,10 +141,11 @@ def load_reference(folder: Path, spec: Spec) -> "PreTrainedModel":
     return _load(_model_class(spec), spec, folder)
 
 
-def build_reference(state: Mapping[str, np.ndarray], spec: Spec) -> "PreTrainedModel":
-    """The transformers model of a spec with the tensors of an OpenAI, open_clip or torch.hub file, in float32.
+def build_reference(state: Mapping[str, np.ndarray], spec: Spec, timm: bool = False) -> "PreTrainedModel":
+    """The transformers model of a spec with the tensors of an OpenAI, open_clip, torch.hub or timm file, in float32.
 
-    Raises ConversionError when the file does not fill the model.
+    timm: positions are resized as timm does, not as torch.hub's code. Raises ConversionError when the file does not
+    fill the model.
     """
     require_torch()
     import torch
@@ -146,14 +154,14 @@ def build_reference(state: Mapping[str, np.ndarray], spec: Spec) -> "PreTrainedM
     tensors = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in rename(state, names)}
     model = _load(_model_class(spec), spec, None, config=_config(spec), state_dict=tensors)
     if not isinstance(spec, ClipSpec) and not any(name.endswith("register_tokens") for name in state):
-        model.embeddings.interpolate_pos_encoding = partial(_positions_of_torch_hub, model.embeddings)
+        model.embeddings.interpolate_pos_encoding = partial(_resized_positions, model.embeddings, timm)
     return model
 
 
-def _positions_of_torch_hub(embeddings: Any, tokens: Any, height: int, width: int) -> Any:
-    """The position table [1 1+n C] as DINO's and DINOv2's own code resizes it for an image of height x width pixels.
+def _resized_positions(embeddings: Any, timm: bool, tokens: Any, height: int, width: int) -> Any:
+    """The position table [1 1+n C] as timm's or else DINO's and DINOv2's code resizes it for height x width pixels.
 
-    With registers that code and transformers' do the same.
+    With registers the code of DINOv2 and that of transformers do the same.
     """
     import torch
 
@@ -163,8 +171,10 @@ def _positions_of_torch_hub(embeddings: Any, tokens: Any, height: int, width: in
     if grid == (side, side):
         return table
     image = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    scale = tuple((cells + 0.1) / side for cells in grid)
-    resized = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bicubic")
+    scale = {"scale_factor": tuple((cells + 0.1) / side for cells in grid)}
+    resized = torch.nn.functional.interpolate(
+        image, mode="bicubic", **({"size": grid, "antialias": True} if timm else scale)
+    )
     if resized.shape[2:] != grid:
         raise ValueError(f"PyTorch resized positions to {tuple(resized.shape[2:])}, not to {grid}")
     return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

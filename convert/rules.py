@@ -1,15 +1,18 @@
 """Weight conversion as a table of rules that fails rather than guesses.
 
 A table has one row for every tensor a published model may hold: a Rule says where it goes, a Drop why it does not.
-Applying a table fails on a source without a row, a source with two, a target set twice, a target never set and a
-target of another shape. Rules only reshape, transpose and split, so they run on shapes alone under jax.eval_shape.
+Applying a table fails on a source without a row, a source with two, a target set twice, a target never set, a target of
+another shape and a number that is not finite. Rules only reshape, transpose and split, so they run on shapes alone
+under jax.eval_shape.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -19,44 +22,30 @@ from gla_jax.support.errors import ConversionError
 State = Mapping[str, Any]  # arrays by published name: NumPy's, or tracers under jax.eval_shape
 
 
-def _linear(x: Any) -> tuple[Any, ...]:
-    return (x.T,)
-
-
 def _thirds(x: Any) -> tuple[Any, ...]:
     return tuple(x.reshape(3, -1, *x.shape[1:]))
 
 
-def _linear_thirds(x: Any) -> tuple[Any, ...]:
-    return tuple(part.T for part in _thirds(x))
+def _rows(x: Any) -> Any:
+    return x.reshape(-1, x.shape[-1])
 
 
-def _patches(x: Any) -> tuple[Any, ...]:
-    return (x.reshape(x.shape[0], -1).T,)
-
-
-def _vector(x: Any) -> tuple[Any, ...]:
-    return (x.reshape(-1),)
-
-
-def _rows(x: Any) -> tuple[Any, ...]:
-    return (x.reshape(-1, x.shape[-1]),)
-
-
-def _first_and_rest(x: Any) -> tuple[Any, ...]:
-    rows = x.reshape(-1, x.shape[-1])
-    return rows[0], rows[1:]
+def _positions(x: Any) -> tuple[Any, ...]:
+    rows = _rows(x)
+    # A square number of rows has none for the class token: timm adds that one to the token itself.
+    return (rows[0] * 0, rows) if math.isqrt(len(rows)) ** 2 == len(rows) else (rows[0], rows[1:])
 
 
 TRANSFORMS: Mapping[str, Callable[[Any], tuple[Any, ...]]] = {
     "keep": lambda x: (x,),
-    "linear": _linear,  # [out in] to [in out]
+    "linear": lambda x: (x.T,),  # [out in] to [in out]
     "thirds": _thirds,  # [3C] to three [C]: queries, keys, values
-    "linear thirds": _linear_thirds,  # [3C C] to three [C C]
-    "patches": _patches,  # a convolution [C 3 p p] to [3*p*p C]
-    "vector": _vector,  # [1 1 C] to [C]
-    "rows": _rows,  # [1 r C] to [r C]
-    "first and rest": _first_and_rest,  # [1 1+n C] or [1+n C] to [C] and [n C]
+    "linear thirds": lambda x: tuple(part.T for part in _thirds(x)),  # [3C C] to three [C C]
+    "patches": lambda x: (x.reshape(x.shape[0], -1).T,),  # a convolution [C 3 p p] to [3*p*p C]
+    "vector": lambda x: (x.reshape(-1),),  # [1 1 C] to [C]
+    "rows": lambda x: (_rows(x),),  # [1 r C] to [r C]
+    "first and rest": lambda x: (_rows(x)[0], _rows(x)[1:]),  # [1 1+n C] or [1+n C] to [C] and [n C]
+    "positions": _positions,  # the same, or [1 n C] to zeros [C] and [n C]
 }
 
 
@@ -122,15 +111,23 @@ def fused_attention(source: str, target: str) -> tuple[Rule, Rule]:
 _PARTS = ("query", "key", "value")
 
 
+# What training wraps around a model: torch.compile, DistributedDataParallel, Lightning, DINO's pair and its heads.
+_WRAPPERS = re.compile(r"(?:(?:_orig_mod|module|model|teacher|student|backbone)\.)*")
+
+
 def route(state: State, table: Table) -> tuple[dict[str, Routed], dict[str, Record]]:
     """Every tensor at its target path, and a record of every source; nothing is copied.
 
-    Raises ConversionError for a source without a row, a source with two rows and a target set twice.
+    Names are matched without the prefixes that training adds; beside a teacher the student is dropped. Raises
+    ConversionError for a source without a row, a source with two rows and a target set twice.
     """
-    rows = _one_row_each(state, table)
+    wrappers = {name: _WRAPPERS.match(name)[0] for name in state}
+    taught = any("teacher." in wrapper for wrapper in wrappers.values())
+    students = {name for name, wrapper in wrappers.items() if taught and "student." in wrapper}
+    plain = {name: name[len(wrapper) :].replace("_orig_mod.", "") for name, wrapper in wrappers.items()}
     routed: dict[str, Routed] = {}
-    records: dict[str, Record] = {}
-    for source, (row, match) in rows.items():
+    records = {name: Record(dropped="the student of a training; its teacher is converted") for name in students}
+    for source, (row, match) in _one_row_each({name: plain[name] for name in state if name not in students}, table):
         if isinstance(row, Drop):
             records[source] = Record(dropped=row.reason)
             continue
@@ -143,24 +140,30 @@ def route(state: State, table: Table) -> tuple[dict[str, Routed], dict[str, Reco
     return routed, records
 
 
-def _one_row_each(names: Iterable[str], table: Table) -> dict[str, tuple[Rule | Drop, re.Match[str]]]:
+def _one_row_each(names: Mapping[str, str], table: Table) -> Iterator[tuple[str, tuple[Rule | Drop, re.Match[str]]]]:
+    """The row and its match of every published name; names maps those to what the table knows them as."""
     patterns = [(row, re.compile(row.source)) for row in table]
-    found = {name: [(row, m) for row, pattern in patterns if (m := pattern.fullmatch(name))] for name in names}
-    if not found:
+    rows = {
+        name: [(row, m) for row, pattern in patterns if (m := pattern.fullmatch(as_published))]
+        for name, as_published in names.items()
+    }
+    if not rows:
         raise ConversionError("the source holds no tensors.")
-    unknown = [name for name, rows in found.items() if not rows]
-    if unknown:
+    uncovered = [name for name in rows if not rows[name]]
+    if uncovered:
         raise ConversionError(
-            f"no rule covers {some(unknown)}: these are weights of another family, or of an architecture the converter "
-            "does not know."
+            f"no rule covers {first_names(uncovered)}: these are weights of another family, or of an architecture the "
+            "converter does not know."
         )
-    ambiguous = [name for name, rows in found.items() if len(rows) > 1]
+    ambiguous = [name for name in rows if len(rows[name]) > 1]
     if ambiguous:
-        raise ConversionError(f"more than one rule covers {some(ambiguous)}: the table itself is wrong.")
-    return {name: rows[0] for name, rows in found.items()}
+        raise ConversionError(f"more than one rule covers {first_names(ambiguous)}: the table itself is wrong.")
+    return ((name, matches[0]) for name, matches in rows.items())
 
 
 def _transformed(source: str, tensor: Any, rule: Rule) -> tuple[Any, ...]:
+    if 0 in tensor.shape:
+        raise ConversionError(f"{source} has shape {_shape(tensor)}: it is empty.")
     try:
         return TRANSFORMS[rule.transform](tensor)
     except (ValueError, TypeError, IndexError):  # NumPy and tracers differ in which
@@ -173,32 +176,35 @@ def fit(routed: dict[str, Routed], expected: Params) -> Params:
     """The parameter tree of a model, in the shapes and dtypes of expected (arrays or jax.ShapeDtypeStruct).
 
     Empties routed: each source is let go as its copy is made, for large models do not fit in memory twice. Raises
-    ConversionError for a target the model does not have, one that is never set and one of another shape.
+    ConversionError for a target the model does not have, one that is never set, one of another shape, and numbers that
+    are not finite or not floating point.
     """
     places = flatten_params(expected)
     surplus = [f"{routed[path].source} ({path})" for path in routed if path not in places]
     if surplus:
-        raise ConversionError(f"the model these sizes describe has no place for {some(surplus)}.")
+        raise ConversionError(f"the model these sizes describe has no place for {first_names(surplus)}.")
     missing = [path for path in places if path not in routed]
     if missing:
-        raise ConversionError(f"nothing in the source gives {some(missing)}.")
+        raise ConversionError(f"nothing in the source gives {first_names(missing)}.")
     for path, place in places.items():
         source, leaf = routed[path]
         if leaf.shape != place.shape:
             raise ConversionError(f"{source} gives {path} the shape {_shape(leaf)}, but it has {_shape(place)}.")
-    return unflatten_dict({path: routed.pop(path).leaf.astype(place.dtype) for path, place in places.items()}, sep="/")
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ConversionError(f"{source} holds {leaf.dtype} numbers: quantised weights are not converted.")
+    return unflatten_dict({path: _finite(*routed.pop(path), place.dtype) for path, place in places.items()}, sep="/")
 
 
-def apply_rules(state: State, table: Table, expected: Params) -> tuple[Params, dict[str, Record]]:
-    """The parameters of a model from published tensors, and a record of every source.
+def _finite(source: str, leaf: Any, dtype: Any) -> Any:
+    """A copy of a leaf in another dtype. Raises ConversionError for NaN and infinity; tracers have no numbers."""
+    with np.errstate(all="ignore"):
+        copy = leaf.astype(dtype)
+        if isinstance(copy, np.ndarray) and not np.isfinite([copy.min(), copy.max()]).all():
+            raise ConversionError(f"{source} holds NaN or infinity, which spoils every result; take weights without.")
+    return copy
 
-    Raises ConversionError, naming the tensors, on any of the five failures of a table.
-    """
-    routed, records = route(state, table)
-    return fit(routed, expected), records
 
-
-def some(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
     rest = len(names) - 3
     return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")

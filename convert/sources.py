@@ -1,20 +1,21 @@
-"""Where weights come from: a hub id, a local folder or one file; what lies beside them; what they hash to."""
+"""Sources of weights: a hub id, a local folder or one file, with what lies beside them and their digests."""
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from gla_jax.convert.pixels import Pixels, stated_pixels
-from gla_jax.convert.rules import first_line, some
+from gla_jax.convert.configs import Pixels, is_transformers, stated_pixels
+from gla_jax.convert.rules import first_line, first_names
 from gla_jax.convert.torch_file import open_torch_file
 from gla_jax.support.errors import ConversionError
+from gla_jax.support.files import read_json
 
 # In order of preference; an index names the shards of weights kept in several files.
 WEIGHTS = (
@@ -27,37 +28,27 @@ WEIGHTS = (
 )
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 CONFIGS = ("config.json", "open_clip_config.json")
-# How pixels are normalised. The training's own file goes first: what was exported from it may be a default.
-PREPROCESSORS = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json")
+# They say how pixels are normalised. The training's file goes first: what was exported from it may be a default.
+PREPROCESSORS = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json", "config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+# Dtypes of safetensors; fp8 is not read, for it comes with scales that every project names otherwise.
+SAFETENSORS_DTYPES: Mapping[str, Any] = {
+    **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+    **{f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BOOL": np.dtype(np.bool_),
+}
+MAX_TOKENIZER_BYTES = 1 << 26
 SECONDS_TO_REACH_THE_HUB = 5.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-Tensors = Mapping[str, Callable[[], np.ndarray]]
-
-
-class LazyState(Mapping[str, np.ndarray]):
-    """Tensors by published name, each read when it is asked for."""
-
-    def __init__(self, tensors: Tensors):
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 @dataclass(frozen=True)
 class Source:
     """Opened weights: the name the user gave, tensors, configuration if there is one, folder and files used.
 
-    tokenizer: which of TOKENIZERS lie beside; torchscript: whether it is a TorchScript archive, as OpenAI's are;
-    revision: the commit of a hub id; pixels: how they are normalised, where a file says so.
+    tokenizer: those of TOKENIZERS that lie beside. torchscript: it is a TorchScript archive, as OpenAI's are, whose
+    code shows this activation. revision: the commit of a hub id. pixels: their normalisation, where a file says it.
     """
 
     name: str
@@ -67,6 +58,7 @@ class Source:
     files: tuple[str, ...]
     tokenizer: tuple[str, ...] = ()
     torchscript: bool = False
+    activation: str | None = None
     revision: str | None = None
     pixels: Pixels | None = None
 
@@ -84,8 +76,10 @@ def open_source(source: Path | str, *, offline: bool = False) -> Source:
         path = Path(source).expanduser()
         if path.is_dir():
             return _open(str(source), path, _weights_of_folder(path))
-        if path.exists():
+        if path.is_file():
             return _open(str(source), path.parent, path.name)
+        if path.exists():
+            raise ConversionError(f"{source} is a device or a pipe, not a file; name the file that holds the weights.")
     except (OSError, RuntimeError) as error:  # RuntimeError: ~somebody who has no home
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConversionError(f"{source} cannot be read ({str(reason).rstrip('.')}); name another source.") from error
@@ -121,7 +115,12 @@ def download(hub_id: str, *, offline: bool = False, reachable: bool = False) -> 
     try:
         if reason:
             return Path(hub.snapshot_download(hub_id, local_files_only=True))
-        weights = _choose(hub.HfApi().list_repo_files(hub_id), hub_id)
+        names = hub.HfApi().list_repo_files(hub_id)
+        config = None
+        if {"config.json", "open_clip_config.json"} <= {*names}:  # it decides which weights are wanted
+            folder = hub.snapshot_download(hub_id, allow_patterns=["config.json"])
+            config = _read_object(Path(folder) / "config.json")
+        weights = _choose(names, hub_id, config)
         wanted = [weights, *dict.fromkeys((*CONFIGS, *PREPROCESSORS, *TOKENIZERS))]
         if weights.endswith(".index.json"):
             stem, suffix, *_ = weights.split(".")
@@ -132,48 +131,60 @@ def download(hub_id: str, *, offline: bool = False, reachable: bool = False) -> 
     except Exception as error:  # the hub's own, the HTTP client's, the operating system's
         reason = reason or first_line(error)
         raise ConversionError(
-            f"{hub_id} cannot be downloaded ({reason}); run `hf download {hub_id} --local-dir FOLDER` on a machine "
-            "with a network and give that folder here."
+            f"{hub_id} is neither a file nor a folder here, and from the hub it cannot be downloaded ({reason}); mend "
+            f"the path, or run `hf download {hub_id} --local-dir FOLDER` on a machine with a network and name FOLDER."
         ) from error
 
 
 def _weights_of_folder(folder: Path) -> str:
-    return _choose([path.name for path in folder.iterdir() if path.is_file()], str(folder))
+    names = _files(folder)
+    return _choose(names, str(folder), _read_object(folder / "config.json") if "config.json" in names else None)
 
 
-def _choose(names: Iterable[str], where: str) -> str:
+def _files(folder: Path) -> set[str]:
+    """The names of a folder's regular files: a pipe of a usual name would be waited for."""
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
+def _choose(names: Iterable[str], where: str, config: Mapping[str, Any] | None) -> str:
+    """The weights to convert among the names of a folder; config is its config.json.
+
+    Beside an open_clip_config.json, a config.json of timm's goes with the image tower alone, and so do its weights.
+    """
     names = sorted(names)
-    known = [name for name in WEIGHTS if name in names]
+    usual = [name for name in WEIGHTS if name in names]
+    if "open_clip_config.json" in names and not is_transformers(config):
+        usual.sort(key=lambda name: not name.startswith("open_clip"))
     others = [name for name in names if name.endswith(SUFFIXES) and "/" not in name]
-    if known or len(others) == 1:
-        return (known or others)[0]
+    if usual or len(others) == 1:
+        return (usual or others)[0]
     if others:
-        raise ConversionError(f"{where} holds several weight files ({some(others)}); name the one to convert.")
+        raise ConversionError(f"{where} holds several weight files ({first_names(others)}); name the one to convert.")
     raise ConversionError(f"{where} holds no weights the converter reads: no {', '.join(SUFFIXES)} file.")
 
 
 def _open(name: str, folder: Path, weights: str) -> Source:
     if weights.endswith(".index.json"):
         shards = _shards(folder / weights)
-        tensors, torchscript = _merged(folder / shard for shard in shards), False
+        tensors, script = _merged(folder / shard for shard in shards), {}
     else:
         shards = ()
-        tensors, torchscript = _open_tensors(folder / weights)
+        tensors, script = _open_tensors(folder / weights)
     # A file of another name was copied by hand; what lies beside it need not be its own.
-    beside = {path.name for path in folder.iterdir()} if weights in WEIGHTS else set()
+    beside = _files(folder) if weights in WEIGHTS else set()
     configs = [config for config in CONFIGS if config in beside]
     if weights.startswith("open_clip"):
         configs.reverse()
     pixels, pixels_from = _pixels(folder, beside)
     return Source(
         name=name,
-        state=LazyState(tensors),
-        config=_read_json(folder / configs[0]) if configs else None,
+        state=tensors,
+        config=_read_object(folder / configs[0]) if configs else None,
         folder=folder,
         files=tuple(dict.fromkeys((weights, *shards, *configs[:1], *pixels_from))),
         tokenizer=tuple(file for file in TOKENIZERS if file in beside),
-        torchscript=torchscript,
         pixels=pixels,
+        **script,
     )
 
 
@@ -181,9 +192,8 @@ def _pixels(folder: Path, beside: Collection[str]) -> tuple[Pixels | None, tuple
     """What the first file says that says anything, and its name."""
     for name in PREPROCESSORS:
         if name in beside:
-            said = _read_json(folder / name)
             try:
-                pixels = stated_pixels(said)
+                pixels = stated_pixels(_read_object(folder / name))
             except ConversionError as error:
                 raise ConversionError(f"{folder / name}: {error}") from None
             if pixels is not None:
@@ -191,53 +201,67 @@ def _pixels(folder: Path, beside: Collection[str]) -> tuple[Pixels | None, tuple
     return None, ()
 
 
-def _open_tensors(path: Path) -> tuple[Tensors, bool]:
+def _open_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a file, as views of it, and the fields of a Source that a TorchScript archive fills."""
     if path.suffix == ".safetensors":
-        return _open_safetensors(path), False
+        return _open_safetensors(path), {}
     file = open_torch_file(path)
-    return file.tensors, file.torchscript
+    return file.tensors, {"torchscript": file.torchscript, "activation": file.activation}
 
 
-def _open_safetensors(path: Path) -> Tensors:
+def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        file = safe_open(path, framework="np")
+        safe_open(path, framework="np")  # checks the header against the file's size
     except (SafetensorError, OSError) as error:
         raise ConversionError(
             f"{path} is not a complete safetensors file ({first_line(error)}); download it again."
         ) from error
-    return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+    content = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise ConversionError(f"{path} stores {name} as {entry['dtype']}, which is not converted; save it as F32.")
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        numbers = np.frombuffer(content[begin:end], SAFETENSORS_DTYPES[entry["dtype"]])
+        try:
+            tensors[name] = numbers.reshape(entry["shape"])
+        except ValueError:  # empty, with other sides that no array has
+            raise ConversionError(f"{path} gives {name} the shape {entry['shape']}; download it again.") from None
+    return tensors
 
 
-def _merged(paths: Iterable[Path]) -> Tensors:
-    merged: dict[str, Callable[[], np.ndarray]] = {}
+def _merged(paths: Iterable[Path]) -> dict[str, np.ndarray]:
+    merged: dict[str, np.ndarray] = {}
     for path in paths:
         tensors, _ = _open_tensors(path)
         twice = sorted(merged.keys() & tensors.keys())
         if twice:
-            raise ConversionError(f"{path} repeats {some(twice)} of another shard; download the shards again.")
+            raise ConversionError(f"{path} repeats {first_names(twice)} of another shard; download the shards again.")
         merged |= tensors
     return merged
 
 
 def _shards(index: Path) -> tuple[str, ...]:
     """The files an index names, which have to lie beside it."""
-    weight_map = _read_json(index).get("weight_map")
-    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    weight_map = _read_object(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise ConversionError(f"{index} does not name the shards beside it; download it again.")
+    names = sorted(set(names))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise ConversionError(f"{index} names {some(missing)}, which is not beside it; download it too.")
+        raise ConversionError(f"{index} names {first_names(missing)}, which is not beside it; download it too.")
     return tuple(names)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} cannot be read ({first_line(error)}); download it again.") from error
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path, "the file", "download it again", ConversionError)
     if not isinstance(content, dict):
         raise ConversionError(f"{path} is not a JSON object; download it again.")
     return content

@@ -4,38 +4,53 @@ A file of this format is an uncompressed zip of a pickle and the bytes of its st
 the archive are only looked up, and tensors are views of the mapped file.
 """
 
+import math
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gla_jax.convert.rules import some
-from gla_jax.convert.torch_pickle import ScriptModule, Tensor, unpickle
+from gla_jax.convert.rules import first_names
+from gla_jax.convert.torch_pickle import ScriptModule, Tensor, foreign_origin, unpickle
 from gla_jax.support.errors import ConversionError
 
 # Where checkpoints of training runs keep the weights; DINO is evaluated with its teacher.
-WRAPPERS = ("state_dict", "model_state_dict", "teacher", "student", "model")
-LARGEST_PICKLE = 1 << 28  # bytes; that of a 40-block model with its optimiser is under 2^20
-MOST_MODULES = 10_000
+WRAPPERS = ("state_dict", "model_state_dict", "teacher", "student", "model", "module")
+MAX_PICKLE = 1 << 23  # bytes; that of a 40-block model with its optimizer is under 2^20, and each opcode is looked at
+MAX_CODE = 1 << 22  # characters of TorchScript's source files that are read
+MAX_MODULES = 10_000
+# What TorchScript writes for the activations of a transformer; a tower has no other sigmoid.
+SCRIPT_ACTIVATIONS = {
+    r"torch\.sigmoid\(": "quick_gelu",
+    r"torch\.gelu\([^()]*[\"']tanh[\"']": "gelu_tanh",
+    r"torch\.gelu\((?![^()]*[\"']tanh[\"'])": "gelu",
+}
+MAX_SHARING = 4  # times the file's size: what its tensors may hold, where several view one storage
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """The tensors of a file, each read when its function is called, and whether TorchScript wrote it."""
+    """The tensors of a file, as views of it; torchscript: TorchScript wrote it.
 
-    tensors: Mapping[str, Callable[[], np.ndarray]]
+    activation: "gelu", "quick_gelu" or "gelu_tanh", where the code of a TorchScript archive shows one alone.
+    """
+
+    tensors: dict[str, np.ndarray]
     torchscript: bool
+    activation: str | None = None
 
 
 class _Archive:
     """The entries of a PyTorch zip file, mapped into memory."""
 
     def __init__(self, path: Path):
+        self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
@@ -47,6 +62,7 @@ class _Archive:
             raise ConversionError("it is a zip file, but not one that PyTorch writes.")
         self.root = pickles[0].removesuffix("data.pkl")
         self.bytes = np.memmap(path, np.uint8, "r")
+        self.read = cache(self.read)  # a storage that many tensors view is checked once
 
     def read(self, name: str) -> np.ndarray:
         """The bytes of an entry, uncopied. Raises ConversionError when they are not those that were written."""
@@ -65,6 +81,20 @@ class _Archive:
         if content.size != entry.file_size or zlib.crc32(content) != entry.CRC:
             raise ConversionError(f"its archive is damaged at {name}; download it again.")
         return content
+
+    def activation(self) -> str | None:
+        """The activation that the code of a TorchScript archive computes, None where it shows none or several."""
+        names = [name for name in self.entries if name.startswith(f"{self.root}code/") and name.endswith(".py")]
+        code = ""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                for name in names:
+                    with archive.open(name) as file:  # deflated: the size that it states proves nothing
+                        code += file.read(MAX_CODE - len(code)).decode("utf-8", "replace")
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise ConversionError(f"its archive is damaged at {name}; download it again.") from error
+        shown = {kind for pattern, kind in SCRIPT_ACTIVATIONS.items() if re.search(pattern, code)}
+        return shown.pop() if len(shown) == 1 else None
 
     def tensor(self, tensor: Tensor) -> np.ndarray:
         """A tensor as a read-only view of the file."""
@@ -90,18 +120,22 @@ def open_torch_file(path: Path | str) -> TorchFile:
         if not zipfile.is_zipfile(path):
             raise ConversionError(_what_it_is(path))
         archive = _Archive(path)
-        if archive.entries[f"{archive.root}data.pkl"].file_size > LARGEST_PICKLE:
-            raise ConversionError("its pickle is larger than any model's.")
+        if archive.entries[f"{archive.root}data.pkl"].file_size > MAX_PICKLE:
+            raise ConversionError(f"its pickle is larger than any model's ({MAX_PICKLE >> 20} MiB).")
         order = archive.root + "byteorder"
         if order in archive.entries and archive.read("byteorder").tobytes() != b"little":
             raise ConversionError("it was written on a big-endian machine; save it again on another.")
         tensors = dict(_named_tensors(unpickle(archive.read("data.pkl").tobytes())))
+        size = sum(math.prod(x.shape) * x.storage.dtype.itemsize for x in tensors.values())
+        if size > MAX_SHARING * archive.bytes.size:  # views of one storage, which conversion would copy
+            raise ConversionError(f"its tensors hold {size} bytes, more than a file of {archive.bytes.size} describes.")
+        torchscript = archive.root + "constants.pkl" in archive.entries
+        activation = archive.activation() if torchscript else None
+        return TorchFile({name: archive.tensor(tensor) for name, tensor in tensors.items()}, torchscript, activation)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error.__cause__
     except OSError as error:
         raise ConversionError(f"{path} cannot be read ({error.strerror}).") from error
-    torchscript = archive.root + "constants.pkl" in archive.entries
-    return TorchFile({name: partial(archive.tensor, tensor) for name, tensor in tensors.items()}, torchscript)
 
 
 def _what_it_is(path: Path) -> str:
@@ -126,7 +160,9 @@ def _named_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(name, str):
             raise ConversionError("its state dict names a tensor with something else than text.")
         if not isinstance(value, Tensor):
-            raise ConversionError(f"{name} in its state dict is not a tensor; save the model's state_dict() alone.")
+            origin = foreign_origin(value)
+            what = f"the Python object {origin}, which is not run" if origin else "not a tensor"
+            raise ConversionError(f"{name} in its state dict is {what}; save the model's state_dict() alone.")
         yield name, value
 
 
@@ -138,8 +174,10 @@ def _state_dict(root: Any) -> Mapping[str, Any]:
         state = next((state[key] for key in WRAPPERS if key in state), None)
     if isinstance(state, dict) and state:
         return state
-    keys = [key for key in root if isinstance(key, str)] if isinstance(root, dict) else [type(root).__name__]
-    raise ConversionError(f"it holds no state dict but {some(keys) or 'nothing'}; save the model's state_dict() alone.")
+    keys = [key for key in root if isinstance(key, str)] if isinstance(root, dict) else []
+    origin, kind = foreign_origin(root), "nothing" if isinstance(root, dict) else type(root).__name__
+    what = " of ".join(filter(None, (first_names(keys), origin))) or kind
+    raise ConversionError(f"it holds no state dict but {what}; save the model's state_dict() alone.")
 
 
 def _attributes(root: ScriptModule) -> Iterator[tuple[str, Tensor]]:
@@ -150,5 +188,5 @@ def _attributes(root: ScriptModule) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}{name}", value
             elif isinstance(value, ScriptModule):
                 waiting.append((f"{prefix}{name}.", value))
-        if len(waiting) > MOST_MODULES:  # as when one contains itself
-            raise ConversionError(f"it holds more than {MOST_MODULES} modules.")
+        if len(waiting) > MAX_MODULES:  # as when one contains itself
+            raise ConversionError(f"it holds more than {MAX_MODULES} modules.")

@@ -1,7 +1,8 @@
 """PyTorch's pickles without PyTorch, and without running anything in them.
 
-A pickle may name any function of Python and call it. The unpickler here knows the dozen names that describe tensors
-and refuses every other; tensors come out as descriptions, their bytes lie elsewhere in the file.
+A pickle may name any function of Python and call it. The unpickler here knows the dozen names that describe tensors;
+every other name becomes a Foreign object, which takes what the pickle does with it and does nothing. So a training
+checkpoint's optimizer and arguments are never rebuilt. Tensors come out as descriptions, their bytes lie elsewhere.
 """
 
 import io
@@ -9,6 +10,7 @@ import math
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,6 +31,8 @@ STORAGE_DTYPES: Mapping[str, np.dtype] = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+
+MAX_PARTS = 100_000  # of a container that is searched for foreign objects
 
 
 class Storage(NamedTuple):
@@ -59,6 +63,41 @@ class ScriptModule:
         self.attributes = state
 
 
+class Foreign:
+    """An object that is not rebuilt; origin names what the pickle wanted, such as "argparse.Namespace"."""
+
+    origin = ""
+
+    def __init__(self, *arguments: Any, **_: Any):
+        inner = [argument.origin for argument in arguments if is_foreign(argument)]
+        # As torch._utils._rebuild_tensor_v3 of torch.float8_e4m3fn; cut, for a pickle can nest them without end.
+        self.origin = " of ".join(filter(None, [self.origin, *inner[-1:]]))[:200]
+
+    def __call__(self, *_: Any, **__: Any) -> "Foreign":
+        return self
+
+    def ignore(self, *_: Any) -> None:
+        """Take whatever a pickle puts into an object."""
+
+    __setstate__ = __setitem__ = append = extend = add = update = ignore
+
+
+def is_foreign(value: Any) -> bool:
+    """True for a Foreign object and for its class."""
+    return isinstance(value, Foreign) or (isinstance(value, type) and issubclass(value, Foreign))
+
+
+def foreign_origin(value: Any) -> str | None:
+    """The origin of the first Foreign object or class in a value, inside containers too; None without one."""
+    waiting = [value]
+    for part in waiting:
+        if is_foreign(part):
+            return part.origin
+        inside = part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple | set) else ()
+        waiting.extend(islice(inside, max(MAX_PARTS - len(waiting), 0)))  # containers may hold themselves
+    return None
+
+
 class _OrderedDict(dict):
     def __setstate__(self, state: Any) -> None:
         """State dicts carry version numbers here."""
@@ -79,8 +118,10 @@ class _Sealed:
         raise pickle.UnpicklingError("a function has no state")
 
 
-def _rebuild_tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> Tensor:
+def _rebuild_tensor(storage: Any, offset: int, shape: tuple, strides: tuple, *rest: Any) -> Tensor | Foreign:
     """Arguments as torch._utils._rebuild_tensor_v2 has them; rest: requires_grad, hooks, flags."""
+    if isinstance(storage, Foreign):  # quantised or complex, as something beside the weights may be
+        return storage
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(type(n) is int for n in numbers):
         raise pickle.UnpicklingError("a malformed tensor")
@@ -111,13 +152,12 @@ class _Unpickler(pickle.Unpickler):
             return ScriptModule
         if (module, name) in _ALLOWED:
             return _Sealed(_ALLOWED[module, name])
-        raise ConversionError(
-            f"it holds the Python object {module}.{name}, which is not a tensor and is not run; save the model's "
-            "state_dict() alone and convert that."
-        )
+        return type("Foreign", (Foreign,), {"origin": f"{module}.{name}"})
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Storage | Foreign:
         kind, dtype, key, _, count = pid
+        if kind == "storage" and is_foreign(dtype):
+            return Foreign(dtype)
         if kind != "storage" or type(dtype) is not str or type(key) is not str or type(count) is not int:
             raise pickle.UnpicklingError("a malformed storage")
         return Storage(key, STORAGE_DTYPES[dtype], count)
@@ -126,15 +166,13 @@ class _Unpickler(pickle.Unpickler):
 def unpickle(data: bytes) -> Any:
     """The object of a PyTorch pickle with every tensor described by a Tensor.
 
-    Raises ConversionError for a global that does not describe tensors and for a damaged pickle.
+    Raises ConversionError for a damaged pickle.
     """
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(data):
                 raise pickle.UnpicklingError("an absurd memo")  # which would be allocated
         return _Unpickler(io.BytesIO(data)).load()
-    except ConversionError:
-        raise
     except Exception as error:  # damaged opcodes raise almost anything
         reason = error if isinstance(error, pickle.UnpicklingError) else type(error).__name__
         raise ConversionError(f"its pickle is damaged ({reason}).") from error

@@ -1,7 +1,7 @@
 """Check converted weights against PyTorch: the same pixels and texts through both, every named stage compared."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,14 @@ import jax
 import numpy as np
 
 from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, Params, Spec, build_vfm, read_checkpoint
-from gla_jax.convert.architecture import is_transformers
+from gla_jax.convert.configs import is_timm, is_transformers
+from gla_jax.convert.model_folder import Conversion
 from gla_jax.convert.reference import Stages, build_reference, load_reference, reference_stages
-from gla_jax.convert.sources import open_source
+from gla_jax.convert.sources import Source, open_source
+from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.images.resize import resize_uint8
-from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
+from gla_jax.support.errors import ModelError
+from gla_jax.support.files import read_json
 from gla_jax.support.shapes import Float, Int, UInt8
 from gla_jax.towers.clip_image import ClipImage
 from gla_jax.towers.clip_text import ClipText
@@ -33,22 +36,38 @@ LARGEST_SIDE = 448  # of a verified image: spares memory on the largest towers
 
 @dataclass(frozen=True)
 class Verification:
-    """The largest error of every stage, relative to the largest entry of PyTorch's."""
+    """The largest error of every stage, relative to the largest entry of PyTorch's.
+
+    checked: what PyTorch's side took from elsewhere than the conversion. unchecked: {name: "value: reason"}, what both
+    sides have from the conversion, so that a wrong one would not show.
+    """
 
     errors: Mapping[str, float]
+    checked: str = ""
+    unchecked: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Whether every stage is within the tolerance."""
+        """True when every stage is within the tolerance."""
         return all(error <= TOLERANCE for error in self.errors.values())
 
     def table(self) -> "Table":
-        """One row a stage, for printing."""
+        """One row a stage, for printing, and below them what was checked and what was not."""
         from rich import box
+        from rich.markup import escape
         from rich.table import Table
 
         verdict = f"every stage agrees within {TOLERANCE:g}" if self.passed else "NOT the same model"
-        table = Table(title=f"Against PyTorch: {verdict}", title_justify="left", box=box.SIMPLE_HEAD, min_width=60)
+        lines = [f"checked: {self.checked}"] if self.checked else []
+        lines += [f"NOT checked: {name}, {value}" for name, value in self.unchecked.items()]
+        table = Table(
+            title=f"Against PyTorch: {verdict}",
+            caption=escape("\n".join(lines)) or None,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            min_width=60,
+        )
         table.add_column("stage")
         table.add_column("largest error / largest entry", justify="right")
         for stage, error in self.errors.items():
@@ -56,12 +75,11 @@ class Verification:
         return table
 
 
+Images = Sequence[UInt8[np.ndarray, "h w 3"]]
+
+
 def verify(
-    model: Checkpoint | Path | str,
-    source: Path | str,
-    images: Sequence[UInt8[np.ndarray, "h w 3"]] = (),
-    *,
-    offline: bool = False,
+    model: Checkpoint | Path | str, source: Path | str, images: Images = (), *, offline: bool = False
 ) -> Verification:
     """Run a model folder and the weights it was converted from, the latter in PyTorch, and compare every stage.
 
@@ -69,25 +87,39 @@ def verify(
     ConversionError when PyTorch is missing or cannot run the source, ModelError when the folder cannot be read.
     """
     checkpoint = model if isinstance(model, Checkpoint) else read_checkpoint(model)
-    opened = open_source(source, offline=offline)
-    published_by_transformers = opened.files[0].startswith(("model.", "pytorch_model."))
-    if published_by_transformers and is_transformers(opened.config):
-        reference = load_reference(opened.folder, checkpoint.spec)
+    manifest = read_json(checkpoint.folder / "manifest.json", "the manifest", "convert the weights again", ModelError)
+    assumed = manifest.get("assumed", {}) if isinstance(manifest, dict) else {}
+    return _verify(checkpoint.spec, checkpoint.params, assumed, open_source(source, offline=offline), images)
+
+
+def verify_conversion(conversion: Conversion, images: Images = ()) -> Verification:
+    """The same for a conversion that is not written yet."""
+    return _verify(conversion.spec, conversion.params, conversion.manifest["assumed"], conversion.source, images)
+
+
+def _verify(spec: Spec, params: Params, assumed: Mapping[str, str], source: Source, images: Images) -> Verification:
+    unchecked = dict(assumed)
+    if source.files[0].startswith(("model.", "pytorch_model.")) and is_transformers(source.config):
+        reference = load_reference(source.folder, spec)
+        checked = "tensors, activation, heads and epsilon, as transformers reads the source itself"
     else:
-        reference = build_reference(opened.state, checkpoint.spec)
-    batches = [pixels for image in images or [drawn_image()] for pixels in two_sizes(image, checkpoint.spec)]
-    return Verification(compare(checkpoint.spec, checkpoint.params, reference, batches))
+        reference = build_reference(source.state, spec, timm=is_timm(source.config))
+        checked = "tensors, by a second table of their names"
+        if source.config is not None or source.activation is not None:
+            unchecked["configuration"] = "activation, heads and epsilon are as the conversion read them in the source"
+    batches = [pixels for image in images or [drawn_image()] for pixels in two_sizes(image, spec)]
+    return Verification(compare(spec, params, reference, batches), checked, unchecked)
 
 
 def two_sizes(image: UInt8[np.ndarray, "h w 3"], spec: Spec) -> list[Float[np.ndarray, "1 3 h w"]]:
     """Normalised pixels of an image at the square size of pretraining and at whole patches near its own size."""
-    vision, mean, deviation = spec, IMAGENET_MEAN, IMAGENET_STD
+    vision, mean, std = spec, IMAGENET_MEAN, IMAGENET_STD
     if isinstance(spec, ClipSpec):
         vision = spec.image
-        mean, deviation = (np.array(x, np.float32) for x in (vision.pixel_mean, vision.pixel_std))
-    own = tuple(max(min(side, LARGEST_SIDE) // vision.patch_size, 1) * vision.patch_size for side in image.shape[:2])
-    resized = (resize_uint8(image, size) for size in ((vision.image_size, vision.image_size), own))
-    return [((x / np.float32(255) - mean) / deviation).transpose(2, 0, 1)[None].copy() for x in resized]
+        mean, std = (np.array(x, np.float32) for x in (vision.pixel_mean, vision.pixel_std))
+    near = tuple(max(min(side, LARGEST_SIDE) // vision.patch_size, 1) * vision.patch_size for side in image.shape[:2])
+    resized = (resize_uint8(image, size) for size in ((vision.image_size, vision.image_size), near))
+    return [((x / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].copy() for x in resized]
 
 
 def drawn_image() -> UInt8[np.ndarray, "240 320 3"]:
@@ -102,14 +134,13 @@ def tower_stages(
     token_ids: Int[np.ndarray, "Q t"] | None = None,
 ) -> Stages:
     """Every named stage of our towers in float32 at highest matmul precision; names as in reference_stages."""
-    with jax.default_matmul_precision("highest"):
-        if not isinstance(spec, ClipSpec):
-            stages = _feature_stages(spec, params, pixels)
-        else:
-            stages = _clip_image_stages(spec, params["image"], pixels)
-            if token_ids is not None:
-                stages |= _clip_text_stages(spec, params["text"], token_ids)
-        return jax.tree.map(np.asarray, stages)
+    if not isinstance(spec, ClipSpec):
+        stages = _feature_stages(spec, params, pixels)
+    else:
+        stages = _clip_image_stages(spec, params["image"], pixels)
+        if token_ids is not None:
+            stages |= _clip_text_stages(spec, params["text"], token_ids)
+    return jax.tree.map(np.asarray, stages)
 
 
 @partial(jax.jit, static_argnums=0)

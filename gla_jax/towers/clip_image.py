@@ -34,10 +34,10 @@ class ClipImageSpec:
 
 
 class ClipImageTokens(NamedTuple):
-    """What the tower knows before its last attention. Token 0 is CLS.
+    """Tokens up to the last attention; token 0 is CLS.
 
-    embedded [B 1+n C]: after ln_pre; blocks: the output of every block but the last, each [B 1+n C]; residual: the
-    input of the last block (blocks[-1]); qkv: of the last block.
+    embedded [B 1+n C]: after ln_pre. blocks: the output of every block but the last, each [B 1+n C]. residual: the
+    input of the last block (blocks[-1]). qkv: queries, keys and values of the last block.
     """
 
     embedded: Array
@@ -93,9 +93,10 @@ class ClipImage(nn.Module):
     def project(
         self, attended: Float[Array, "B t C"], residual: Float[Array, "B t C"] | None = None
     ) -> Float[Array, "B t E"]:
-        """From what the last attention gathered to the joint space: out_proj, ln_post, proj.
+        """Project the last attention's output to the joint space: out_proj, ln_post, proj.
 
-        With residual the whole last block runs (residual and MLP); without, it is attention only (ClearCLIP's finding).
+        With residual the whole last block runs (residual and MLP). Without it the block is its attention alone, as
+        ClearCLIP (Lan et al. 2024) found better for dense features.
         """
         tokens = self.blocks[-1].project_out(attended)
         if residual is not None:
@@ -104,7 +105,7 @@ class ClipImage(nn.Module):
 
     @typed
     def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B E"]:
-        """CLIP's own image feature: the CLS token after the whole last block, projected, not normalised."""
+        """CLIP's image feature: the CLS token after the whole last block, projected, not normalised."""
         return self.image_feature(self.encode(pixels))
 
     def image_feature(self, tokens: ClipImageTokens) -> Float[Array, "B E"]:

@@ -7,12 +7,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gla_jax.support.shapes import Array, Float, typed
-from gla_jax.towers.layers import Block, LayerNorm, PatchTokens
+from gla_jax.towers.layers import Block, LayerNorm, PatchTokens, PositionResize
 
 
 @dataclass(frozen=True)
 class DinoSpec:
-    """Sizes of a DINO tower; position_offset is 0.1 for weights of torch.hub (see resize_positions)."""
+    """Sizes of a DINO tower.
+
+    position_offset is 0.1 for weights of torch.hub; position_resize None is "bicubic" (see resize_positions).
+    """
 
     image_size: int
     patch_size: int
@@ -23,13 +26,14 @@ class DinoSpec:
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
     position_offset: float = 0.0
+    position_resize: PositionResize | None = None
 
 
 class VisionTokens(NamedTuple):
-    """Named intermediates of a self-supervised tower.
+    """Named intermediates of a self-supervised tower; t counts CLS, then registers, then patches.
 
-    embedded [B t C], blocks: the output of every block, each [B t C]; cls_token [B C] and patch_tokens [B S C] after
-    the last LayerNorm (t counts CLS, then registers, then patches).
+    embedded [B t C]: the input of the first block. blocks: the output of every block, each [B t C]. cls_token [B C] and
+    patch_tokens [B S C]: after the last LayerNorm.
     """
 
     embedded: Array
@@ -54,6 +58,7 @@ class Dino(nn.Module):
             spec.patch_size,
             grid_side,
             use_bias=True,
+            position_resize=spec.position_resize or "bicubic",
             position_offset=spec.position_offset,
             dtype=self.dtype,
             precision=self.precision,

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from gla_jax.support.shapes import Array, Float, typed
 from gla_jax.towers.dino import VisionTokens, run_vision_blocks
-from gla_jax.towers.layers import Block, LayerNorm, PatchTokens
+from gla_jax.towers.layers import Block, LayerNorm, PatchTokens, PositionResize
 
 
 @dataclass(frozen=True)
 class DinoV2Spec:
     """Sizes of a DINOv2 tower; the giant one has activation "swiglu" and mlp_width counts its gated half.
 
-    position_offset is 0.1 for weights of torch.hub without registers (see resize_positions).
+    position_offset is 0.1 for weights of torch.hub without registers; position_resize None is the kernel of the
+    release, "bicubic" or, with registers, "bicubic_antialias" (see resize_positions).
     """
 
     image_size: int
@@ -29,6 +30,7 @@ class DinoV2Spec:
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
     position_offset: float = 0.0
+    position_resize: PositionResize | None = None
 
 
 class DinoV2(nn.Module):
@@ -48,7 +50,7 @@ class DinoV2(nn.Module):
             use_bias=True,
             registers=spec.registers,
             # The models with registers were released with the antialiased kernel.
-            position_resize="bicubic_antialias" if spec.registers else "bicubic",
+            position_resize=spec.position_resize or ("bicubic_antialias" if spec.registers else "bicubic"),
             position_offset=spec.position_offset,
             dtype=self.dtype,
             precision=self.precision,

@@ -70,7 +70,7 @@ def attention_scores(
     bias: Float[Array, "t s"] | None = None,
     precision: str = "highest",
 ) -> Float[Array, "B H t s"]:
-    """The scores of which attention_weights takes the softmax; arguments are its own."""
+    """The scores of which attention_weights takes the softmax, with the same arguments."""
     scores = jnp.einsum("bhtk,bhsk->bhts", queries, keys, precision=precision, preferred_element_type=jnp.float32)
     scores = scores * (queries.shape[-1] ** -0.5)
     if bias is not None:
@@ -108,7 +108,7 @@ def multi_head_attention(
 
     def one_by_one(*split: Array) -> Array:
         by_head = tuple(x.swapaxes(0, 1)[:, :, None] for x in split)
-        return jax.lax.map(lambda own: together(*own)[:, 0], by_head).swapaxes(0, 1)
+        return jax.lax.map(lambda head: together(*head)[:, 0], by_head).swapaxes(0, 1)
 
     split = (split_heads(x, num_heads) for x in qkv)
     # On processors the weights of all heads together overflow the cache (1.8 times slower).
@@ -121,10 +121,13 @@ def resize_positions(
 ) -> Float[Array, "m C"]:
     """Resize a square table of patch positions to another grid as PyTorch's interpolate does.
 
-    "bicubic" is align_corners=False with a = -0.75; "bicubic_antialias" is PyTorch's antialias=True, whose kernel has
-    a = -0.5 (used by DINOv2 with registers). Without offset it is interpolate(size=grid); with one,
-    interpolate(scale_factor=(grid + offset) / side), as DINO's and DINOv2's own code asks, which samples a little to
-    the left of it. The own grid returns the table untouched.
+    Args:
+        positions: the table, row by row.
+        grid: rows and columns of the result; that of the table returns it untouched.
+        method: "bicubic" is align_corners=False with a = -0.75; "bicubic_antialias" is PyTorch's antialias=True, whose
+            kernel has a = -0.5 (DINOv2 with registers, and timm).
+        offset: 0 is interpolate(size=grid); another is interpolate(scale_factor=(grid + offset) / side), as the code of
+            DINO and DINOv2 calls it, which samples a little to the left.
     """
     side = round(positions.shape[0] ** 0.5)
     if side * side != positions.shape[0]:
@@ -166,7 +169,7 @@ class LayerNorm(nn.Module):
 
 
 class PatchTokens(nn.Module):
-    """Pixels [B 3 h w] to tokens [B 1+registers+n C]: patch projection, class token, positions, register tokens."""
+    """Map pixels [B 3 h w] to tokens [B 1+registers+n C]: patch projection, class token, positions, registers."""
 
     width: int
     patch_size: int
@@ -208,7 +211,7 @@ class PatchTokens(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """The four linear maps of an attention layer; what happens between them is a function of the caller's choice."""
+    """The four linear maps of an attention layer; the caller computes the attention between them."""
 
     width: int
     use_bias: bool = True
@@ -289,7 +292,7 @@ class Block(nn.Module):
         return self.attention.project_in(self.norm_1(tokens))
 
     def project_out(self, attended: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
-        """Output projection of what the attention gathered, without the residual."""
+        """The output projection of attended values, without the residual."""
         out = self.attention.project_out(attended)
         return self.scale_1(out) if self.layer_scale else out
 

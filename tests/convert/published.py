@@ -151,8 +151,10 @@ def as_numpy(state: State) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in state.items()}
 
 
-def torchscript(state: State, buffers: Mapping[str, torch.Tensor]) -> torch.jit.ScriptModule:
-    """Modules whose attributes spell the names of a state dict, as in OpenAI's archives."""
+def torchscript(
+    state: State, buffers: Mapping[str, torch.Tensor], modules: Mapping[str, torch.nn.Module] | None = None
+) -> torch.jit.ScriptModule:
+    """Modules whose attributes spell the names of a state dict, as in OpenAI's archives; modules bring code."""
     root = torch.nn.Module()
     for name, tensor in state.items():
         *path, leaf = name.split(".")
@@ -162,6 +164,8 @@ def torchscript(state: State, buffers: Mapping[str, torch.Tensor]) -> torch.jit.
                 module.add_module(part, torch.nn.Module())
             module = module.get_submodule(part)
         module.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    for name, inside in (modules or {}).items():
+        root.add_module(name, inside)
     for name, tensor in buffers.items():
         root.register_buffer(name, tensor)
     with warnings.catch_warnings():

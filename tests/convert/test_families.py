@@ -11,10 +11,10 @@ import transformers
 
 from gla_jax.checkpoints.model_folder import flatten_params
 from gla_jax.convert import convert_clip_image, convert_state
-from gla_jax.convert.architecture import Converted
-from gla_jax.convert.pixels import Pixels, stated_pixels
+from gla_jax.convert.configs import Pixels, stated_pixels
+from gla_jax.convert.families import Converted
+from gla_jax.images.pixels import OPENAI_MEAN, OPENAI_STD
 from gla_jax.support.errors import ConversionError
-from gla_jax.towers.clip_image import OPENAI_MEAN, OPENAI_STD
 from tests.convert import published
 from tests.convert.published import TEXT, as_numpy, hub_names, openai_names, saved
 
@@ -93,7 +93,7 @@ def test_older_names_of_hugging_face(clip_saved):
 
 def test_the_image_tower_alone(clip_saved):
     state = {name: x for name, x in as_numpy(openai_names(clip_saved[0])).items() if name.startswith("visual.")}
-    spec, params, records = convert_clip_image(state, activation="quick_gelu", num_heads=4)
+    spec, params, records, _ = convert_clip_image(state, activation="quick_gelu", num_heads=4)
     whole = convert_state("clip", *clip_saved)
     assert spec == whole.spec.image
     assert_equal_params(params, whole.params["image"])
@@ -129,9 +129,9 @@ IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 @pytest.mark.parametrize(
     "config",
     [
-        {**open_clip_config(), "preprocess_cfg": {"mean": list(HALF.mean), "std": list(HALF.deviation)}},
-        {"image_mean": list(HALF.mean), "image_std": list(HALF.deviation), "do_normalize": True},
-        {"image_processor": {"image_mean": list(HALF.mean), "image_std": list(HALF.deviation)}},
+        {**open_clip_config(), "preprocess_cfg": {"mean": list(HALF.mean), "std": list(HALF.std)}},
+        {"image_mean": list(HALF.mean), "image_std": list(HALF.std), "do_normalize": True},
+        {"image_processor": {"image_mean": list(HALF.mean), "image_std": list(HALF.std)}},
     ],
     ids=["open_clip", "preprocessor", "processor"],
 )
@@ -175,9 +175,9 @@ def test_pixels_that_are_not_imagenets_are_refused_where_the_tower_has_no_others
 @pytest.mark.parametrize(
     ("vision", "reason"),
     [
-        ({"width": 32, "timm_model_name": "vit_base"}, "asks for timm_model_name"),
+        ({"width": 32, "timm_model_name": "vit_base"}, "asks for vision_cfg.timm_model_name = 'vit_base'"),
         ("ViT-B-16", "does not describe two towers"),
-        ({"width": 30, "head_width": 10}, "3 attention heads do not divide the width 32"),
+        ({"width": 32, "head_width": 10}, "3 attention heads do not divide the width 32"),
         ({"width": 32, "head_width": 0}, "give --heads"),
     ],
 )
@@ -204,7 +204,8 @@ def test_an_end_token_outside_the_vocabulary(clip_saved):
 def test_dino_names_agree(dino_saved):
     state, config = dino_saved
     expected = convert_state("dino", state, config)
-    own = {"qkv_bias": True, "layer_norm_eps": config["layer_norm_eps"], "position_offset": 0.0}
+    own = {"qkv_bias": True, "layer_norm_eps": config["layer_norm_eps"]}
+    own |= {"position_offset": 0.0, "position_resize": None}
     assert vars(expected.spec) == {**SIZES, **own}
     hub = as_numpy(hub_names(state))
     converted = convert_state("dino", hub, num_heads=4)
@@ -220,7 +221,7 @@ def test_dino_names_agree(dino_saved):
 
 
 def test_dino_without_qkv_bias(tmp_path):
-    spec, params, _ = convert_state("dino", *saved(published.dino_model(qkv_bias=False), tmp_path))
+    spec, params, *_ = convert_state("dino", *saved(published.dino_model(qkv_bias=False), tmp_path))
     assert not spec.qkv_bias
     assert "bias" not in params["blocks_0"]["attention"]["query"]
 
@@ -271,7 +272,7 @@ def on_shapes(family: str, shapes: Mapping[str, jax.ShapeDtypeStruct], **options
     specs = []
 
     def params(state):
-        spec, params, _ = convert_state(family, state, **options)
+        spec, params, *_ = convert_state(family, state, **options)
         specs.append(spec)
         return params
 
@@ -326,16 +327,21 @@ def changed(state: Mapping[str, np.ndarray], **shapes: tuple[int, ...]) -> dict[
 @pytest.mark.parametrize(
     ("family", "change", "options", "reason"),
     [
-        ("clip", {}, {"heads": 4, "text_heads": 5}, "choose --activation quick_gelu"),
+        ("clip", {}, {"num_heads": 4, "text_heads": 5}, "choose --activation quick_gelu"),
         ("clip", {}, {**OPENAI, "activation": "relu"}, "'relu' is not one of a CLIP tower"),
-        ("clip", {}, {**OPENAI, "heads": None}, "width 32 do not say how many attention heads they are: give --heads"),
+        (
+            "clip",
+            {},
+            {**OPENAI, "num_heads": None},
+            "width 32 do not say how many attention heads they are: give --heads",
+        ),
         ("clip", {}, {**OPENAI, "text_heads": None}, "give --text-heads"),
-        ("clip", {}, {**OPENAI, "heads": 5}, "5 attention heads do not divide the width 32"),
+        ("clip", {}, {**OPENAI, "num_heads": 5}, "5 attention heads do not divide the width 32"),
         ("clip", {"visual__positional_embedding": (9, 32)}, OPENAI, "8 patch positions do not form a square"),
         ("clip", {"visual__conv1__weight": (32, 1, 8, 8)}, OPENAI, "not a square of RGB pixels"),
         ("clip", {"visual__proj": (32,)}, OPENAI, "visual.proj gives image/projection/kernel the wrong number of axes"),
         ("clip", {"visual__attnpool__k_proj": (3, 3)}, OPENAI, "no rule covers visual.attnpool.k_proj"),
-        ("clip", {}, {**OPENAI, "heads": 0}, "0 attention heads do not divide the width 32"),
+        ("clip", {}, {**OPENAI, "num_heads": 0}, "0 attention heads do not divide the width 32"),
         ("dino", {}, {}, "no rule covers"),
         ("dino", {}, {"activation": "gelu"}, "activation cannot be chosen for dino"),
         ("vit", {}, {}, "'vit' is not a family"),

@@ -25,7 +25,7 @@ from tests.convert import published
 from tests.convert.published import hub_names, openai_names, saved, torchscript, write_tokenizer
 
 OPENAI_VOCABULARY = 49408
-HEADS = {"heads": 4, "text_heads": 5}
+HEADS = {"num_heads": 4, "text_heads": 5}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_every_format_of_clip_gives_one_model(write, clip, tmp_path):
     source, options = write(model, state, tmp_path / "source")
     manifest = convert("clip", source, tmp_path / "out", **options)
     loaded = read_checkpoint(tmp_path / "out")
-    spec, params, _ = convert_state("clip", state, config)
+    spec, params, *_ = convert_state("clip", state, config)
     assert loaded.spec == spec
     assert loaded.family == "clip"
     for path, leaf in flatten_params(params).items():
@@ -138,7 +138,7 @@ def test_pixels_are_normalised_as_the_model_was_trained(tiny_clip, tmp_path):
 def test_a_preprocessor_that_means_nothing_is_named(dino_folder, tmp_path):
     shutil.copytree(dino_folder, tmp_path / "source")
     path = tmp_path / "source" / "preprocessor_config.json"
-    for content, reason in (({"image_mean": 3}, "not three numbers each"), (HALF, "know ImageNet's alone")):
+    for content, reason in (({"image_mean": 3}, "not three numbers each"), (HALF, "use ImageNet's alone")):
         path.write_text(json.dumps(content))
         with pytest.raises(ConversionError, match=reason) as caught:
             convert("dino", tmp_path / "source", tmp_path / "out")
@@ -215,9 +215,10 @@ def test_a_tokenizer_of_the_source_is_kept(tiny_clip, tmp_path):
     [
         ({}, "put the model's own tokenizer.json beside its weights"),
         ({"tokenizer.json": "{}"}, "its tokenizer.json cannot be read"),
-        ({"vocab.json": "{", "merges.txt": "x"}, "its vocab.json and merges.txt cannot be read"),
+        ({"vocab.json": "{", "merges.txt": "x"}, "vocab.json is not JSON"),  # through the one door for JSON
+        ({"vocab.json": "{}", "merges.txt": "x"}, "its vocab.json and merges.txt cannot be read"),
     ],
-    ids=["missing", "damaged", "damaged vocabulary"],
+    ids=["missing", "damaged", "damaged vocabulary", "damaged merges"],
 )
 def test_a_tokenizer_that_does_not_fit_is_said(files, reason, tiny_clip, tmp_path):
     for name, content in files.items():
@@ -296,9 +297,9 @@ def test_a_run_that_is_stopped_while_it_writes_leaves_no_model(stop, dino_folder
         (["--verify", "--image", "missing.png"], True, "missing.png"),
         (["--verify"], False, "install torch, or convert without --verify"),
         (["--image", "photo.png"], True, "photo.png is only looked at by --verify"),
-        (["--heads", "0"], True, "0 attention heads do not divide the width 32"),
+        (["--heads", "5"], True, "5 attention heads do not divide the width 32"),
     ],
-    ids=["missing image", "no torch", "lone image", "no heads"],
+    ids=["missing image", "no torch", "lone image", "heads that do not divide"],
 )
 def test_the_command_says_what_is_missing_before_it_converts(
     options, torch_there, reason, dino_folder, tmp_path, monkeypatch, capsys

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 
 from gla_jax.convert import clip, dino, dinov2
-from gla_jax.convert.rules import TRANSFORMS, Drop, Record, Rule, apply_rules
+from gla_jax.convert.rules import TRANSFORMS, Drop, Record, Rule, fit, route
 from gla_jax.support.errors import ConversionError
+
+
+def apply_rules(state, table, expected):
+    routed, records = route(state, table)
+    return fit(routed, expected), records
 
 
 def numbers(*shape: int) -> np.ndarray:

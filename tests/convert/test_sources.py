@@ -1,7 +1,10 @@
 import hashlib
 import json
+import os
+import struct
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -131,7 +134,7 @@ def test_shards_that_repeat_a_tensor(tmp_path):
         ({"a.pth": b"x", "b.pth": b"x"}, "holds several weight files (a.pth, b.pth); name the one to convert"),
         ({"model.safetensors": b"\x08"}, "is not a complete safetensors file"),
         ({"pytorch_model.bin": b"PK\x03\x04"}, "incomplete zip file"),
-        ({"model.safetensors": None, "config.json": b"{"}, "config.json cannot be read"),
+        ({"model.safetensors": None, "config.json": b"{"}, "config.json is not JSON"),
         ({"model.safetensors": None, "config.json": b"[]"}, "config.json is not a JSON object"),
     ],
 )
@@ -164,8 +167,96 @@ def test_names_no_file_can_have_are_one_sentence(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_a_network_the_manual_way_is_named(offline):
     message = refused("owner/not-downloaded", offline=offline)  # the suite runs with HF_HUB_OFFLINE=1
-    assert message.startswith("owner/not-downloaded cannot be downloaded (this run is offline)")
+    assert message.startswith("owner/not-downloaded is neither a file nor a folder here")  # as a mistyped path is
+    assert "from the hub it cannot be downloaded (this run is offline)" in message
     assert "hf download owner/not-downloaded --local-dir FOLDER" in message
+
+
+def safetensors(folder: Path, header: dict | bytes, content: bytes = b"", length: int | None = None) -> Path:
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + content)
+    return path
+
+
+def entry(dtype: str = "F32", shape: tuple[int, ...] = (2, 2), end: int = 16) -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "length", "reason"),
+    [
+        ({}, 100 << 30, "header too large"),
+        ({}, (1 << 64) - 1, "header too large"),
+        ({"x": entry(), "y": entry()}, None, "not a complete safetensors file"),
+        ({"x": entry(shape=(1 << 40, 1 << 40))}, None, "not a complete safetensors file"),
+        ({"x": entry(shape=(-2, -2))}, None, "not a complete safetensors file"),
+        ({"y": entry(shape=(0, 1 << 62), end=0), "x": entry()}, None, "gives y the shape [0, "),
+        (b'{"x":' * 100_000 + b"1" + b"}" * 100_000, None, "recursion limit"),
+        *(
+            ({"x": entry(dtype, end=end)}, None, f"as {dtype}, which")
+            for dtype, end in (("F8_E4M3", 4), ("F8_E5M2", 4))
+        ),
+        ({"x": entry("C64", end=32)}, None, "stores x as C64, which is not converted"),
+        ({"x": entry("F2_E9M9", end=4)}, None, "unknown variant `F2_E9M9`"),
+    ],
+    ids=str,
+)
+def test_safetensors_of_absurd_headers(header, length, reason, tmp_path):
+    ends = [x["data_offsets"][1] for x in header.values()] if isinstance(header, dict) else []
+    assert reason in refused(safetensors(tmp_path, header, bytes(max(ends, default=0)), length))
+
+
+def test_safetensors_of_every_dtype(tmp_path):
+    state = {
+        f"x{i}": np.arange(6).astype(t).reshape(2, 3)
+        for i, t in enumerate(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"])
+    }
+    state["bfloat16"], state["scalar"] = np.ones(3, ml_dtypes.bfloat16), np.array(3, np.float32)
+    save_file(state, tmp_path / "model.safetensors")
+    read = open_source(tmp_path).state
+    assert read.keys() == state.keys()
+    for name, tensor in state.items():
+        assert read[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(read[name], tensor)
+
+
+def test_pipes_devices_and_loops_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert "holds no weights" in refused(tmp_path)
+    for path in (tmp_path / "model.safetensors", "/dev/zero"):
+        assert f"{path} is a device or a pipe, not a file" in refused(path)
+    (tmp_path / "a.pt").symlink_to(tmp_path / "b.pt")
+    (tmp_path / "b.pt").symlink_to(tmp_path / "a.pt")
+    assert "neither a file nor a folder here" in refused(tmp_path / "a.pt")
+    (tmp_path / "model.safetensors").unlink()
+    save_file({"x": X}, tmp_path / "model.safetensors")
+    os.mkfifo(tmp_path / "tokenizer.json")
+    os.mkfifo(tmp_path / "config.json")
+    source = open_source(tmp_path)
+    assert (source.config, source.tokenizer, [*source.digests()]) == (None, (), ["model.safetensors"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors.index.json"])
+def test_json_of_a_hundred_thousand_levels(name, tmp_path):
+    if "index" not in name:
+        save_file({"x": X}, tmp_path / "model.safetensors")
+    (tmp_path / name).write_text("[" * 100_000 + "]" * 100_000)
+    assert "nested too deep" in refused(tmp_path)
+
+
+def test_the_weights_go_with_the_configuration(tmp_path):
+    """The hub's repositories of timm hold the image tower alone beside the whole CLIP of open_clip."""
+    save_file({"timm": X}, tmp_path / "model.safetensors")
+    save_file({"open_clip": X}, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}}}')
+    assert list(open_source(tmp_path).state) == ["open_clip"]
+    (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')
+    source = open_source(tmp_path)
+    assert list(source.state) == ["open_clip"]
+    assert source.config == {"model_cfg": {"vision_cfg": {}}}
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    assert list(open_source(tmp_path).state) == ["timm"]  # which transformers wrote, as its config.json says
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import transformers
 from safetensors.numpy import load_file
 
 from gla_jax.checkpoints.model_folder import Params, Spec
-from gla_jax.convert.state import convert_state
+from gla_jax.convert.families import convert_state
 
 
 class Pair(NamedTuple):
@@ -104,5 +104,5 @@ def random_pair(config: transformers.PreTrainedConfig, seed: int = 0) -> Pair:
         reference.save_pretrained(folder)
         state = load_file(Path(folder) / "model.safetensors")
         saved = json.loads((Path(folder) / "config.json").read_text())
-    spec, params, _ = convert_state(family, state, saved)
+    spec, params, *_ = convert_state(family, state, saved)
     return Pair(reference, spec, params)

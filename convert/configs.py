@@ -1,0 +1,354 @@
+"""The fields of published configurations: the numbers that they state, and what the towers cannot follow, by name."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gla_jax.convert.rules import first_line, first_names
+from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels
+from gla_jax.support.errors import ConversionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Config = Mapping[str, Any]
+
+
+class Stated(NamedTuple):
+    """A configuration's field and its value, which is a function of the tower's width where it depends on that."""
+
+    field: str
+    value: Any
+
+
+Statements = dict[str, Stated]  # by the field of a spec, with its tower: "image/depth", "text/depth", "depth"
+
+
+class Pixels(NamedTuple):
+    """Mean and std of the pixels a model was trained on, RGB in 0..1."""
+
+    mean: Channels
+    std: Channels
+
+
+def read_config(config: Config | None, model_types: Mapping[str, str]) -> Statements:
+    """The statements of a configuration of transformers, open_clip or timm; none where there is no such configuration.
+
+    model_types: the transformers configuration class of every model_type that the family has. Raises ConversionError
+    for a model that the family does not have.
+    """
+    if config is None:
+        return {}
+    if is_transformers(config):
+        return _read_transformers(_complete(config, model_types))
+    model = config.get("model_cfg", config)
+    if isinstance(model, dict) and "vision_cfg" in model:
+        return _read_open_clip(model)
+    return _read_timm(config) if is_timm(config) else {}
+
+
+def is_transformers(config: Config | None) -> bool:
+    """True for Hugging Face's configurations."""
+    return config is not None and "model_type" in config
+
+
+def is_timm(config: Config | None) -> bool:
+    """True for timm's configurations."""
+    return config is not None and not is_transformers(config) and "architecture" in config
+
+
+# Field of a spec: field of transformers' configuration.
+_TRANSFORMER = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "layer_norm_eps": "layer_norm_eps",
+}
+_VISION = {**_TRANSFORMER, "image_size": "image_size", "patch_size": "patch_size", "channels": "num_channels"}
+_TEXT = {**_TRANSFORMER, "vocabulary": "vocab_size", "context": "max_position_embeddings", "activation": "hidden_act"}
+_DINOV2 = {**_VISION, "qkv_bias": "qkv_bias"}
+del _DINOV2["mlp_width"]
+
+
+def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConfig":
+    """A Hugging Face configuration with every field, those the file leaves out as transformers defines them."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is no news here
+    import transformers
+
+    kind = str(config["model_type"])
+    if kind not in model_types:
+        raise ConversionError(
+            f"its config.json says it is a {kind!r} model, which this family ({' or '.join(model_types)}) is not; "
+            "convert it as another family."
+        )
+    if config.get("quantization_config"):
+        raise ConversionError("its config.json has a quantization_config: quantised weights are not converted.")
+    try:
+        return getattr(transformers, model_types[kind]).from_dict(dict(config))
+    except Exception as error:  # whatever a validator of theirs raises, the file is what is wrong
+        raise ConversionError(f"its config.json is not one transformers accepts ({first_line(error)}).") from error
+
+
+def _read_transformers(config: "PreTrainedConfig") -> Statements:
+    def fields(part: Any, names: Mapping[str, str], tower: str = "", where: str = "") -> Statements:
+        return {tower + ours: Stated(where + theirs, getattr(part, theirs)) for ours, theirs in names.items()}
+
+    if config.model_type == "clip":
+        image, text = config.vision_config, config.text_config
+        stated = fields(image, {**_VISION, "activation": "hidden_act"}, "image/", "vision_config.")
+        stated |= fields(text, _TEXT, "text/", "text_config.")
+        stated |= {f"{tower}/embed_dim": Stated("projection_dim", config.projection_dim) for tower in ("image", "text")}
+        # Early configurations all say 2, whatever the vocabulary; CLIP then reads the largest id, which is the last.
+        if text.eos_token_id != 2:
+            stated["text/end_token"] = Stated("text_config.eos_token_id", text.eos_token_id)
+        return stated
+    if config.model_type == "vit":
+        return fields(config, {**_VISION, "activation": "hidden_act", "qkv_bias": "qkv_bias"})
+    stated = fields(config, _DINOV2)
+    hidden = int(config.hidden_size * config.mlp_ratio)
+    if config.use_swiglu_ffn:  # two thirds, rounded up to eight
+        stated["mlp_width"] = Stated("mlp_ratio", (int(hidden * 2 / 3) + 7) // 8 * 8)
+        stated["activation"] = Stated("use_swiglu_ffn", "swiglu")
+    else:
+        stated["mlp_width"] = Stated("mlp_ratio", hidden)
+        stated["activation"] = Stated("hidden_act", config.hidden_act)
+    return {**stated, "registers": Stated("num_register_tokens", getattr(config, "num_register_tokens", 0))}
+
+
+# Every field of open_clip's configurations (3.3 and those before it). A name is the field of the spec that it is
+# compared with, a tuple lists the values that the towers follow, and ANY changes no feature.
+ANY = object()
+_ABSENT = (None, False)
+_OPEN_CLIP_TOWER: dict[str, Any] = {
+    "width": "width",
+    "layers": "depth",
+    "mlp_ratio": "mlp_width",
+    "ls_init_value": _ABSENT,
+    "act_kwargs": (None, {}),
+    "norm_kwargs": "layer_norm_eps",
+    "final_ln_after_pool": ANY,  # a LayerNorm of one token is the same before and after that token is taken
+    "output_tokens": ANY,
+    "block_type": (None, "default"),
+    **dict.fromkeys(
+        ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), _ABSENT
+    ),
+}
+OPEN_CLIP_VISION: dict[str, Any] = {
+    **_OPEN_CLIP_TOWER,
+    "head_width": "num_heads",
+    "patch_size": "patch_size",
+    "image_size": "image_size",
+    "patch_dropout": ANY,  # of training
+    "attentional_pool": _ABSENT,
+    "attn_pooler_queries": ANY,  # of attentional_pool
+    "attn_pooler_heads": ANY,
+    "no_ln_pre": _ABSENT,
+    "input_patchnorm": _ABSENT,
+    "global_average_pool": _ABSENT,
+    "pos_embed_type": ("learnable", "sin_cos_2d"),  # the file holds both kinds
+    "pool_type": ("tok",),
+    "timm_model_name": (None, ""),
+    **dict.fromkeys(("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"), ANY),  # of timm_model_name
+    **dict.fromkeys(("timm_drop", "timm_drop_path"), ANY),
+}
+OPEN_CLIP_TEXT: dict[str, Any] = {
+    **_OPEN_CLIP_TOWER,
+    "heads": "num_heads",
+    "vocab_size": "vocabulary",
+    "context_length": "context",
+    "hf_tokenizer_name": ANY,  # model_folder.py then wants that tokenizer beside the weights
+    "tokenizer_mode": (None,),
+    "tokenizer_kwargs": (None, {}),
+    "embed_cls": _ABSENT,
+    "pad_id": ANY,  # a causal tower reads nothing behind the end token
+    "eos_id": ANY,  # of pool_type "eos"
+    "no_causal_mask": _ABSENT,
+    "pool_type": ("argmax", "eos"),
+    "proj": ("linear",),
+    "proj_type": ("linear",),
+    "proj_bias": _ABSENT,
+    "hf_model_name": (None, ""),
+    **dict.fromkeys(("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "pooler_type"), ANY),  # of hf_model_name
+}
+OPEN_CLIP_MODEL: dict[str, Any] = {
+    "embed_dim": "embed_dim",
+    "vision_cfg": ANY,
+    "text_cfg": ANY,
+    "quick_gelu": ANY,
+    "custom_text": ANY,  # names the text tower's tensors otherwise
+    "multimodal_cfg": (None, {}),
+    **dict.fromkeys(("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"), ANY),  # of the logits
+    **dict.fromkeys(("cast_dtype", "output_dict", "preprocess_cfg"), ANY),
+}
+
+
+def _read_open_clip(model: Config) -> Statements:
+    towers = {"image/": ("vision_cfg", OPEN_CLIP_VISION), "text/": ("text_cfg", OPEN_CLIP_TEXT)}
+    if not all(isinstance(model.get(name, {}), dict) for name, _ in towers.values()):
+        raise ConversionError("its open_clip configuration does not describe two towers.")
+    _compared("", model, OPEN_CLIP_MODEL, "embed_dim")
+    stated: Statements = {}
+    for tower, (name, table) in towers.items():
+        part = model.get(name, {})
+        fields = _compared(f"{name}.", part, table, "norm_kwargs")
+        if part.get("norm_kwargs"):
+            fields |= _compared(f"{name}.norm_kwargs.", part["norm_kwargs"], {"eps": "layer_norm_eps"}, "", ())
+        if "mlp_width" in fields:
+            fields["mlp_width"] = _of_width(fields["mlp_width"], lambda width, ratio: int(width * ratio))
+        stated |= {tower + ours: statement for ours, statement in fields.items()}
+        stated[f"{tower}activation"] = Stated("quick_gelu", "quick_gelu" if model.get("quick_gelu") else "gelu")
+        if "embed_dim" in model:
+            stated[f"{tower}embed_dim"] = Stated("embed_dim", model["embed_dim"])
+    # What a file leaves out is what open_clip sets.
+    head_width = stated.get("image/num_heads", Stated("vision_cfg.head_width", 64))
+    stated["image/num_heads"] = _of_width(head_width, lambda width, size: width // size if size else None)
+    stated.setdefault("text/num_heads", Stated("text_cfg.heads", 8))
+    for tower in towers:
+        stated.setdefault(f"{tower}layer_norm_eps", Stated("norm_kwargs", 1e-5))
+    text = model.get("text_cfg", {})
+    if text.get("pool_type") == "eos":
+        stated["text/end_token"] = Stated("text_cfg.eos_id", text.get("eos_id", 2))
+    return stated
+
+
+def _of_width(stated: Stated, function: Any) -> Stated:
+    """A statement whose value is function(width, value), None where the value is no number."""
+    number = type(stated.value) in (int, float) and abs(stated.value) < 1e6
+    return Stated(stated.field, (lambda width: function(width, stated.value)) if number else None)
+
+
+def _compared(where: str, part: Any, table: Mapping[str, Any], aside: str, absent: tuple = _ABSENT) -> Statements:
+    """What a part of a configuration states by a table of its fields; aside is a field that the caller reads.
+
+    Raises ConversionError for a value that the towers do not follow and for a field that is not in the table, unless
+    its value is one of absent.
+    """
+    if not isinstance(part, dict):
+        raise ConversionError(f"its configuration has {part!r} as {where.rstrip('.')}, where fields belong.")
+    refused = [
+        f"{where}{name} = {value!r}"
+        for name, value in part.items()
+        if (isinstance(rule := table.get(name, absent), tuple) and value not in rule)
+    ]
+    if refused:
+        raise ConversionError(f"its configuration asks for {first_names(refused)}, which the towers do not have.")
+    compared = {name: ours for name, ours in table.items() if isinstance(ours, str) and name in part and name != aside}
+    return {ours: Stated(where + name, part[name]) for name, ours in compared.items()}
+
+
+# Plain ViTs, whose blocks differ in nothing that tensors do not show; others (rpn, relpos, rope, ...) do.
+_TIMM = re.compile(
+    r"(?:vit|deit)_[a-z]+_patch(?P<patch>\d+)(?:_reg(?P<registers>\d+))?_(?:\d+|dinov2)(?:_dino)?(?:\.\w+)?"
+)
+TIMM_ARGUMENTS: dict[str, Any] = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_width",
+    "qkv_bias": "qkv_bias",
+    "reg_tokens": "registers",
+    "in_chans": "channels",
+    "pos_embed": ("learn",),
+    "class_token": (True,),
+    "pre_norm": _ABSENT,
+    "qk_norm": _ABSENT,
+    # They show in the tensors, or belong to training and to classification.
+    **dict.fromkeys(("no_embed_class", "init_values", "dynamic_img_size", "num_classes", "global_pool"), ANY),
+    **dict.fromkeys(("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"), ANY),
+    **dict.fromkeys(("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init", "strict_img_size"), ANY),
+}
+
+
+def _read_timm(config: Config) -> Statements:
+    name = _TIMM.fullmatch(str(config["architecture"]))
+    if name is None:
+        raise ConversionError(f"its config.json says it is timm's {config['architecture']!r}, which is no plain ViT.")
+    arguments = config.get("model_args") or {}
+    stated = {"patch_size": Stated("architecture", int(name["patch"]))}
+    if name["registers"]:
+        stated["registers"] = Stated("architecture", int(name["registers"]))
+    if "num_features" in config:
+        stated["width"] = Stated("num_features", config["num_features"])
+    pretrained = config.get("pretrained_cfg")
+    size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
+    if isinstance(size, list) and len(size) == 3:
+        stated |= {"channels": Stated("input_size", size[0]), "image_size": Stated("input_size", size[1:])}
+    fields = _compared("model_args.", arguments, TIMM_ARGUMENTS, "")
+    if "mlp_width" in fields:
+        fields["mlp_width"] = _of_width(fields["mlp_width"], lambda width, ratio: int(width * ratio))
+    # timm resizes position tables by PyTorch's antialiased kernel.
+    return {**stated, **fields, "position_resize": Stated("architecture", "bicubic_antialias")}
+
+
+def check_statements(stated: Statements, spec: Any, tower: str = "") -> None:
+    """Raise ConversionError where a configuration states another number than the tensors of a tower have.
+
+    Args:
+        stated: of the whole configuration.
+        spec: of the tower; its fields come from the tensors, or from these statements.
+        tower: "image/" or "text/", empty for a model of one tower.
+    """
+    fields = {"channels": 3, "activation": "gelu"} | vars(spec)  # no tower has other channels, nor DINO another GELU
+    for name, (field, value) in stated.items():
+        if not name.startswith(tower) or "/" in name[len(tower) :]:
+            continue  # of the other tower
+        name = name[len(tower) :]
+        value = value(spec.width) if callable(value) else value
+        ours = fields[name]
+        if name in ("image_size", "patch_size") and isinstance(value, list | tuple) and len(set(value)) == 1:
+            value = value[0]
+        if name == "image_size" and isinstance(value, int):
+            value -= value % spec.patch_size  # a border narrower than a patch is not seen
+        if value != ours or isinstance(value, bool) != isinstance(ours, bool):
+            raise ConversionError(
+                f"its configuration contradicts its tensors: {field} makes {name} {value}, where they have {ours}; "
+                "take both from one model."
+            )
+
+
+def stated_pixels(config: Config | None) -> Pixels | None:
+    """The pixel mean and std of an open_clip, preprocessor, processor or timm configuration, None where it has none.
+
+    Raises ConversionError when it states something else than three means and three positive stds.
+    """
+    config = config or {}
+    mean = std = None
+    for key in ("preprocess_cfg", "pretrained_cfg"):
+        if isinstance(config.get(key), dict):
+            mean, std = config[key].get("mean"), config[key].get("std")
+    if mean is None and std is None:
+        processor = config.get("image_processor", config)
+        if not isinstance(processor, dict):
+            return None
+        mean, std = processor.get("image_mean"), processor.get("image_std")
+        if processor.get("do_normalize") is False:
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if mean is None and std is None:
+        return None
+    if not (_three_numbers(mean) and _three_numbers(std) and min(std) > 0):
+        raise ConversionError(
+            f"it gives {mean} as mean and {std} as std of pixels, which are not three numbers each, the latter above "
+            "0; download it again."
+        )
+    return Pixels(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _three_numbers(values: Any) -> bool:
+    three = isinstance(values, list | tuple) and len(values) == 3
+    return three and all(type(x) in (int, float) and math.isfinite(x) for x in values)
+
+
+def refuse_other_pixels(pixels: Pixels | None) -> None:
+    """Raise ConversionError unless pixels are normalised as for DINO and DINOv2, by ImageNet's numbers, or unsaid."""
+    if pixels is not None and not np.allclose(pixels, (IMAGENET_MEAN, IMAGENET_STD), atol=1e-4):
+        raise ConversionError(
+            f"the files beside the weights normalise pixels by mean {list(pixels.mean)} and std {list(pixels.std)}, "
+            "but the DINO and DINOv2 towers use ImageNet's alone; convert weights that were trained with those."
+        )

@@ -1,0 +1,118 @@
+"""Published tensors in memory to a spec and parameters, in one way for every family: route, size, compare, fit."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
+from gla_jax.convert import clip, dino, dinov2
+from gla_jax.convert.architecture import Facts
+from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
+from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
+from gla_jax.support.errors import ConversionError
+from gla_jax.towers.clip_image import ClipImage
+
+
+class Family(NamedTuple):
+    """One kind of models.
+
+    rules: of every tensor that they may hold. model_types: the transformers configuration class of each model_type.
+    options: {option of convert_state: fields of the spec that it sets}. spec: (routed, facts, pixels) to a spec.
+    """
+
+    rules: Table
+    model_types: Mapping[str, str]
+    options: Mapping[str, tuple[str, ...]]
+    spec: Callable[[Mapping[str, Routed], Facts, Pixels | None], Any]
+
+
+_CLIP_OPTIONS = {
+    "activation": ("image/activation", "text/activation"),
+    "num_heads": ("image/num_heads",),
+    "text_heads": ("text/num_heads",),
+}
+FAMILIES: Mapping[str, Family] = {
+    "clip": Family(clip.RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.clip_spec),
+    "dino": Family(dino.RULES, dino.MODEL_TYPES, {"num_heads": ("num_heads",)}, dino.dino_spec),
+    "dinov2": Family(dinov2.RULES, dinov2.MODEL_TYPES, {"num_heads": ("num_heads",)}, dinov2.dinov2_spec),
+}
+_CLIP_IMAGE = Family(clip.IMAGE_RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.image_spec)
+
+
+class Converted(NamedTuple):
+    """A model's spec and float32 parameters, what became of every source tensor, and what had to be assumed.
+
+    assumed: {"num_heads": "12: as the published models of width 768", ...}, a value and the reason for it.
+    """
+
+    spec: Any
+    params: Params
+    records: dict[str, Record]
+    assumed: dict[str, str]
+
+
+def convert_state(
+    family: str, state: State, config: Config | None = None, *, pixels: Pixels | None = None, **options: Any
+) -> Converted:
+    """Convert a model of a family from its tensors; parameters come out in float32.
+
+    Args:
+        family: "clip", "dino" or "dinov2".
+        state: arrays by published name.
+        config: a config.json of transformers or timm, or an open_clip_config.json.
+        pixels: mean and std that they are normalised by; None leaves them to config.
+        options: num_heads, and for CLIP activation ("quick_gelu" or "gelu") and text_heads; they go before what config
+            says, None leaves them to it and to the shapes.
+
+    Raises ConversionError where tensors and configuration do not fit the family or each other, or too little is said.
+    """
+    if family not in FAMILIES:
+        raise ConversionError(f"{family!r} is not a family of models; there are {', '.join(FAMILIES)}.")
+    options = {name: value for name, value in options.items() if value is not None}
+    foreign = sorted(options.keys() - FAMILIES[family].options.keys())
+    if foreign:
+        raise ConversionError(f"{', '.join(foreign)} cannot be chosen for {family} weights; leave it out.")
+    return _convert(FAMILIES[family], state, config, pixels, options, abstract_params)
+
+
+def convert_clip_image(
+    state: State, config: Config | None = None, *, activation: str | None = None, num_heads: int | None = None
+) -> Converted:
+    """The image tower alone, from tensors without a text tower; the spec is a ClipImageSpec, the tree its own."""
+    options = {"activation": activation, "num_heads": num_heads}
+    options = {name: value for name, value in options.items() if value is not None}
+    converted = _convert(_CLIP_IMAGE, state, config, None, options, _abstract_image)
+    return converted._replace(params=converted.params["image"])
+
+
+def _abstract_image(spec: Any) -> Params:
+    pixels = jnp.zeros((1, 3, spec.patch_size, spec.patch_size))
+    return {"image": jax.eval_shape(partial(ClipImage(spec).init), jax.random.key(0), pixels)["params"]}
+
+
+def _convert(
+    family: Family,
+    state: State,
+    config: Config | None,
+    pixels: Pixels | None,
+    options: Mapping[str, Any],
+    expected: Callable[[Any], Params],
+) -> Converted:
+    """The one way of a conversion; expected gives shapes and dtypes of a spec's parameters."""
+    chosen = {field: value for name, value in options.items() for field in family.options[name]}
+    facts = Facts(chosen, read_config(config, family.model_types))
+    routed, records = route(state, family.rules)
+    spec = family.spec(routed, facts, pixels or stated_pixels(config))
+    if isinstance(spec, ClipSpec):
+        check_statements(facts.stated, spec.image, "image/")
+        check_statements(facts.stated, spec.text, "text/")
+    else:
+        check_statements(facts.stated, spec, "image/" if family is _CLIP_IMAGE else "")
+    stored = sorted({str(leaf.dtype) for _, leaf in routed.values()} - {"float32"})
+    if stored:
+        kept = "rounds" if "float64" in stored else "keeps its numbers as they are"
+        facts.assumed["dtype"] = f"float32: the source stores {' and '.join(stored)}, which {kept}"
+    return Converted(spec, fit(routed, expected(spec)), records, facts.assumed)
