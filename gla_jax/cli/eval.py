@@ -121,7 +121,14 @@ def run(
             )
         contents = [_measure(one, processes) for one in runs]
         if processes.is_first and len(contents) > 1:
-            _summarise(out, contents)
+            from rich.console import Console
+
+            from gla_jax.eval.report.summary import summary, summary_table, write_summary
+
+            content = summary(contents)
+            write_summary(out, content)
+            Console().print(summary_table(content))
+            typer.echo(f"summary: {out / 'summary.md'}")
 
 
 @app.command()
@@ -196,14 +203,3 @@ def _measure(one: "Run", processes: "Processes") -> dict[str, Any]:
         paper = f" (not comparable with the paper: {', '.join(reasons)})"
     typer.echo(f"{title}: {figures}{paper}\n  {speed}")
     return content
-
-
-def _summarise(out: Path, contents: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
-    from gla_jax.eval.report.summary import summary, summary_table, write_summary
-
-    content = summary(contents)
-    write_summary(out, content)
-    Console().print(summary_table(content))
-    typer.echo(f"summary: {out / 'summary.md'}")

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from gla_jax.cli.setup import readable
 from gla_jax.models.registry import DEFAULT_MODEL
 
 DEFAULT_PRESET = "336-224-112"  # config's, which would load JAX; a test compares the two
@@ -15,7 +14,7 @@ DEFAULT_PRESET = "336-224-112"  # config's, which would load JAX; a test compare
 Images = Annotated[list[str], typer.Argument(help="Image files, folders of images, glob patterns.")]
 ClassNames = Annotated[
     list[str] | None,
-    typer.Option("--classes", callback=readable, help='One class with its synonyms, "cat; tabby"; repeat it.'),
+    typer.Option("--classes", help='One class with its synonyms, "cat; tabby"; repeat it.'),
 ]
 Model = Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")]
 BenchmarkModel = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.setup import prepare_jax, readable, results_folder
+from gla_jax.cli.setup import prepare_jax, results_folder
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import ImageError, UserError
 
@@ -17,10 +17,7 @@ def segment(
     images: options.Images,
     classes: options.ClassNames = None,
     classes_file: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
-    background: Annotated[
-        str | None,
-        typer.Option(callback=readable, help="The class of pixels below the threshold, or none."),
-    ] = None,
+    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Probability below which a pixel is background, 0 to 1. [default: a tuned preset's, else 0]"),
@@ -57,7 +54,7 @@ def segment(
     the devices of all of them they share the windows of every image.
     """
     from gla_jax.settings.options import settings_from_options, with_fields
-    from gla_jax.text.prompts import parse_classes, read_lines
+    from gla_jax.text.prompts import check_enough, parse_classes, read_lines
 
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
@@ -67,6 +64,9 @@ def segment(
         raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
     parsed = parse_classes(lines)
     background = None if background in (None, "none") else background
+    if background and not background.isprintable():
+        raise UserError(f"the background {background!r} holds bytes that are no text; type it in a UTF-8 terminal.")
+    check_enough(parsed, background)
     if threshold is None:
         threshold = config.threshold if background else 0.0
     prompts = read_lines(templates, "templates") if templates else None

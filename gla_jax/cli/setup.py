@@ -1,23 +1,10 @@
-"""Before the work of a command: its texts are readable, its folder can be written to, JAX has its devices."""
+"""Before the work of a command: its folder can be written to, JAX has its devices."""
 
 import os
 import tempfile
 from pathlib import Path
-from typing import TypeVar
 
 from gla_jax.support.errors import UserError
-
-Texts = TypeVar("Texts", str, list[str], None)
-
-
-def readable(value: Texts) -> Texts:
-    """The text or texts of an option. Raises UserError for bytes that are not UTF-8, which no model can read."""
-    for text in [value] if isinstance(value, str) else value or ():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{os.fsencode(text)!r} is not UTF-8 text; type it in a UTF-8 terminal.") from None
-    return value
 
 
 def results_folder(path: Path) -> Path:

@@ -151,7 +151,8 @@ def segment_files(task: Task, paths: Sequence[Path], folder: Path, processes: Pr
             lines = stack.enter_context(closing(LineFile(folder / LINES.format(number))))
 
         def keep(complete: bool = False) -> str:
-            text = as_lines(task.document(_by_index(rows), _by_index(failed), complete))
+            images, bad = ([part[index] for index in sorted(part)] for part in (rows, failed))
+            text = as_lines(task.document(images, bad, complete))
             if processes.is_first:
                 write_text(folder / "results.json", text)
             return text
@@ -260,7 +261,3 @@ def _finished(folder: Path, files: Sequence[File], scores: bool) -> dict[int, di
                 if row.get("image") == str(file.path) and stamp and stamp == _stamp(file.path):
                     rows[file.index] = row
     return {index: row for index, row in rows.items() if has_pictures(folder, row["name"], scores)}
-
-
-def _by_index(rows: dict[int, Any]) -> list[Any]:
-    return [rows[index] for index in sorted(rows)]

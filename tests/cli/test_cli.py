@@ -190,6 +190,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, photo, model):
 
 MISTAKES = {
     "no classes": ([], "there are no classes; name some"),
+    "one class": (["--classes", "sand"], "alone would take every pixel"),
     "name too long": (["NONE.png" * 40, *CLASSES], "does not exist"),
     "missing image": (["NONE.png", *CLASSES], "NONE.png does not exist"),
     "unknown model": ([*CLASSES, "--model", "clip-b"], "neither a model folder nor a named model"),
