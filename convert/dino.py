@@ -1,15 +1,17 @@
-"""DINO under its published names: Hugging Face's ViTModel, torch.hub's files and training checkpoints."""
+"""DINO and DINOv2 under their published names: Hugging Face's, torch.hub's, timm's and those of training."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from gla_jax.convert.architecture import Facts, vision_sizes
+from gla_jax.convert.architecture import Facts, shape_of, vision_sizes
 from gla_jax.convert.configs import Pixels, refuse_other_pixels
 from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.dino import DinoSpec
+from gla_jax.towers.dinov2 import DinoV2Spec
 
-MODEL_TYPES = {"vit": "ViTConfig"}
+DINO_MODEL_TYPES = {"vit": "ViTConfig"}
+DINOV2_MODEL_TYPES = {"dinov2": "Dinov2Config", "dinov2_with_registers": "Dinov2WithRegistersConfig"}
 HEADS = {width: width // 64 for width in (192, 384, 768, 1024, 1536)}
 
 HUGGING_FACE_ROOT = r"(?:vit\.)?"
@@ -51,7 +53,7 @@ def hub_block(source: str) -> tuple[Rule, ...]:
 
 BLOCK = "blocks_{i}"
 
-RULES: Table = (
+DINO_RULES: Table = (
     *embedding_rules(HUGGING_FACE_ROOT),
     # Hugging Face
     *norm(rf"{HUGGING_FACE_BLOCK}\.layernorm_before", f"{BLOCK}/norm_1"),
@@ -66,6 +68,38 @@ RULES: Table = (
     *hub_block(r"blocks\.(?P<i>\d+)"),
     *norm(r"norm", "norm"),
     Drop(r"(?:head|dino_loss)\..+", "the projection head of training, features are tokens"),
+)
+
+
+# Large models are trained with their blocks in chunks, numbered throughout: blocks.2.21 is block 21.
+DINOV2_HUB_BLOCK = r"blocks\.(?:\d+\.)?(?P<i>\d+)"
+DINOV2_ROOT = r"(?:dinov2\.|dinov2_with_registers\.)?"
+DINOV2_BLOCK = rf"{DINOV2_ROOT}encoder\.layer\.(?P<i>\d+)"
+
+DINOV2_RULES: Table = (
+    *embedding_rules(DINOV2_ROOT),
+    Rule(  # reg_token is timm's
+        rf"{DINOV2_ROOT}embeddings\.register_tokens|register_tokens|reg_token", "patch_tokens/registers", "rows"
+    ),
+    Drop(rf"{DINOV2_ROOT}embeddings\.mask_token|mask_token", "stands for masked patches in training"),
+    # Hugging Face
+    *norm(rf"{DINOV2_BLOCK}\.norm1", f"{BLOCK}/norm_1"),
+    *split_attention(DINOV2_BLOCK),
+    Rule(rf"{DINOV2_BLOCK}\.layer_scale(?P<n>[12])\.lambda1", BLOCK + "/scale_{n}/factor"),
+    *norm(rf"{DINOV2_BLOCK}\.norm2", f"{BLOCK}/norm_2"),
+    *dense(rf"{DINOV2_BLOCK}\.mlp\.(?:fc1|weights_in)", f"{BLOCK}/mlp/up"),
+    *dense(rf"{DINOV2_BLOCK}\.mlp\.(?:fc2|weights_out)", f"{BLOCK}/mlp/down"),
+    *norm(rf"{DINOV2_ROOT}layernorm", "norm"),
+    Drop(r"classifier\.(?:weight|bias)", "a classification head, features are tokens"),
+    # torch.hub
+    *hub_block(DINOV2_HUB_BLOCK),
+    Rule(rf"{DINOV2_HUB_BLOCK}\.ls(?P<n>[12])\.gamma", BLOCK + "/scale_{n}/factor"),
+    *dense(rf"{DINOV2_HUB_BLOCK}\.mlp\.w12", f"{BLOCK}/mlp/up"),
+    *dense(rf"{DINOV2_HUB_BLOCK}\.mlp\.w3", f"{BLOCK}/mlp/down"),
+    *norm(r"norm", "norm"),
+    Drop(
+        r"(?:dino_head|ibot_head|head|dino_loss|ibot_patch_loss)\..+", "of training or of a head, features are tokens"
+    ),
 )
 
 
@@ -108,3 +142,16 @@ def common_fields(
         "position_offset": 0.0 if resize else offset,
         "position_resize": resize.value if resize else None,
     }
+
+
+def dinov2_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None) -> DinoV2Spec:
+    """The spec of a DINOv2 tower; gated MLPs and registers show in the shapes."""
+    sizes = vision_sizes(routed)
+    gated = shape_of(routed, "blocks_0/mlp/up/kernel", 2)[1] == 2 * sizes["mlp_width"]
+    activation = facts.stated.get("activation")
+    if activation is not None and activation.value not in ("gelu", "swiglu"):
+        raise ConversionError(f"its activation {activation.value!r} is not DINOv2's (gelu).")
+    registers = shape_of(routed, "patch_tokens/registers", 2)[0] if "patch_tokens/registers" in routed else 0
+    # The models with registers were released with another resize, which needs no offset.
+    fields = common_fields(routed, facts, pixels, sizes["width"], offset=0.0 if registers else 0.1)
+    return DinoV2Spec(**sizes, **fields, activation="swiglu" if gated else "gelu", registers=registers)

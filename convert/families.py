@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
-from gla_jax.convert import clip, dino, dinov2
+from gla_jax.convert import clip, dino
 from gla_jax.convert.architecture import Facts
 from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
 from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
@@ -34,10 +34,11 @@ _CLIP_OPTIONS = {
     "num_heads": ("image/num_heads",),
     "text_heads": ("text/num_heads",),
 }
+_HEADS = {"num_heads": ("num_heads",)}
 FAMILIES: Mapping[str, Family] = {
     "clip": Family(clip.RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.clip_spec),
-    "dino": Family(dino.RULES, dino.MODEL_TYPES, {"num_heads": ("num_heads",)}, dino.dino_spec),
-    "dinov2": Family(dinov2.RULES, dinov2.MODEL_TYPES, {"num_heads": ("num_heads",)}, dinov2.dinov2_spec),
+    "dino": Family(dino.DINO_RULES, dino.DINO_MODEL_TYPES, _HEADS, dino.dino_spec),
+    "dinov2": Family(dino.DINOV2_RULES, dino.DINOV2_MODEL_TYPES, _HEADS, dino.dinov2_spec),
 }
 _CLIP_IMAGE = Family(clip.IMAGE_RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.image_spec)
 

@@ -7,7 +7,6 @@ are renamed by the tables below, which know nothing of the converter's rules: tw
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,103 +24,77 @@ if TYPE_CHECKING:
 Stages = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Names:
-    """Published names to transformers': block matches (tower, index, inside), a tuple of targets splits evenly."""
-
-    block: str
-    towers: Mapping[str, str]
-    inside: Mapping[str, str | tuple[str, ...]]
-    outside: Mapping[str, str]
-    transposed: tuple[str, ...] = ()
-
-
-CLIP_NAMES = Names(
-    block=r"(visual\.|)transformer\.resblocks\.(\d+)\.(.+)",
-    towers={"visual.": "vision_model.encoder.layers", "": "text_model.encoder.layers"},
-    inside={
-        "ln_1": "layer_norm1",
-        "attn.in_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attn.out_proj": "self_attn.out_proj",
-        "ln_2": "layer_norm2",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    },
-    outside={
-        "visual.class_embedding": "vision_model.embeddings.class_embedding",
-        "visual.conv1": "vision_model.embeddings.patch_embedding",
-        "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-        "visual.ln_pre": "vision_model.pre_layrnorm",
-        "visual.ln_post": "vision_model.post_layernorm",
-        "visual.proj": "visual_projection.weight",
-        "token_embedding": "text_model.embeddings.token_embedding",
-        "positional_embedding": "text_model.embeddings.position_embedding.weight",
-        "ln_final": "text_model.final_layer_norm",
-        "text_projection": "text_projection.weight",
-        "logit_scale": "logit_scale",
-    },
-    transposed=("visual.proj", "text_projection"),
-)
-_SELF_SUPERVISED = {
+# Published names to transformers', without ".weight" and ".bias"; # is a block, and several targets split evenly.
+_CLIP_BLOCK: dict[str, str | tuple[str, ...]] = {
+    "ln_1": "layer_norm1",
+    "attn.in_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_CLIP = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1": "vision_model.embeddings.patch_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre": "vision_model.pre_layrnorm",
+    "visual.ln_post": "vision_model.post_layernorm",
+    "visual.proj": "visual_projection.weight",
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final": "text_model.final_layer_norm",
+    "text_projection": "text_projection.weight",
+    "logit_scale": "logit_scale",
+}
+_TRANSPOSED = ("visual.proj", "text_projection")
+_HUB = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "mask_token": "embeddings.mask_token",
+    "register_tokens": "embeddings.register_tokens",
+    "norm": "layernorm",
+}
+_HUB_ATTENTION = {
     "attn.qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
     "attn.proj": "attention.output.dense",
 }
-DINO_NAMES = Names(
-    block=r"()blocks\.(\d+)\.(.+)",
-    towers={"": "encoder.layer"},
-    inside={
-        **_SELF_SUPERVISED,
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "mlp.fc1": "intermediate.dense",
-        "mlp.fc2": "output.dense",
-    },
-    outside={
-        "cls_token": "embeddings.cls_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "patch_embed.proj": "embeddings.patch_embeddings.projection",
-        "norm": "layernorm",
-    },
-)
-DINOV2_NAMES = Names(
-    block=r"()blocks\.(?:\d+\.)?(\d+)\.(.+)",  # FSDP training nests blocks in chunks, numbered throughout
-    towers={"": "encoder.layer"},
-    inside={
-        **_SELF_SUPERVISED,
-        **{name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
-        "mlp.w12": "mlp.weights_in",
-        "mlp.w3": "mlp.weights_out",
-        "ls1.gamma": "layer_scale1.lambda1",
-        "ls2.gamma": "layer_scale2.lambda1",
-    },
-    outside={
-        **DINO_NAMES.outside,
-        "mask_token": "embeddings.mask_token",
-        "register_tokens": "embeddings.register_tokens",
-        "reg_token": "embeddings.register_tokens",
-    },
-)
-
-
+_DINO_BLOCK = {
+    **_HUB_ATTENTION,
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_DINOV2_BLOCK = {
+    **_HUB_ATTENTION,
+    **{name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
+    "mlp.w12": "mlp.weights_in",
+    "mlp.w3": "mlp.weights_out",
+    **{f"ls{n}.gamma": f"layer_scale{n}.lambda1" for n in (1, 2)},
+}
 _WRAPPED = r"(?:(?:module|model|teacher|student|backbone|text)\.)*(.+?)(?:[._](weight|bias))?"
+# FSDP training nests blocks in chunks, numbered throughout: blocks.2.21 is block 21.
+_BLOCK = r"(visual\.|)(?:transformer\.resblocks|blocks)\.(?:\d+\.)?(\d+)\.(.+)"
 
 
-def rename(state: Mapping[str, np.ndarray], names: Names) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors under transformers' published names; what the table does not know is left out."""
+def rename(state: Mapping[str, np.ndarray], spec: Spec) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors under transformers' published names; what the tables lack is left out."""
+    clip = isinstance(spec, ClipSpec)
+    blocks = _CLIP_BLOCK if clip else _DINO_BLOCK if isinstance(spec, DinoSpec) else _DINOV2_BLOCK
     taught = any("teacher." in source for source in state)
     for source, tensor in state.items():
         if taught and "student." in source:
             continue
         wrapped = re.fullmatch(_WRAPPED, source.replace("_orig_mod.", ""))
         stem, leaf = wrapped[1], f".{wrapped[2]}" if wrapped[2] else ""
-        inside = re.fullmatch(names.block, stem)
-        prefix = f"{names.towers[inside[1]]}.{inside[2]}." if inside else ""
-        targets = names.inside.get(inside[3]) if inside else names.outside.get(stem)
-        if isinstance(targets, tuple):
-            for target, part in zip(targets, np.split(tensor, len(targets)), strict=True):
-                yield f"{prefix}{target}{leaf}", part
-        elif targets is not None:
-            yield f"{prefix}{targets}{leaf}", tensor.T if stem in names.transposed else tensor
+        prefix, targets = "", (_CLIP if clip else _HUB).get(stem)
+        if inside := re.fullmatch(_BLOCK, stem):
+            tower = f"{'vision' if inside[1] else 'text'}_model.encoder.layers" if clip else "encoder.layer"
+            prefix, targets = f"{tower}.{inside[2]}.", blocks.get(inside[3])
+        targets = (targets,) if isinstance(targets, str) else targets or ()
+        for target, part in zip(targets, np.split(tensor, len(targets)) if targets[1:] else (tensor,), strict=False):
+            yield f"{prefix}{target}{leaf}", part.T if stem in _TRANSPOSED else part
 
 
 def require_torch() -> None:
@@ -150,8 +123,7 @@ def build_reference(state: Mapping[str, np.ndarray], spec: Spec, timm: bool = Fa
     require_torch()
     import torch
 
-    names = CLIP_NAMES if isinstance(spec, ClipSpec) else DINO_NAMES if isinstance(spec, DinoSpec) else DINOV2_NAMES
-    tensors = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in rename(state, names)}
+    tensors = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in rename(state, spec)}
     model = _load(_model_class(spec), spec, None, config=_config(spec), state_dict=tensors)
     if not isinstance(spec, ClipSpec) and not any(name.endswith("register_tokens") for name in state):
         model.embeddings.interpolate_pos_encoding = partial(_resized_positions, model.embeddings, timm)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gla_jax.convert import clip, dino, dinov2
+from gla_jax.convert import clip, dino
 from gla_jax.convert.rules import TRANSFORMS, Drop, Record, Rule, fit, route
 from gla_jax.support.errors import ConversionError
 
@@ -108,7 +108,7 @@ def test_transforms(name, tensor, expected):
     assert [part.tolist() for part in parts] == expected
 
 
-@pytest.mark.parametrize("table", [clip.RULES, dino.RULES, dinov2.RULES], ids=["clip", "dino", "dinov2"])
+@pytest.mark.parametrize("table", [clip.RULES, dino.DINO_RULES, dino.DINOV2_RULES], ids=["clip", "dino", "dinov2"])
 def test_every_row_of_a_family_is_sound(table):
     assert all(isinstance(row, Drop) or row.transform in TRANSFORMS for row in table)
     assert all(row.reason for row in table if isinstance(row, Drop))
