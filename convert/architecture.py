@@ -75,7 +75,8 @@ def transformer_sizes(routed: Mapping[str, Routed], tower: str = "") -> dict[str
     Raises ConversionError for blocks that are missing or too many, before anything is built for them.
     """
     start = f"{tower}blocks_"
-    blocks = {int(path.removeprefix(start).partition("/")[0]) for path in routed if path.startswith(start)}
+    # Cut, for Python refuses numbers of thousands of digits; fit() has no place for one that was.
+    blocks = {int(path.removeprefix(start).partition("/")[0][:9]) for path in routed if path.startswith(start)}
     missing = next(index for index in range(len(blocks) + 1) if index not in blocks)
     if missing < len(blocks) or not blocks:
         raise ConversionError(f"nothing in the source gives {start}{missing}.")

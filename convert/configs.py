@@ -302,7 +302,12 @@ def check_statements(stated: Statements, spec: Any, tower: str = "") -> None:
         name = name[len(tower) :]
         value = value(spec.width) if callable(value) else value
         ours = fields[name]
-        if name in ("image_size", "patch_size") and isinstance(value, list | tuple) and len(set(value)) == 1:
+        if (
+            name in ("image_size", "patch_size")
+            and isinstance(value, list | tuple)
+            and value
+            and all(side == value[0] for side in value)
+        ):
             value = value[0]
         if name == "image_size" and isinstance(value, int):
             value -= value % spec.patch_size  # a border narrower than a patch is not seen

@@ -151,6 +151,8 @@ def test_pool_type_eos_and_norm_kwargs_of_open_clip(clip):
         ("vision_cfg.patch_size", 16),
         ("vision_cfg.image_size", 48),
         ("vision_cfg.image_size", [24, 48]),
+        ("vision_cfg.image_size", [[24], [24]]),
+        ("vision_cfg.image_size", []),
         ("vision_cfg.mlp_ratio", 4.0),
         ("text_cfg.layers", 2),
         ("text_cfg.context_length", 77),
@@ -332,6 +334,10 @@ def test_a_block_of_a_high_number_is_refused_before_anything_is_built(suffix, fe
         save_file(hub, path)
     with pytest.raises(ConversionError, match="nothing in the source gives blocks_2"):
         convert(family, path, tmp_path / "out", num_heads=4)
+    with pytest.raises(ConversionError, match="nothing in the source gives blocks_2"):
+        convert_state(
+            family, as_numpy(hub_names(state)) | {f"blocks.{'9' * 5000}.norm1.bias": np.ones(32)}, num_heads=4
+        )
     many = {
         name.replace("blocks.0.", f"blocks.{i}."): x
         for i in range(300)
