@@ -1,8 +1,5 @@
-"""Training batches: several windows of fresh scenes, each patch with the object it shows; drawn ahead by a thread."""
+"""Training batches: several windows of fresh scenes, each patch with the object it shows."""
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +16,9 @@ class Batch(NamedTuple):
     """Windows of scenes, the V windows of one scene side by side.
 
     pixels uint8 [B V c c 3]; slots int32 [B V n]: the object a patch shows, NONE where mixed; marked bool [B V n]: the
-    patch lies in the box of a mark; labels int32 [B SLOTS]:
-    class of each object, -1 where there is none; mark_seen float32 [B V SLOTS]: the share of an object's best visible
-    mark inside the window; samples int32 [B M]: patches of all V windows, flattened, the same number for each object.
+    patch lies in the box of a mark; labels int32 [B SLOTS]: class of each object, -1 where there is none; mark_seen
+    float32 [B V SLOTS]: the share of an object's best visible mark inside the window; samples int32 [B M]: patches of
+    all V windows, flattened, the same number for each object.
     """
 
     pixels: np.ndarray
@@ -33,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class BatchSpec(NamedTuple):
-    """What a batch holds: scenes, windows of each (views), their side (crop), the patch size, samples a scene.
+    """Sizes of a batch: scenes, windows of each (views), their side (crop), the patch size, samples a scene.
 
     mark_bias: the share of windows placed so that they see some mark; for small crops, which seldom would.
     """
@@ -117,36 +114,3 @@ def balanced_samples(slots: np.ndarray, marked: np.ndarray, count: int, rng: np.
         picked += [rng.choice(own, len(share) - special)]
         picked += [rng.choice(on_mark, special)] if special else []
     return np.concatenate(picked).astype(np.int32)
-
-
-def drawn_ahead(draw: Callable[[int], Batch], first: int, ahead: int = 3) -> Iterator[Batch]:
-    """draw(first), draw(first + 1), ... made by a thread up to `ahead` early; an error there is raised here."""
-    ready: queue.Queue = queue.Queue(ahead)
-    stop = threading.Event()
-
-    def work() -> None:
-        step = first
-        while not stop.is_set():
-            try:
-                item = draw(step)
-            except Exception as error:
-                item = error
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            step += 1
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        worker.join()

@@ -1,13 +1,12 @@
-"""What tiny-world's two models learn from: pure functions of parameters, one batch and a key."""
-
-from typing import NamedTuple
+"""Losses of tiny-world's two models: pure functions of parameters, one batch and a key."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from gla_jax.checkpoints.model_folder import Params
-from gla_jax.images.windows import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
+from gla_jax.checkpoints.model_folder import ClipSpec, Params
+from gla_jax.images.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
 from gla_jax.support.shapes import Array
 from gla_jax.support.vectors import l2_normalize
 from gla_jax.tiny_world import vocabulary
@@ -15,7 +14,6 @@ from gla_jax.tiny_world.batches import NONE, SLOTS, Batch
 from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
 from gla_jax.towers.clip_text import ClipText, ClipTextSpec
 from gla_jax.towers.dino import Dino, DinoSpec
-from gla_jax.towers.layers import multi_head_attention
 
 # Below the evaluation's 40, which changes no argmax: a steep softmax drowns the marks in noise while they are learnt.
 LOGIT_SCALE = 20.0
@@ -27,14 +25,10 @@ N_CLASSES, N_COLOURS, N_MARKS = len(vocabulary.CLASSES), len(vocabulary.COLOURS)
 TRAINED = np.isin(np.arange(N_CLASSES), vocabulary.TRAIN_CLASSES)
 
 
-def trained_of_colour() -> np.ndarray:
-    """Which trained classes are a cloth of each colour, [colours + 1 L] bool; the last row is of no colour."""
-    pair = np.arange(N_CLASSES) - vocabulary.FIRST_CLOTH
-    colour = np.where(pair >= 0, pair // N_MARKS, N_COLOURS + 1)
-    return (colour == np.arange(N_COLOURS + 1)[:, None]) & TRAINED
-
-
-TRAINED_OF_COLOUR = trained_of_colour()
+_pair = np.arange(N_CLASSES) - vocabulary.FIRST_CLOTH
+_colour = np.where(_pair >= 0, _pair // N_MARKS, N_COLOURS + 1)
+# Trained classes that are a cloth of each colour, [colours + 1 L]; the last row is of no colour.
+TRAINED_OF_COLOUR = (_colour == np.arange(N_COLOURS + 1)[:, None]) & TRAINED
 READ = np.concatenate([TRAINED, np.ones(N_COLOURS + N_MARKS, bool)])  # of PHRASES
 
 
@@ -58,29 +52,22 @@ def shared_words() -> np.ndarray:
 SHARED_WORDS = shared_words()
 
 
-class ClipTowers(NamedTuple):
-    """The two towers of a CLIP as modules."""
-
-    image: ClipImage
-    text: ClipText
-
-    @classmethod
-    def of(cls, image: ClipImageSpec, text: ClipTextSpec) -> "ClipTowers":
-        """The modules of two specs."""
-        return cls(ClipImage(image), ClipText(text))
-
-
-def window_pixels(pixels: Array, mean: np.ndarray, deviation: np.ndarray) -> Array:
+def window_pixels(pixels: Array, mean: np.ndarray, std: np.ndarray) -> Array:
     """uint8 [B V c c 3] to normalised float32 [B*V 3 c c]."""
     flat = pixels.reshape(-1, *pixels.shape[2:]).transpose(0, 3, 1, 2).astype(jnp.float32) / 255.0
-    return normalise(flat, mean, deviation)
+    return normalise(flat, mean, std)
 
 
-def cross_entropy(logits: Array, targets: Array, allowed: Array) -> Array:
-    """-log softmax at the target among the allowed classes, 0 where the target is negative; [..., L] -> [...]."""
-    logits = jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, -1e9)
-    picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
-    return jnp.where(targets >= 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
+def cross_entropy(logits: Array, target: Array) -> Array:
+    """-log softmax, averaged over the classes where target holds; 0 where it holds nowhere; [... L] -> [...]."""
+    target = target.astype(jnp.float32)
+    share = target / jnp.maximum(target.sum(-1, keepdims=True), 1.0)
+    return optax.losses.softmax_cross_entropy(logits, share)
+
+
+def one_hot(labels: Array, classes: int) -> Array:
+    """[...] to [... classes] bool; no class where a label is negative."""
+    return jax.nn.one_hot(labels, classes, dtype=bool)
 
 
 def mean_where(values: Array, mask: Array) -> Array:
@@ -90,26 +77,31 @@ def mean_where(values: Array, mask: Array) -> Array:
 
 
 def clip_loss(
-    params: Params, batch: Batch, texts: Array, captions: Array, key: Array, towers: ClipTowers
+    params: Params, batch: Batch, texts: Array, captions: Array, key: Array, spec: ClipSpec
 ) -> tuple[Array, dict[str, Array]]:
     """Loss and metrics of the CLIP part.
 
-    texts [P t]: one sentence for each of PHRASES; captions [B*V]: for each window the phrase that captions it. Patches,
-    and random averages over patches of an object in one window and in several, are classified through the value path;
-    the CLS feature is contrasted with the captions of the batch.
+    Patches, and random averages over patches of an object in one window and in several, are classified through the
+    value path; the CLS feature is contrasted with the captions of the batch.
+
+    Args:
+        params: of both towers.
+        batch: windows of scenes.
+        texts: token ids of one sentence for each of PHRASES, [P t].
+        captions: for each window the phrase that captions it, [B*V].
+        key: of the random averages.
+        spec: of the towers.
     """
     scenes, views, tokens = batch.slots.shape
-    bank = text_features(params["text"], texts, towers.text)
-
-    image = {"params": params["image"]}
-    pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_STD)
-    encoded = towers.image.apply(image, pixels, method="encode")
+    phrases = text_features(params["text"], texts, spec.text)
+    tower, image = ClipImage(spec.image), {"params": params["image"]}
+    encoded = tower.apply(image, window_pixels(batch.pixels, CLIP_MEAN, CLIP_STD), method="encode")
     values = encoded.qkv.values[:, 1:]
 
     def logits_of(gathered: Array) -> Array:
-        joint = towers.image.apply(image, gathered.reshape(1, -1, gathered.shape[-1]), method="project")
+        joint = tower.apply(image, gathered.reshape(1, -1, gathered.shape[-1]), method="project")
         # Patches that cannot know pull the phrases of a colour together; the text tower must not follow them.
-        fixed = jax.lax.stop_gradient(bank)
+        fixed = jax.lax.stop_gradient(phrases)
         return LOGIT_SCALE * jnp.einsum("...e,pe->...p", l2_normalize(joint).reshape(*gathered.shape[:-1], -1), fixed)
 
     # Averages of values: what attention by features does, over random parts of an object in one or several windows.
@@ -125,14 +117,9 @@ def clip_loss(
     joined = (sums * lit[..., None]).sum(1) / jnp.maximum(joined_counts, 1.0)[..., None]
     alone = sums / jnp.maximum(counts, 1.0)[..., None]
 
-    token_labels = patch_labels(batch)
-    alone_labels = jnp.where(counts >= 2, batch.labels[:, None], -1)
-    joined_labels = jnp.where(joined_counts >= 3, batch.labels, -1)
-
-    token_logits = logits_of(values)
-    alone_logits = logits_of(alone)
-    joined_logits = logits_of(joined)
-
+    token_labels, token_logits = patch_labels(batch), logits_of(values)
+    alone_labels, alone_logits = jnp.where(counts >= 2, batch.labels[:, None], -1), logits_of(alone)
+    joined_labels, joined_logits = jnp.where(joined_counts >= 3, batch.labels, -1), logits_of(joined)
     patch_seen = jnp.take_along_axis(jnp.pad(batch.mark_seen, ((0, 0), (0, 0), (0, 1))), batch.slots, 2)
     joined_seen = (batch.mark_seen * lit * (counts > 0).astype(jnp.float32)).max(1)
     mark_labels = jnp.where(batch.marked, token_labels, -1)
@@ -143,25 +130,23 @@ def clip_loss(
         "window": named_loss(alone_logits, alone_labels, batch.mark_seen),
         "scene": named_loss(joined_logits, joined_labels, joined_seen),
     }
-    cls = towers.image.apply(image, encoded, method=_cls_feature)
-    cls_logits = LOGIT_SCALE / 2 * l2_normalize(cls) @ bank.T
+    cls = tower.apply(image, encoded, method="image_feature")
+    cls_logits = LOGIT_SCALE / 2 * l2_normalize(cls) @ phrases.T
     losses["caption"] = caption_loss(cls_logits, captions, phrases_shown(counts, batch.labels))
-    losses["spread"] = spread_loss(bank)
-    total = losses["token"] + losses["mark"] + losses["window"] + losses["scene"] + 0.2 * losses["caption"]
-    total = total + 10.0 * losses["spread"]
-
-    return total, losses | accuracies(
-        token_logits, token_labels, patch_seen, batch.marked, joined_logits, joined_labels
-    )
+    losses["spread"] = spread_loss(phrases)
+    total = losses["token"] + losses["mark"] + losses["window"] + losses["scene"]
+    total = total + 0.2 * losses["caption"] + 10.0 * losses["spread"]
+    right = accuracies(token_logits, token_labels, patch_seen, batch.marked, joined_logits, joined_labels)
+    return total, losses | right
 
 
-def words_loss(params: Params, batch: Batch, tower: ClipImage) -> tuple[Array, dict[str, Array]]:
+def words_loss(params: Params, batch: Batch, spec: ClipImageSpec) -> tuple[Array, dict[str, Array]]:
     """Cross-entropy of linear classifiers on the values of single patches: ground, colour of a cloth, mark.
 
     params: {"image": the tower's, "words": [C grounds + colours + marks]}.
     """
     pixels = window_pixels(batch.pixels, CLIP_MEAN, CLIP_STD)
-    values = tower.apply({"params": params["image"]}, pixels, method="encode").num_heads.values[:, 1:]
+    values = ClipImage(spec).apply({"params": params["image"]}, pixels, method="encode").qkv.values[:, 1:]
     values = values * jax.lax.rsqrt(jnp.square(values).mean(-1, keepdims=True) + 1e-6)
     logits = jnp.einsum("bnc,cp->bnp", values, params["words"]).reshape(*batch.slots.shape, -1)
     labels = patch_labels(batch)
@@ -169,8 +154,8 @@ def words_loss(params: Params, batch: Batch, tower: ClipImage) -> tuple[Array, d
     mark = jnp.where(batch.marked, mark, -1)
     surface = jnp.where(labels < vocabulary.FIRST_CLOTH, labels, vocabulary.FIRST_CLOTH + colour)
     surfaces, marks = jnp.split(logits, [vocabulary.FIRST_CLOTH + N_COLOURS], axis=-1)
-    by_surface = mean_where(cross_entropy(surfaces, surface, True), surface >= 0)
-    by_mark = mean_where(cross_entropy(marks, mark, True), mark >= 0)
+    by_surface = mean_where(cross_entropy(surfaces, one_hot(surface, surfaces.shape[-1])), surface >= 0)
+    by_mark = mean_where(cross_entropy(marks, one_hot(mark, N_MARKS)), mark >= 0)
     metrics = {
         "surface_right": mean_where(surfaces.argmax(-1) == surface, surface >= 0),
         "mark_right": mean_where(marks.argmax(-1) == mark, mark >= 0),
@@ -184,22 +169,17 @@ def patch_labels(batch: Batch) -> Array:
     return jnp.take_along_axis(by_slot[:, None], batch.slots, 2)
 
 
-def text_features(params: Params, texts: Array, tower: ClipText) -> Array:
+def text_features(params: Params, texts: Array, spec: ClipTextSpec) -> Array:
     """Unit features [P E] of one sentence for each of PHRASES, [P t]; zero rows for the phrases held out."""
     read = np.flatnonzero(READ)
-    features = l2_normalize(tower.apply({"params": params}, jnp.asarray(texts)[read]))
+    features = l2_normalize(ClipText(spec).apply({"params": params}, jnp.asarray(texts)[read]))
     return jnp.zeros((len(PHRASES), features.shape[1])).at[read].set(features)
 
 
-def spread_loss(bank: Array) -> Array:
+def spread_loss(phrases: Array) -> Array:
     """Squared distance of the cosines between phrases [P E] from those of SHARED_WORDS, held-out phrases left out."""
     wanted = jnp.where(READ[:, None] & READ[None], SHARED_WORDS, 0.0)
-    return jnp.square(bank @ bank.T - wanted).sum() / float(READ.sum()) ** 2
-
-
-def _cls_feature(tower: ClipImage, encoded) -> Array:
-    attended = multi_head_attention(encoded.qkv, tower.spec.num_heads)
-    return tower.project(attended[:, :1], encoded.residual[:, :1])[:, 0]
+    return jnp.square(phrases @ phrases.T - wanted).sum() / float(READ.sum()) ** 2
 
 
 def named_loss(logits: Array, labels: Array, seen: Array) -> Array:
@@ -216,16 +196,9 @@ def class_loss(logits: Array, labels: Array, seen: Array) -> Array:
     logits = trained_only(logits)
     colour, _ = colour_and_mark(labels)
     unsure = jnp.asarray(TRAINED_OF_COLOUR)[colour] & (seen <= UNSEEN)[..., None]
-    target = jnp.where(unsure.any(-1, keepdims=True), unsure, jax.nn.one_hot(labels, N_CLASSES, dtype=bool))
+    target = jnp.where(unsure.any(-1, keepdims=True), unsure, one_hot(labels, N_CLASSES))
     counted = (labels >= 0) & jnp.asarray(TRAINED)[jnp.maximum(labels, 0)]
-    return mean_where(soft_cross_entropy(logits, target), counted)
-
-
-def soft_cross_entropy(logits: Array, target: Array) -> Array:
-    """-log softmax, averaged over the classes where target [... L] holds; 0 where it holds nowhere."""
-    count = target.astype(jnp.float32).sum(-1)
-    picked = jnp.where(target, logits, 0.0).sum(-1) / jnp.maximum(count, 1)
-    return jnp.where(count > 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
+    return mean_where(cross_entropy(logits, target), counted)
 
 
 def colour_and_mark(labels: Array) -> tuple[Array, Array]:
@@ -237,14 +210,14 @@ def colour_and_mark(labels: Array) -> tuple[Array, Array]:
 def word_loss(logits: Array, labels: Array, seen: Array) -> Array:
     """Cross-entropy among the phrases that name a colour alone, plus among those that name a mark alone."""
     colour, mark = colour_and_mark(labels)
-    marks = jax.nn.one_hot(mark, N_MARKS, dtype=bool) | (seen <= UNSEEN)[..., None]
-    by_colour = cross_entropy(logits[..., N_CLASSES : N_CLASSES + N_COLOURS], colour, True)
-    by_mark = soft_cross_entropy(logits[..., N_CLASSES + N_COLOURS :], marks)
+    by_colour = cross_entropy(logits[..., N_CLASSES : N_CLASSES + N_COLOURS], one_hot(colour, N_COLOURS))
+    marks = one_hot(mark, N_MARKS) | (seen <= UNSEEN)[..., None]
+    by_mark = cross_entropy(logits[..., N_CLASSES + N_COLOURS :], marks)
     return mean_where(by_colour + by_mark, colour >= 0)
 
 
 def phrases_shown(counts: Array, labels: Array) -> Array:
-    """Which phrases are true of each window, [B*V P]: those of its objects and of their colours and marks alone."""
+    """The phrases that are true of each window, bool [B*V P]: of its objects and of their colours and marks alone."""
     present = (counts > 0) & (labels[:, None] >= 0)
     colour, mark = colour_and_mark(labels)
     hot = [jax.nn.one_hot(index, size) for index, size in ((labels, N_CLASSES), (colour, N_COLOURS), (mark, N_MARKS))]
@@ -257,10 +230,8 @@ def caption_loss(logits: Array, captions: Array, shown: Array) -> Array:
     among = logits[:, captions]
     own = captions[None] == captions[:, None]
     also_true = shown[:, captions] & ~own
-    among = jnp.where(also_true, -1e9, among)
-    picked = jnp.take_along_axis(logits, captions[:, None], 1)[:, 0]
-    # Windows with the same caption count once each in the sum, as copies of the target.
-    return (jax.nn.logsumexp(among, 1) - jnp.log(own.sum(1)) - picked).mean()
+    # Copies of the caption share the target: less the log of their number they count as one.
+    return (cross_entropy(jnp.where(also_true, -1e9, among), own) - jnp.log(own.sum(1))).mean()
 
 
 def trained_only(logits: Array) -> Array:

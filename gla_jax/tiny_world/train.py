@@ -1,4 +1,4 @@
-"""Trains tiny-world's two models from nothing:
+"""Train tiny-world's two models from random weights:
 
 python -m gla_jax.tiny_world.train --out DIR [--minutes 60] [--clip-steps 3000] [--vfm-steps 1500] [--only clip|vfm]
 
@@ -6,6 +6,7 @@ Every step draws fresh scenes. DIR/training holds Orbax checkpoints; the same co
 end DIR/clip and DIR/vfm are model folders.
 """
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -21,12 +22,13 @@ import optax
 import typer
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Spec, initial_params, write_checkpoint
+from gla_jax.support.batches import read_ahead
+from gla_jax.support.progress import counter
 from gla_jax.tiny_world import vocabulary
-from gla_jax.tiny_world.batches import NONE, Batch, BatchSpec, drawn_ahead, make_batch
-from gla_jax.tiny_world.losses import PHRASES, ClipTowers, clip_loss, spread_loss, text_features, vfm_loss, words_loss
-from gla_jax.tiny_world.progress import Reporter
-from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
-from gla_jax.towers.clip_text import ClipText, ClipTextSpec
+from gla_jax.tiny_world.batches import NONE, Batch, BatchSpec, make_batch
+from gla_jax.tiny_world.losses import PHRASES, clip_loss, spread_loss, text_features, vfm_loss, words_loss
+from gla_jax.towers.clip_image import ClipImageSpec
+from gla_jax.towers.clip_text import ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
 
 Part = Literal["clip", "vfm"]
@@ -49,7 +51,7 @@ VFM_SPEC = DinoSpec(image_size=224, patch_size=8, width=96, depth=4, num_heads=3
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one part is trained.
+    """Sizes and steps of the training of one part.
 
     stages: (end, batch) pairs; a stage lasts until that share of the training is done. Small crops come first: at a
     quarter of the patches a step costs a quarter or less, and what a patch is needs little context.
@@ -90,7 +92,7 @@ RECIPES: dict[Part, Recipe] = {
 
 @dataclass(frozen=True)
 class Clock:
-    """How far a training is: by steps, and by minutes where they are limited (then a rerun is not bit-identical)."""
+    """Length of a training: in steps, and in minutes where they are limited (then a rerun is not bit-identical)."""
 
     steps: int
     minutes: float | None = None
@@ -117,7 +119,7 @@ def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
 
 
 class TextTable:
-    """All training sentences as token ids, and which phrases a window may be captioned with."""
+    """All training sentences as token ids, and the phrases that may caption a window."""
 
     def __init__(self):
         tokenizer = vocabulary.build_tokenizer()
@@ -151,13 +153,14 @@ def _caption(slots: np.ndarray, labels: np.ndarray, rng: np.random.Generator) ->
     return len(vocabulary.CLASSES) + (colour if form < 0.75 else len(vocabulary.COLOURS) + mark)
 
 
-def make_step(part: Part, recipe: Recipe) -> Callable[..., tuple[Any, Any, dict[str, jax.Array]]]:
+def loss_of(spec: Spec) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """The loss (params, batch, *extra inputs) of a part."""
+    return partial(clip_loss if isinstance(spec, ClipSpec) else vfm_loss, spec=spec)
+
+
+def make_step(loss: Callable, recipe: Recipe) -> Callable[..., tuple[Any, Any, dict[str, jax.Array]]]:
     """The compiled training step: (params, optimiser state, batch, extra inputs, learning rate) -> the next ones."""
     transform = optimizer(recipe)
-    if part == "clip":
-        loss = partial(clip_loss, towers=ClipTowers.of(recipe.spec.image, recipe.spec.text))
-    else:
-        loss = partial(vfm_loss, spec=recipe.spec)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, batch, extra, rate):
@@ -170,18 +173,25 @@ def make_step(part: Part, recipe: Recipe) -> Callable[..., tuple[Any, Any, dict[
     return step
 
 
-def teach_phrases(params: Any, recipe: Recipe, seed: int) -> Any:
-    """The text tower's parameters after learning, from words alone, how similar its phrases are meant to be.
+def print_means(name: str, step: int, recent: list[dict[str, jax.Array]], every: int = 25) -> None:
+    """Every few steps print the means of the metrics since the last line; until then steps need not wait for them."""
+    if step % every == 0:
+        means = (f"{key} {np.mean([float(metrics[key]) for metrics in recent]):.3f}" for key in recent[0])
+        print(f"{name} step {step}", *means, flush=True)
+        recent.clear()
 
-    It comes before any picture: a bank whose marks look alike would leave the image tower nothing to tell apart.
+
+def teach_phrases(params: Any, recipe: Recipe, seed: int) -> Any:
+    """The text tower's parameters after learning, from words alone, the intended similarities of its phrases.
+
+    It comes before any picture: phrases whose marks look alike would leave the image tower nothing to tell apart.
     """
-    table, tower = TextTable(), ClipText(recipe.spec.text)
-    transform = optax.adamw(optax.cosine_decay_schedule(recipe.learning_rate, recipe.text_steps))
+    table, transform = TextTable(), optax.adamw(optax.cosine_decay_schedule(recipe.learning_rate, recipe.text_steps))
     state, rng = transform.init(params), np.random.default_rng(seed)
 
     @jax.jit
     def step(params, state, texts):
-        gradient = jax.grad(lambda p: spread_loss(text_features(p, texts, tower)))(params)
+        gradient = jax.grad(lambda p: spread_loss(text_features(p, texts, recipe.spec.text)))(params)
         with jax.numpy_dtype_promotion("standard"):
             update, state = transform.update(gradient, state, params)
         return optax.apply_updates(params, update), state
@@ -197,29 +207,18 @@ def teach_words(params: Any, recipe: Recipe, seed: int) -> Any:
     The losses of the value path alone find the colours and then stay there: marks are few, and their gradient is small
     beside the noise of patches that cannot know.
     """
-    transform, tower = optimizer(recipe), ClipImage(recipe.spec.image)
-    words = np.zeros(
-        (recipe.spec.image.width, len(vocabulary.GROUNDS) + len(vocabulary.COLOURS) + len(vocabulary.MARKS))
-    )
-    params = {"image": params, "words": words.astype(np.float32)}
-    state = transform.init(params)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, batch, rate):
-        (total, metrics), gradient = jax.value_and_grad(words_loss, has_aux=True)(params, batch, tower)
-        with jax.numpy_dtype_promotion("standard"):
-            update, state = transform.update(gradient, state, params)
-        params = jax.tree.map(lambda leaf, change: leaf - rate * change, params, update)
-        return params, state, metrics | {"loss": total}
-
-    def draw(index: int) -> Batch:
-        return make_batch(seed * 10_000_000 + 5_000_000 + index, recipe.words)
-
-    with Reporter("words") as report, closing(drawn_ahead(draw, 0)) as batches:
-        for index in range(recipe.words_steps):
+    words = len(vocabulary.GROUNDS) + len(vocabulary.COLOURS) + len(vocabulary.MARKS)
+    params = {"image": params, "words": np.zeros((recipe.spec.image.width, words), np.float32)}
+    state, recent = optimizer(recipe).init(params), []
+    step = make_step(partial(words_loss, spec=recipe.spec.image), recipe)
+    seeds = (seed * 10_000_000 + 5_000_000 + index for index in range(recipe.words_steps))
+    with counter("words") as advance:
+        for index, batch in enumerate(read_ahead(seeds, lambda drawn: make_batch(drawn, recipe.words), 1)):
             rate = learning_rate(recipe, index, index / recipe.words_steps)
-            params, state, metrics = step(params, state, next(batches), rate)
-            report(index + 1, (index + 1) / recipe.words_steps, metrics)
+            params, state, metrics = step(params, state, batch, (), rate)
+            advance(index + 1, recipe.words_steps)
+            recent.append(metrics)
+            print_means("words", index + 1, recent)
     return params["image"]
 
 
@@ -228,6 +227,14 @@ def train(part: Part, recipe: Recipe, folder: Path, clock: Clock, save_every: in
 
     The batch of a step depends on seed and step alone, so an interrupted training limited by steps ends with the same
     parameters as an uninterrupted one.
+
+    Args:
+        part: "clip" or "vfm".
+        recipe: of that part.
+        folder: of the checkpoints.
+        clock: length of the training.
+        save_every: steps between checkpoints.
+        seed: of weights and scenes.
     """
     import orbax.checkpoint as ocp
 
@@ -236,7 +243,7 @@ def train(part: Part, recipe: Recipe, folder: Path, clock: Clock, save_every: in
         text, image = teach_phrases(params["text"], recipe, seed), teach_words(params["image"], recipe, seed)
         params = {"text": text, "image": image}
     state = {"params": params, "optimizer": optimizer(recipe).init(params), "step": 0, "seconds": 0.0}
-    run_step, table = make_step(part, recipe), TextTable()
+    run_step, table = make_step(loss_of(recipe.spec), recipe), TextTable()
     with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)) as manager:
         if manager.latest_step() is not None:
             state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
@@ -261,13 +268,16 @@ def train(part: Part, recipe: Recipe, folder: Path, clock: Clock, save_every: in
             manager.save(step, args=ocp.args.StandardSave(reached), force=True)
             manager.wait_until_finished()
 
-        with Reporter(part) as report, closing(drawn_ahead(draw, step)) as batches:
+        recent: list[dict[str, jax.Array]] = []
+        with counter(part) as advance, closing(read_ahead(itertools.count(step), draw, 1)) as batches:
             while now() < 1.0:
                 batch, extra = next(batches)
                 rate = learning_rate(recipe, step, now())
                 params, moments, metrics = run_step(params, moments, batch, extra, rate)
                 step += 1
-                report(step, now(), metrics)
+                advance(step, clock.steps)
+                recent.append(metrics)
+                print_means(part, step, recent)
                 if step % save_every == 0:
                     save()
         if step != manager.latest_step():

@@ -3,7 +3,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from gla_jax.tiny_world.batches import NONE, SLOTS, BatchSpec, balanced_samples, drawn_ahead, make_batch, patch_slots
+from gla_jax.tiny_world.batches import NONE, SLOTS, BatchSpec, balanced_samples, make_batch, patch_slots
 from gla_jax.tiny_world.scenes import render
 from gla_jax.tiny_world.textures import mark_pattern
 from gla_jax.tiny_world.vocabulary import CLASSES, COLOURS, GROUNDS, HELD_OUT, HELD_OUT_CLASSES, MARKS, TRAIN_CLASSES
@@ -117,22 +117,11 @@ def test_samples_are_balanced():
     assert (picked == 97).sum() >= 10
 
 
-def test_batches_are_fresh_repeatable_and_drawn_in_order():
+def test_batches_are_fresh_and_repeatable():
     spec = BatchSpec(scenes=2, views=2, crop=112, patch=16, samples=24, mark_bias=1.0)
     batch = make_batch(5, spec)
     assert batch.pixels.shape == (2, 2, 112, 112, 3)
     assert batch.slots.shape == (2, 2, 49)
     assert batch.mark_seen.shape == (2, 2, SLOTS)
     assert batch.mark_seen.max(2).min() == 1.0
-    ahead = drawn_ahead(lambda seed: make_batch(seed, spec), 5)
-    np.testing.assert_array_equal(next(ahead).pixels, batch.pixels)
-    assert not np.array_equal(next(ahead).pixels, batch.pixels)
-    ahead.close()
-
-
-def test_an_error_of_the_drawing_thread_is_raised():
-    def fail(seed):
-        raise RuntimeError(f"no batch {seed}")
-
-    with pytest.raises(RuntimeError, match="no batch 7"):
-        next(drawn_ahead(fail, 7))
+    assert not np.array_equal(make_batch(6, spec).pixels, batch.pixels)

@@ -8,8 +8,17 @@ import pytest
 from gla_jax.checkpoints.model_folder import initial_params, read_checkpoint
 from gla_jax.tiny_world import train as training
 from gla_jax.tiny_world.batches import BatchSpec, make_batch
-from gla_jax.tiny_world.losses import N_CLASSES, TRAINED, caption_loss, clip_loss, cross_entropy, vfm_loss
-from gla_jax.tiny_world.train import RECIPES, Clock, TextTable, learning_rate, train, write_model
+from gla_jax.tiny_world.losses import (
+    N_CLASSES,
+    TRAINED,
+    caption_loss,
+    clip_loss,
+    cross_entropy,
+    one_hot,
+    trained_only,
+    vfm_loss,
+)
+from gla_jax.tiny_world.train import RECIPES, Clock, TextTable, learning_rate, loss_of, make_step, train, write_model
 
 
 def small(part):
@@ -35,14 +44,12 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(part, tmp_path, 
     recipe = small(part)
     whole = train(part, recipe, tmp_path / "whole", Clock(steps=3), save_every=10)
 
-    class Interrupting(training.Reporter):
-        def __call__(self, step, progress, metrics):
-            super().__call__(step, progress, metrics)
-            if self.name == part and step == 2:
-                raise Interruption
+    def interrupt(name, step, *_):
+        if name == part and step == 2:
+            raise Interruption
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "Reporter", Interrupting)
+        patch.setattr(training, "print_means", interrupt)
         with pytest.raises(Interruption):
             train(part, recipe, tmp_path / "parts", Clock(steps=3), save_every=1)
     resumed = train(part, recipe, tmp_path / "parts", Clock(steps=3), save_every=1)
@@ -65,7 +72,7 @@ def test_a_few_steps_lower_the_loss_on_their_batch(part):
     batch = make_batch(0, recipe.stages[0][1])
     table, rng = TextTable(), np.random.default_rng(0)
     extra = () if part == "vfm" else (*table.draw(batch, rng), jax.random.key(0))
-    step, losses = training.make_step(part, recipe), []
+    step, losses = make_step(loss_of(recipe.spec), recipe), []
     for _ in range(12):
         params, state, metrics = step(params, state, batch, extra, 2e-3)
         losses.append(float(metrics["loss"]))
@@ -75,7 +82,7 @@ def test_a_few_steps_lower_the_loss_on_their_batch(part):
 def test_held_out_phrases_get_no_gradient_from_images():
     logits = jnp.zeros((3, N_CLASSES))
     targets = jnp.array([0, 6, -1])
-    gradient = jax.grad(lambda x: cross_entropy(x, targets, TRAINED).sum())(logits)
+    gradient = jax.grad(lambda x: cross_entropy(trained_only(x), one_hot(targets, N_CLASSES)).sum())(logits)
     assert np.all(np.asarray(gradient)[:, ~TRAINED] == 0)
     assert np.all(np.asarray(gradient)[2] == 0)
 
@@ -105,11 +112,10 @@ def test_the_clip_loss_reads_no_held_out_phrase():
     batch, table = make_batch(0, recipe.stages[0][1]), TextTable()
     params = initial_params(recipe.spec, jax.random.key(0))
     texts, captions = table.draw(batch, np.random.default_rng(0))
-    towers = training.ClipTowers.of(recipe.spec.image, recipe.spec.text)
     changed = texts.copy()
     changed[:N_CLASSES][~TRAINED] = texts[0]
     loss = jax.jit(clip_loss, static_argnums=5)
-    losses = [loss(params, batch, t, captions, jax.random.key(0), towers)[0] for t in (texts, changed)]
+    losses = [loss(params, batch, t, captions, jax.random.key(0), recipe.spec)[0] for t in (texts, changed)]
     assert float(losses[0]) == float(losses[1])
 
 
