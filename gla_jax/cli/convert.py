@@ -29,8 +29,13 @@ def convert(
     images: Annotated[list[str] | None, typer.Option("--image", help="An image to verify on; repeat it.")] = None,
     offline: Offline = False,
 ) -> None:
-    """Convert PyTorch weights into a model folder, without PyTorch."""
-    from gla_jax import convert as conversion
+    """Convert PyTorch weights into a model folder, without PyTorch.
+
+    What had to be assumed is printed and stands in manifest.json. A model that fails --verify is not written.
+    """
+    from rich.console import Console
+
+    from gla_jax.convert.model_folder import read_model
     from gla_jax.convert.reference import require_torch
     from gla_jax.images.reading import find_images, read_image
 
@@ -40,17 +45,17 @@ def convert(
     if verify:  # what is missing is said before minutes of work
         require_torch()
         pixels = [read_image(path) for path in find_images(images)] if images else []
-    manifest = conversion.convert(
-        family.value, source, out, activation=activation, num_heads=heads, text_heads=text_heads, offline=offline
-    )
-    dropped = sum("dropped" in row for row in manifest["tensors"].values())
-    typer.echo(f"{out}: {len(manifest['tensors']) - dropped} tensors converted, {dropped} dropped (see manifest.json)")
+    options = {"activation": activation, "num_heads": heads, "text_heads": text_heads}
+    conversion = read_model(family.value, source, out, offline=offline, **options)
     if verify:
-        from rich.console import Console
+        from gla_jax.convert.verify import verify_conversion
 
-        from gla_jax.convert.verify import verify as compare
-
-        result = compare(out, source, pixels, offline=offline)
+        result = verify_conversion(conversion, pixels)
         Console().print(result.table())
         if not result.passed:
             raise typer.Exit(1)
+    manifest = conversion.write()
+    dropped = sum("dropped" in row for row in manifest["tensors"].values())
+    typer.echo(f"{out}: {len(manifest['tensors']) - dropped} tensors converted, {dropped} dropped (see manifest.json)")
+    for name, value in manifest["assumed"].items():
+        typer.echo(f"assumed {name} {value}")
