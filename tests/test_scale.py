@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from gla_jax.config import MethodConfig, SegmenterConfig, WindowConfig
+from gla_jax.distributed.processes import Processes
 from gla_jax.images.windows import bucket
 from gla_jax.labels import label_map as classify
-from gla_jax.outputs.files import segment_files
+from gla_jax.outputs.run import Task, segment_files
 from gla_jax.pipeline import segment_features
 from gla_jax.predict import model as module
 from gla_jax.predict.cost import blank_windows
@@ -66,9 +67,9 @@ def test_a_large_image_is_told_what_it_costs_before(segmenter, tmp_path, monkeyp
     monkeypatch.setattr(module, "MAX_PROGRAM_WINDOWS", 4)
     Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(tmp_path / "large.png")
     said = []
-    files = [(0, tmp_path / "large.png", "large")]
-    done = segment_files(segmenter, files, parse_classes(["sand", "water"]), tmp_path, said.append)
-    assert list(done.records) == [0]
+    task = Task(segmenter, parse_classes(["sand", "water"]))
+    done = segment_files(task, [tmp_path / "large.png"], tmp_path, Processes(), said.append)
+    assert (done.images, done.failed) == (1, 0)
     assert len(said) == 1
     assert "large.png: 8 windows, 128 tokens, " in said[0]
     assert "TFLOP, about" in said[0]

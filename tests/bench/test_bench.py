@@ -115,8 +115,11 @@ def test_the_command_leaves_a_table_a_record_and_a_picture(tmp_path, capsys):
     options = ["--size", "48x64", "--crop", "32", "--stride", "16", "--prompts", "3", "--repeats", "1"]
     options += ["--sweep", "--max-windows", "4", "--devices", "2", "--out", str(tmp_path / "out")]
     assert main(["bench", "--model", str(model), *options]) == 0
-    assert "| image" in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert "| image" in page
     content = json.loads((tmp_path / "out/bench.json").read_text())
+    above = any(row["share_of_ceiling"] > 1 for row in content["parts"] + content["sweep"])
+    assert content["ceiling"]["exceeded"] == above == ("the ceiling was measured too low" in page)
     assert content["format"] == FORMAT
     rows = {(row["part"], row["name"]): row for row in content["parts"]}
     forms = {("attention", form) for form in ("dense", "blockwise", "ring")}
