@@ -20,6 +20,7 @@ Feature = Literal["vfm", "queries", "keys"]
 Form = Literal["blockwise", "dense", "ring"]
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("highest", "high", "default")  # JAX's names; all are float32 products on processors
+MAX_SIDE = 2**16  # pixels; more is a slip of the finger
 
 
 def static(default: Any) -> Any:
@@ -272,7 +273,12 @@ class WindowConfig:
         for name in ("short_side", "crop", "stride", "long_side"):
             value = getattr(self, name)
             if value is not None or name != "short_side":
-                _check_number(name, value, at_least=1, whole=True)
+                _check_number(name, value, at_least=1, at_most=MAX_SIDE, whole=True)
+        if (self.short_side or 0) > self.long_side:
+            raise ValueError(
+                f"short_side {self.short_side} is larger than {self.long_side}, the most that the other side may have; "
+                "give a smaller one, or none to keep the image's own size"
+            )
         if self.stride > self.crop:
             raise ValueError(f"stride {self.stride} is larger than crop {self.crop}: pixels between windows are lost")
 

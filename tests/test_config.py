@@ -45,6 +45,8 @@ from gla_jax.config import (
         (lambda: WindowConfig(short_side=1.5), "short_side is 1.5; give a whole number"),
         (lambda: WindowConfig(crop=None), "crop is None; give a whole number"),
         (lambda: WindowConfig(stride=300), "stride 300 is larger than crop 224"),
+        (lambda: WindowConfig(short_side=3000), "short_side 3000 is larger than 2048, the most that the other side"),
+        (lambda: WindowConfig(crop=10**40), "give a whole number from 1 to 65536"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_where_it_is_made(make, reason):
