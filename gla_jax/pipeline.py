@@ -72,10 +72,12 @@ def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterC
     Raises ValueError when the baseline needs a vision foundation model and there is none.
     """
     dtype, method = jnp.dtype(config.dtype), config.method
+    # head_by_head is None where the settings belong to no model: then all heads together.
     options = {"precision": method.precision, "head_by_head": bool(config.head_by_head)}
     if method.reads_vfm and params.vfm is None:
         raise ValueError(f"{method.baseline} compares features of a vision foundation model; none is given")
 
+    # One window a call: lax.map stacks them again in batches of the size that the platform likes.
     def encode(pixels: Array) -> WindowTokens:
         clip_pixels = normalise(pixels[None], params.clip_spec.pixel_mean, params.clip_spec.pixel_std)
         clip = ClipImage(params.clip_spec, dtype, **options)
@@ -207,8 +209,9 @@ def segment_features(
     if not method.global_buffer:
         # Windows do not see each other: every chunk goes all the way by itself, and is told W.
         return run.windows(_segment_alone, (windows,), params, config, run.whole(window_count, windows, method))
+    # Features of one or more passes (SCLIP compares queries, then keys), CLIP's values, and residual or None.
     *compared, values, residual = run.windows(_read_tokens, (windows,), params, config)
-    total = None
+    total = None  # the passes of a baseline are summed
     while compared:
         first = run.whole(first_queries, compared[0], windows, params, method)
         # Features end here: in steps the buffer takes their place in memory.
@@ -255,6 +258,7 @@ def count_steps(windows: int, tokens: int, config: SegmenterConfig) -> int:
     chunks, method = -(-windows // config.max_tower_batch), config.method
     if not method.global_buffer:
         return chunks
+    # Queries go through the anchors' loop, where there is one, and through the attention.
     rounds = 2 if method.proxy_anchors or method.dynamic_scale is not None else 1
     query_chunks = -(-chunks * config.max_tower_batch * tokens // QUERY_CHUNK)
     return 2 * chunks + len(BASELINES[method.baseline].features) * rounds * query_chunks

@@ -109,12 +109,14 @@ def axis_bands(
     A pixel sees the few tokens around it, so a band is short however long the axis is. starts and length: of windows of
     `side` tokens on the resized axis; target: its length in pixels. Bands are in the order in which tokens lie.
     """
+    # Sorted by place, tokens of overlapping windows interleave, and those that a tile touches form one run.
     centres = np.array(starts)[:, None] + (np.arange(side) + 0.5) * crop / side
     order = np.argsort(centres.ravel(), kind="stable").astype(np.int32)
     tiles = -(-target // tile)
     matrix = np.zeros((tiles * tile, order.size), np.float32)
     matrix[:target] = axis_matrix(starts, length, crop, side, target)
     matrix = matrix[:, order].reshape(tiles, tile, -1)
+    # The same width for every tile of the axis, so that they share a program.
     touched = (matrix != 0).any(1)
     first, last = touched.argmax(1), order.size - touched[:, ::-1].argmax(1)
     width = min(_rounded_up(int((last - first).max()), BAND_MULTIPLE), order.size)
@@ -125,6 +127,7 @@ def axis_bands(
 def row_taps(matrix: Float[np.ndarray, "h y"]) -> tuple[Int[np.ndarray, "h k"], Float[np.ndarray, "h k"]]:
     """The columns in which the rows of a matrix are not 0, and their entries; the same number for each."""
     count = _rounded_up(int((matrix != 0).sum(1).max()), TAP_MULTIPLE)
+    # A stable sort puts the columns that are not 0 first; the rest are taps of weight 0.
     taps = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count].astype(np.int32)
     return taps, np.take_along_axis(matrix, taps, 1)
 

@@ -28,6 +28,7 @@ def axis_matrix(
 
     starts: first pixel of each window (negative in padding); length: of the resized image; tokens: of one window.
     """
+    # Float64 until the end: three small matrices are multiplied, and labels should not depend on their order.
     up = bilinear_matrix(tokens, crop).astype(np.float64)
     placed = np.zeros((length, len(starts), tokens))
     count = np.zeros(length)
@@ -35,6 +36,7 @@ def axis_matrix(
         first, last = max(start, 0), min(start + crop, length)
         placed[first:last, window] = up[first - start : last - start]
         count[first:last] += 1
+    # Pixels that several windows show get the mean of what they say.
     averaged = placed.reshape(length, -1) / count[:, None]
     if target == length:
         return averaged.astype(np.float32)
@@ -54,6 +56,7 @@ def token_grid(token_logits: Float[Array, "W S Q"], rows: int, columns: int) -> 
     """Tokens of rows x columns windows (padded windows dropped) laid out as [rows*gh columns*gw Q]."""
     _, tokens, queries = token_logits.shape
     side = round(tokens**0.5)
+    # [W S Q] -> windows by rows and columns -> all token rows of a row of windows below each other.
     grid = token_logits[: rows * columns].reshape(rows, columns, side, side, queries)
     return grid.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, queries)
 

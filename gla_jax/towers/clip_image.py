@@ -84,6 +84,7 @@ class ClipImage(nn.Module):
         """
         embedded = tokens = self.norm_pre(self.patch_tokens(pixels.astype(self.dtype)))
         outputs = []
+        # The last block is left open: methods replace its attention.
         for block in self.blocks[:-1]:
             tokens = block(tokens)
             outputs.append(tokens)

@@ -73,5 +73,6 @@ class ClipText(nn.Module):
 
     def text_feature(self, tokens: Float[Array, "Q t C"], token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
         """The text feature of tokens after the last LayerNorm."""
+        # argmax of a comparison is the first place where it holds.
         end = jnp.argmax(token_ids == self.spec.end_token, axis=1)
         return self.projection(jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0])

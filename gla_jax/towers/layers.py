@@ -100,6 +100,7 @@ def multi_head_attention(
 
     def together(queries: Array, keys: Array, values: Array) -> Array:
         scores = attention_scores(queries, keys, mask, precision=precision)  # [B H t t]
+        # The maximum cancels in the quotient, so no gradient goes through it.
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))).astype(values.dtype)
         # Append ones to the values: the same product also yields the softmax denominator.
         values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)  # [B H t K+1]
@@ -107,6 +108,7 @@ def multi_head_attention(
         return (sums[..., :-1] / sums[..., -1:]).astype(values.dtype)
 
     def one_by_one(*split: Array) -> Array:
+        # [B H t K] -> [H B 1 t K]: one head at a time, as an axis of length 1.
         by_head = tuple(x.swapaxes(0, 1)[:, :, None] for x in split)
         return jax.lax.map(lambda head: together(*head)[:, 0], by_head).swapaxes(0, 1)
 
@@ -161,6 +163,7 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         x = x.astype(jnp.float32)
+        # Two passes: E[x^2] - E[x]^2 would cancel digits where the mean is large.
         centred = x - x.mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
         leading = (1,) * (x.ndim - 1)
@@ -189,6 +192,7 @@ class PatchTokens(nn.Module):
         if height % p or width % p:
             raise ValueError(f"a {height}x{width} input does not divide into patches of {p}x{p}")
         rows, columns = height // p, width // p
+        # A convolution of stride p is a product with every flattened patch: [B 3 h w] -> [B n 3pp].
         patches = pixels.reshape(batch, channels, rows, p, columns, p).transpose(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(batch, rows * columns, channels * p * p)
         tokens = nn.Dense(
@@ -247,6 +251,7 @@ class Mlp(nn.Module):
         width = self.hidden * (2 if gated else 1)
         hidden = nn.Dense(width, dtype=self.dtype, precision=self.precision, name="up")(x)
         if gated:
+            # Both halves come from one product.
             gate, hidden = jnp.split(hidden, 2, axis=-1)
             hidden = jax.nn.silu(gate) * hidden
         elif self.activation == "quick_gelu":
