@@ -17,7 +17,6 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_default_matmul_precision", "highest")
 
 # Warnings that are not ours to fix; everything else fails the test that raised it.
 EXCEPTIONS: tuple[str, ...] = (
