@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from gla_jax.config import WindowConfig
+from gla_jax.images.pixels import OPENAI_MEAN, Channels
 from gla_jax.images.resize import rescale_size, resize_uint8
 from gla_jax.images.windows import WindowGrid, Windows, bucket, cut_windows, window_grid
 from gla_jax.support.shapes import UInt8
-from gla_jax.images.pixels import OPENAI_MEAN, Channels
 
 
 class Prepared(NamedTuple):
