@@ -14,7 +14,7 @@ MAX_BLOCKS = 256  # of a tower; the largest published one has 48
 
 @dataclass
 class Facts:
-    """What is known of a model besides its tensors.
+    """Facts about a model besides its tensors.
 
     chosen: by the user, which goes first; stated: by the configuration; assumed: what neither says, filled by get().
     """

@@ -223,7 +223,7 @@ def _of_width(stated: Stated, function: Any) -> Stated:
 
 
 def _compared(where: str, part: Any, table: Mapping[str, Any], aside: str, absent: tuple = _ABSENT) -> Statements:
-    """What a part of a configuration states by a table of its fields; aside is a field that the caller reads.
+    """Statements of a part of a configuration by a table of its fields; aside is a field that the caller reads.
 
     Raises ConversionError for a value that the towers do not follow and for a field that is not in the table, unless
     its value is one of absent.

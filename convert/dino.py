@@ -40,7 +40,7 @@ def split_attention(source: str) -> tuple[Rule, ...]:
 
 
 def hub_block(source: str) -> tuple[Rule, ...]:
-    """What a block of torch.hub's DINO and DINOv2 have in common."""
+    """Rules that blocks of torch.hub's DINO and DINOv2 share."""
     return (
         *norm(rf"{source}\.norm1", f"{BLOCK}/norm_1"),
         *fused_attention(rf"{source}\.attn\.qkv\.", f"{BLOCK}/attention"),

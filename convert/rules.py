@@ -75,7 +75,7 @@ Table = Sequence[Rule | Drop]
 
 
 class Record(NamedTuple):
-    """What became of one source tensor: its target paths, or the reason for dropping it."""
+    """The fate of one source tensor: its target paths, or the reason for dropping it."""
 
     targets: tuple[str, ...] = ()
     dropped: str | None = None

@@ -189,7 +189,7 @@ def _open(name: str, folder: Path, weights: str) -> Source:
 
 
 def _pixels(folder: Path, beside: Collection[str]) -> tuple[Pixels | None, tuple[str, ...]]:
-    """What the first file says that says anything, and its name."""
+    """The first file with a statement, as that statement and the file's name."""
     for name in PREPROCESSORS:
         if name in beside:
             try:

@@ -91,7 +91,7 @@ class Baseline:
 
     @property
     def attends_by_features(self) -> bool:
-        """Whether the published method itself weighs values by the similarity of its features."""
+        """True if the published method itself weighs values by the similarity of its features."""
         return bool(self.features) and not self.pairs and self.attention is None
 
 
@@ -127,7 +127,7 @@ BASELINES: dict[str, Baseline] = {
 
 
 class PlatformNumbers(NamedTuple):
-    """What depends on the device and changes results by rounding alone.
+    """Numbers that depend on the device and change results by rounding alone.
 
     block_size: queries and keys of an attention block at most; tower_batch: windows that go through the towers
     together; skip_blocks: blocks of keys are tested for entries that survive; head_by_head: towers take one attention
@@ -151,7 +151,7 @@ ACCELERATOR = PlatformNumbers(4096, 16, skip_blocks=False, head_by_head=False)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MethodConfig:
-    """How patch values are combined: the baseline and each stage of GLA on or off (DESIGN 3).
+    """The rule by which patch values are combined: the baseline and each stage of GLA on or off (DESIGN 3).
 
     baseline: whose last CLIP block runs; global_buffer: windows see each other's keys and values; proxy_anchors:
     queries are anchors (3.1); anchor_threshold is rho, anchor_iterations is T; row_mean: the mean of one similarity
@@ -202,7 +202,7 @@ class MethodConfig:
 
     @property
     def drops_entries(self) -> bool:
-        """Whether attention leaves entries out; otherwise its softmax is an ordinary one over all keys."""
+        """True if attention leaves entries out; otherwise its softmax is an ordinary one over all keys."""
         return self.masking and self.mask_temperature is None
 
     @property
@@ -217,12 +217,12 @@ class MethodConfig:
 
     @property
     def attends_by_features(self) -> bool:
-        """Whether values are weighed by feature similarity rather than by the baseline's own attention."""
+        """True if values are weighed by feature similarity rather than by the baseline's own attention."""
         return BASELINES[self.baseline].attends_by_features or self._uses_gla
 
     @property
     def reads_vfm(self) -> bool:
-        """Whether features of a vision foundation model are compared."""
+        """True if features of a vision foundation model are compared."""
         return "vfm" in BASELINES[self.baseline].features
 
 

@@ -55,7 +55,7 @@ class WindowTokens(NamedTuple):
     features: Float[Array, "W S D"] | None
 
     def compared(self, method: MethodConfig) -> tuple[Float[Array, "W S D"], ...]:
-        """What GLA compares in each pass of a baseline: the VFM's patch tokens or a side of CLIP's own heads."""
+        """The features that GLA compares, of each pass: the VFM's patch tokens or a side of CLIP's own heads."""
         names = BASELINES[method.baseline].features
         return tuple(self.features if name == "vfm" else getattr(self.qkv, name)[:, 1:] for name in names)
 
@@ -207,7 +207,7 @@ def segment_features(
     """
     method = config.method
     if not method.global_buffer:
-        # Windows do not see each other: every chunk goes all the way by itself, and is told W.
+        # Windows do not see each other: every chunk goes all the way by itself, with W as an argument.
         return run.windows(_segment_alone, (windows,), params, config, run.whole(window_count, windows, method))
     # Features of one or more passes (SCLIP compares queries, then keys), CLIP's values, and residual or None.
     *compared, values, residual = run.windows(_read_tokens, (windows,), params, config)

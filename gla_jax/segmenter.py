@@ -1,4 +1,4 @@
-"""What a user holds: a model with its text tower and names, which segments images by words."""
+"""The user's object: a model with its text tower and names, which segments images by words."""
 
 import copy
 import hashlib
@@ -255,13 +255,13 @@ class Segmenter:
         pixels = [as_rgb(image) for image in images]
         parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
         with_background(parsed, background, float(self.config.threshold if threshold is None else threshold))
-        own = self if threshold is None else self.with_settings(threshold=threshold)
-        names, question = own.question(parsed, background, templates)
-        prepared = [own.prepare(image) for image in pixels]
+        segmenter = self if threshold is None else self.with_settings(threshold=threshold)
+        names, question = segmenter.question(parsed, background, templates)
+        prepared = [segmenter.prepare(image) for image in pixels]
         results: list[Segmentation | None] = [None] * len(pixels)
         for group in grouped(range(len(pixels)), lambda index: prepared[index].count, max(len(pixels), 1)):
             together = [prepared[index] for index in group]
-            predictions = predict(own.model, together, question, scores=scores, progress=progress)
+            predictions = predict(segmenter.model, together, question, scores=scores, progress=progress)
             for index, (labels, probabilities) in zip(group, predictions, strict=True):
                 results[index] = Segmentation(labels, names, pixels[index], probabilities)
         return results

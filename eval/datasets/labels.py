@@ -19,7 +19,7 @@ _FOREIGN = 254  # marks values a table has no entry for; no narrow label has so 
 
 @dataclass(frozen=True)
 class LabelCode:
-    """How raw values become classes: table maps 8-bit values, None takes those of more classes as they are."""
+    """The mapping from raw values to classes: table maps 8-bit values, None takes those of more classes as they are."""
 
     classes: int
     table: bytes | None

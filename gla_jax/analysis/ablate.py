@@ -66,7 +66,7 @@ def measure(
 
 
 def has_background(row: Protocol) -> bool:
-    """Whether class 0 is a background, which pixels below a threshold become."""
+    """True if class 0 is a background, which pixels below a threshold become."""
     return BENCHMARKS[row.benchmark].background or row.classes[0] == "background"
 
 

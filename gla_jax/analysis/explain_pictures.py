@@ -40,7 +40,7 @@ def stage_note(stage: StageAttention, on_mask: float | None) -> str:
 
 
 def query_note(explanation: TokenAttention, mask: Bool[np.ndarray, "h w"] | None) -> str:
-    """What the query is, in lines."""
+    """A description of the query, in lines."""
     side = explanation.side
     row, column = divmod(explanation.token, side)
     lines = [
@@ -55,7 +55,7 @@ def query_note(explanation: TokenAttention, mask: Bool[np.ndarray, "h w"] | None
 def positive_region(
     explanation: TokenAttention, stage: StageAttention, size: tuple[int, int]
 ) -> Bool[np.ndarray, "h w"] | None:
-    """Where most of the tokens of overlapping windows are positives, as a map of size (h, w).
+    """The region in which most tokens of overlapping windows are positives, as a map of size (h, w).
 
     Where windows overlap by parts of a token their votes leave slivers, which are left out: an outline of nothing.
     """

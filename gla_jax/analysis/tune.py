@@ -234,7 +234,7 @@ class Report:
 
     @property
     def worse(self) -> bool:
-        """Whether mIoU fell on the held-out images (all, when none are held out), or hardly moved and the loss rose."""
+        """True if mIoU fell on the held-out images (all, when none are held out), or hardly moved and the loss rose."""
         before, after = self.figures.get("held out", self.figures["fitted"])
         if abs(after["miou"] - before["miou"]) > MIOU_NOISE:
             return after["miou"] < before["miou"]

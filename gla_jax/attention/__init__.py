@@ -1,1 +1,1 @@
-"""How patch values are gathered: the global buffer, proxy anchors, dynamic normalisation, dense and streaming forms."""
+"""The method's attention over a global buffer: anchors, dynamic normalisation, and three forms of one protocol."""

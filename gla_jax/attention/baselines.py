@@ -1,4 +1,4 @@
-"""What runs for a baseline inside a window: CLIP's own attentions as each method changes them (DESIGN 3.4).
+"""The attention of a baseline inside a window: CLIP's own attentions as each method changes them (DESIGN 3.4).
 
 The table itself is data in config.py; a baseline of your own brings its function along (config.register_baseline).
 """

@@ -75,8 +75,8 @@ def sums_at_pixels(wanted: Int[Array, " n"], features: Float[Array, "b D"], pixe
     total = jax.ops.segment_sum(features, group, pixels.size)
     count = jax.ops.segment_sum(jnp.ones_like(features[:, 0]), group, pixels.size)
     place = jnp.minimum(jnp.searchsorted(distinct, wanted), pixels.size - 1)
-    found = ((distinct[place] == wanted) & (wanted >= 0)).astype(jnp.float32)
-    return PixelSums(total[place] * found[:, None], count[place] * found)
+    present = ((distinct[place] == wanted) & (wanted >= 0)).astype(jnp.float32)
+    return PixelSums(total[place] * present[:, None], count[place] * present)
 
 
 @typed

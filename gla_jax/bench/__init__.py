@@ -1,1 +1,1 @@
-"""What segmentation costs on this machine: seconds, operations, memory."""
+"""The cost of segmentation on this machine: seconds, operations, memory."""

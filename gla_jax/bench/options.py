@@ -1,4 +1,4 @@
-"""What `gla-jax bench` measures, read from what a user types."""
+"""The work that `gla-jax bench` measures, read from the command line."""
 
 import math
 import re
@@ -59,7 +59,7 @@ def read_options(**typed: Any) -> Options:
     parts = [check_choice(name.strip(), (*PARTS, ALL_PARTS), "part") for name in typed["parts"].split(",")]
     limit = typed.get("memory_limit")
     if limit is not None and not 0 < limit < math.inf:
-        raise UserError(f"memory limit {limit:g} is no memory; give GiB above 0.")
+        raise UserError(f"memory limit {limit:g} is not an amount of memory; give GiB above 0.")
     windows = {name: typed.get(name) for name in ("crop", "stride")}
     return Options(
         typed["model"],

@@ -46,7 +46,7 @@ class Row:
 
     @property
     def stopped(self) -> bool:
-        """Whether the program was not run because it needs more than the memory limit."""
+        """True if the program was not run because it needs more than the memory limit."""
         return not self.seconds
 
     @property

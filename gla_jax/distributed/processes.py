@@ -109,7 +109,7 @@ class _Watcher:
 
 @contextmanager
 def joined(distributed: bool, advice: str) -> Iterator[Processes]:
-    """This process among those of the run, before anything else touches JAX; alone unless it is told of others.
+    """This process among those of the run, before anything else touches JAX; alone unless the environment names others.
 
     At the end all wait for all. A process that fails or is interrupted says why and exits at once, which ends the
     others; they print a sentence that ends with `advice`, on what the user has and can do. Raises UserError when it

@@ -128,7 +128,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> UInt8[np.ndarray, "h w 3
 
 
 def as_rgb(image: Image.Image | np.ndarray | Path | str) -> UInt8[np.ndarray, "h w 3"]:
-    """What a caller has (path, PIL image, uint8 array [h w 3] or [h w]) as RGB uint8. Raises ImageError."""
+    """A path, a PIL image or a uint8 array [h w 3] or [h w] as RGB uint8. Raises ImageError."""
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):

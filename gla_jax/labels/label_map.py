@@ -60,7 +60,7 @@ class Columns(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where the tokens of an image lie among its pixels, tile by tile; size (h, w) in pixels."""
+    """The places of an image's tokens among its pixels, tile by tile; size (h, w) in pixels."""
 
     rows: tuple[Rows, ...]
     columns: tuple[Columns, ...]
@@ -196,9 +196,9 @@ def best_of(logits: Float[Array, "h Q w"], class_of_prompt: Int[Array, " Q"], lo
 
 def synonyms(class_of_prompt: Int[np.ndarray, " Q"], classes: int) -> Int[np.ndarray, "L m"]:
     """The prompts of every class, the first one again where another has more, -1 where a class has none."""
-    found = [np.flatnonzero(class_of_prompt == index) for index in range(classes)]
-    table = np.full((classes, max(map(len, found))), -1, np.int32)
-    for row, prompts in zip(table, found, strict=True):
+    members = [np.flatnonzero(class_of_prompt == index) for index in range(classes)]
+    table = np.full((classes, max(map(len, members))), -1, np.int32)
+    for row, prompts in zip(table, members, strict=True):
         if len(prompts):
             row[:] = prompts[0]
             row[: len(prompts)] = prompts
@@ -239,16 +239,16 @@ def _label_tile(
         def best(chunk: Array, own: Array) -> PixelBest:
             return best_of(down_rows(chunk, taps, weights), own, logit_scale)
 
-        found = best(chunks[0], classes[0])
+        state = best(chunks[0], classes[0])
         if len(chunks) > 1:
 
             def step(state: PixelBest, chunk: tuple[Array, Array]) -> tuple[PixelBest, None]:
                 return state.merge(best(*chunk), logit_scale), None
 
-            found = jax.lax.scan(step, found, (chunks[1:], classes[1:]))[0]
+            state = jax.lax.scan(step, state, (chunks[1:], classes[1:]))[0]
         # Without a threshold the denominator is unused, so XLA eliminates the exponentials.
-        found_labels = jnp.where(1.0 / found.total < threshold, background, found.label) if thresholded else found.label
-        return jax.lax.dynamic_update_slice_in_dim(labels, found_labels, first, 0)
+        block_labels = jnp.where(1.0 / state.total < threshold, background, state.label) if thresholded else state.label
+        return jax.lax.dynamic_update_slice_in_dim(labels, block_labels, first, 0)
 
     return jax.lax.fori_loop(0, blocks, block, jnp.zeros((TILE_SHAPE[0], columns.matrix.shape[1]), jnp.int32))
 

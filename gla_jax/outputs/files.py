@@ -75,7 +75,7 @@ def write_pictures(result: Segmentation, folder: Path, name: str) -> None:
 
 
 def has_pictures(folder: Path, name: str, scores: bool) -> bool:
-    """Whether all that write_pictures writes is there."""
+    """True if all files that write_pictures writes exist."""
     return all((folder / f"{name}{ending}").exists() for ending in (*ENDINGS, *[SCORES_ENDING] * scores))
 
 

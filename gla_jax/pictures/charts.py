@@ -334,7 +334,7 @@ def _legend(page: "Figure", key: Sequence[Entry]) -> None:
 
 
 def _places(names: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """Where values stand along an axis: numbers at their true distances, anything else evenly spaced."""
+    """Places of values along an axis: numbers at their true distances, anything else evenly spaced."""
     try:
         numbers = np.array([float(name) for name in names])
     except ValueError:

@@ -17,7 +17,7 @@ from gla_jax.support.steps import Progress
 
 
 class Question(NamedTuple):
-    """What an image is labelled with.
+    """Prompts and classes that an image is labelled with.
 
     text_embeddings: a row of length one for every prompt; class_of_prompt: index of its class; classes: L; background:
     the class of pixels below the threshold; area_threshold: above 0, a class with at most that share of all pixels
@@ -139,6 +139,6 @@ def label_images(
         watch.mark_group("read", len(group), new=True)
         with around(group) as progress:
             prepared = [image.prepared for image in group]
-            found = predict(model, prepared, question, scores=scores, progress=progress, watch=watch)
-            for image, prediction in zip(group, found, strict=True):
+            predictions = predict(model, prepared, question, scores=scores, progress=progress, watch=watch)
+            for image, prediction in zip(group, predictions, strict=True):
                 yield image.item, prediction

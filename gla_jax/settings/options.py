@@ -96,8 +96,8 @@ def settings_from_options(
         if "+" in preset:
             chosen = replace(chosen, anchor_threshold=base.method.anchor_threshold)
     fields = {"short_side": short_side, "crop": crop, "stride": stride, "anchor_threshold": anchor_threshold}
-    given = {name: value for name, value in fields.items() if value is not None}
-    return with_fields(replace(base, method=chosen), given | {"dtype": dtype})
+    changes = {name: value for name, value in fields.items() if value is not None}
+    return with_fields(replace(base, method=chosen), changes | {"dtype": dtype})
 
 
 def with_fields(config: SegmenterConfig, fields: Mapping[str, Any]) -> SegmenterConfig:
@@ -111,7 +111,7 @@ def with_fields(config: SegmenterConfig, fields: Mapping[str, Any]) -> Segmenter
     method = METHODS[method_name(fields["method"])] if "method" in fields else config.method
     rho = fields.get("anchor_threshold")
     if isinstance(rho, int | float) and not -1.0 <= rho <= 1.0:
-        raise UserError(f"anchor threshold {rho} is no cosine; give a number from -1 to 1.")
+        raise UserError(f"anchor threshold {rho} is not a cosine; give a number from -1 to 1.")
     short_side = fields.get("short_side")
     if short_side == NATIVE:
         fields["short_side"] = None

@@ -1,1 +1,1 @@
-"""What every folder may use: errors, shapes, files, progress, caches."""
+"""Ground of all folders: errors, shapes, files, progress, caches."""

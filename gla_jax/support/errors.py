@@ -28,7 +28,7 @@ class DataError(UserError):
 
 
 def about_files(error: OSError) -> str:
-    """What the operating system refused, as a sentence for a user."""
+    """A refusal of the operating system as a sentence for a user."""
     reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
     where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
     return f"{where} ({reason}); see that it is there, that you may use it and that its disk has room."

@@ -87,10 +87,10 @@ def read_json(path: Path, what: str, advice: str, error: type[UserError] = UserE
         error: the kind of UserError that is raised.
     """
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise error(f"{what} {path} is not a file; {advice}.")
-        if found.st_size > MAX_JSON_BYTES:
+        if status.st_size > MAX_JSON_BYTES:
             raise error(f"{what} {path} is larger than {MAX_JSON_BYTES >> 20} MiB; {advice}.")
         return json.loads(Path(path).read_text("utf-8"), parse_constant=_refuse_constant)
     except OSError as fault:

@@ -1,4 +1,4 @@
-"""How a computation is run: as one program, or in steps that the caller can watch and interrupt."""
+"""Two ways to run a computation: as one program, or in steps that the caller can watch and interrupt."""
 
 from collections.abc import Callable, Iterator
 from functools import cache

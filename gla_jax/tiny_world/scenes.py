@@ -113,7 +113,7 @@ def coarse_axes(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ground_map(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
-    """Which ground lies where, [h w] uint8: one, or two that meet in a wavy line through the middle."""
+    """The ground of every pixel, [h w] uint8: one, or two that meet in a wavy line through the middle."""
     if count == 1:
         return np.zeros((height, width), np.uint8)
     y, x = coarse_axes(height, width)

@@ -73,7 +73,7 @@ def grain() -> np.ndarray:
 
 
 def mark_pattern(name: str, side: int, angle: float) -> np.ndarray:
-    """Where a mark has ink, [side side] bool: a tilted pattern inside a disc. Raises ValueError for an unknown mark."""
+    """The ink of a mark, [side side] bool: a tilted pattern inside a disc. Raises ValueError for an unknown mark."""
     axis = np.arange(side) - (side - 1) / 2
     y, x = axis[:, None], axis[None]
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)

@@ -1,4 +1,4 @@
-"""What tiny-world can say: its classes in a fixed order, their captions, its templates and its word-level tokenizer."""
+"""The vocabulary of tiny-world: classes in a fixed order, captions, templates and a word-level tokenizer."""
 
 import json
 from collections.abc import Sequence

@@ -421,7 +421,7 @@ def test_the_command_names_its_file_after_the_image(tmp_path, photo, folder, mon
         (["--at", "5,2", "--out", "why.jpg"], "not the name of a PNG file"),
         (["--at", "5,2", "--mask", "missing.png"], "missing.png does not exist"),
         (["--at", "5,2", "--method", "sclip"], "choose gla"),
-        (["--at", "5,2", "--anchor-threshold", "55"], "anchor threshold 55.0 is no cosine; give a number from -1 to 1"),
+        (["--at", "5,2", "--anchor-threshold", "55"], "threshold 55.0 is not a cosine; give a number from -1 to 1"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_any_weights_are_loaded(photo, capsys, arguments, sentence):

@@ -63,7 +63,7 @@ def test_fields_have_the_letters_of_the_paper_too():
         ({"short_side": "-3"}, "short side '-3' is not a number of pixels"),
         ({"short_side": "٣"}, "is not a number of pixels"),  # a digit of another script
         ({"crop": 0}, "crop is 0; give a whole number from 1 to 65536"),
-        ({"anchor_threshold": 2.0}, "anchor threshold 2.0 is no cosine"),
+        ({"anchor_threshold": 2.0}, "anchor threshold 2.0 is not a cosine"),
         ({"anchor_threshold": float("nan")}, "nan"),
         ({"preset": "nothing.json"}, r"the preset nothing\.json cannot be read"),
     ],
