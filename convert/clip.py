@@ -98,7 +98,7 @@ TEXT_RULES: Table = (
 RULES: Table = (
     *IMAGE_RULES,
     *TEXT_RULES,
-    Drop(r"logit_scale", "the scale of logits is a setting of the segmenter"),
+    Drop(r"logit_scale|logit_bias", "the scale of logits is a setting, and a bias moves all classes alike"),
 )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Spec
+from gla_jax.convert.rules import first_line
 from gla_jax.support.errors import ConversionError
 from gla_jax.support.shapes import Float, Int
 from gla_jax.towers.dino import DinoSpec
@@ -44,15 +45,13 @@ _CLIP = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "ln_final": "text_model.final_layer_norm",
     "text_projection": "text_projection.weight",
-    "logit_scale": "logit_scale",
 }
 _TRANSPOSED = ("visual.proj", "text_projection")
 _HUB = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "mask_token": "embeddings.mask_token",
-    "register_tokens": "embeddings.register_tokens",
+    **dict.fromkeys(("register_tokens", "reg_token"), "embeddings.register_tokens"),
     "norm": "layernorm",
 }
 _HUB_ATTENTION = {
@@ -82,6 +81,8 @@ def rename(state: Mapping[str, np.ndarray], spec: Spec) -> Iterator[tuple[str, n
     """Tensors under transformers' published names; what the tables lack is left out."""
     clip = isinstance(spec, ClipSpec)
     blocks = _CLIP_BLOCK if clip else _DINO_BLOCK if isinstance(spec, DinoSpec) else _DINOV2_BLOCK
+    if getattr(spec, "activation", None) == "swiglu":  # timm packs the gate into its first layer
+        blocks = blocks | {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"}
     taught = any("teacher." in source for source in state)
     for source, tensor in state.items():
         if taught and "student." in source:
@@ -124,8 +125,15 @@ def build_reference(state: Mapping[str, np.ndarray], spec: Spec, timm: bool = Fa
     import torch
 
     tensors = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in rename(state, spec)}
+    # transformers wants them too; no stage reads them.
+    unread = {"logit_scale": ()} if isinstance(spec, ClipSpec) else {"embeddings.mask_token": (1, spec.width)}
+    tensors |= {name: torch.zeros(shape) for name, shape in unread.items() if not isinstance(spec, DinoSpec)}
+    table = tensors.get("embeddings.position_embeddings")
+    if table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
+        # timm's tables for patches alone: the class token holds its own position.
+        tensors["embeddings.position_embeddings"] = torch.nn.functional.pad(table, (0, 0, 1, 0))
     model = _load(_model_class(spec), spec, None, config=_config(spec), state_dict=tensors)
-    if not isinstance(spec, ClipSpec) and not any(name.endswith("register_tokens") for name in state):
+    if not isinstance(spec, ClipSpec) and (timm or not getattr(spec, "registers", 0)):
         model.embeddings.interpolate_pos_encoding = partial(_resized_positions, model.embeddings, timm)
     return model
 
@@ -154,12 +162,18 @@ def _resized_positions(embeddings: Any, timm: bool, tokens: Any, height: int, wi
 
 def _load(kind: type, spec: Spec, folder: Path | None, **given: Any) -> "PreTrainedModel":
     import torch
+    from transformers import logging
 
+    logging.set_verbosity(logging.CRITICAL)  # its report of a model that does not fit is a table of colours
+    logging.disable_progress_bar()
     if isinstance(spec, DinoSpec):
         given["add_pooling_layer"] = False
-    model, report = kind.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **given
-    )
+    try:
+        model, report = kind.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **given
+        )
+    except Exception as error:  # of every kind, where tensors do not fit the model
+        raise ConversionError(f"The source cannot be run in PyTorch for verifying ({first_line(error)}).") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConversionError(f"The source cannot be run in PyTorch for verifying: it does not give {missing}.")
@@ -202,12 +216,15 @@ def _config(spec: Spec) -> "PreTrainedConfig":
             **vision(spec, intermediate_size=spec.mlp_width, qkv_bias=spec.qkv_bias, hidden_act="gelu")
         )
     gated = spec.activation == "swiglu"
-    # Their gated MLP is two thirds of the ratio.
-    ratio = round(spec.mlp_width / spec.width * (1.5 if gated else 1))
-    sizes = vision(spec, mlp_ratio=ratio, use_swiglu_ffn=gated, qkv_bias=spec.qkv_bias)
+    sizes = vision(spec, use_swiglu_ffn=gated, qkv_bias=spec.qkv_bias)
     if spec.registers:
-        return transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=spec.registers)
-    return transformers.Dinov2Config(**sizes)
+        config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=spec.registers)
+    else:
+        config = transformers.Dinov2Config(**sizes)
+    # Their gated MLP is two thirds of the ratio. Half a channel more, for they round the product down; set afterwards,
+    # for their class accepts whole ratios alone.
+    vars(config)["mlp_ratio"] = (spec.mlp_width * (1.5 if gated else 1) + 0.5) / spec.width
+    return config
 
 
 def reference_stages(

@@ -38,7 +38,7 @@ SAFETENSORS_DTYPES: Mapping[str, Any] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "BOOL": np.dtype(np.bool_),
 }
-MAX_TOKENIZER_BYTES = 1 << 26
+MAX_TOKENIZER_BYTES = 1 << 26  # of each file; those of the largest vocabularies have under 2^25
 SECONDS_TO_REACH_THE_HUB = 5.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -175,6 +175,12 @@ def _open(name: str, folder: Path, weights: str) -> Source:
     configs = [config for config in CONFIGS if config in beside]
     if weights.startswith("open_clip"):
         configs.reverse()
+    tokenizer = tuple(file for file in TOKENIZERS if file in beside)
+    for file in tokenizer:
+        if (folder / file).stat().st_size > MAX_TOKENIZER_BYTES:
+            raise ConversionError(
+                f"{folder / file} is larger than any tokenizer's ({MAX_TOKENIZER_BYTES >> 20} MiB); download it again."
+            )
     pixels, pixels_from = _pixels(folder, beside)
     return Source(
         name=name,
@@ -182,7 +188,7 @@ def _open(name: str, folder: Path, weights: str) -> Source:
         config=_read_object(folder / configs[0]) if configs else None,
         folder=folder,
         files=tuple(dict.fromkeys((weights, *shards, *configs[:1], *pixels_from))),
-        tokenizer=tuple(file for file in TOKENIZERS if file in beside),
+        tokenizer=tokenizer,
         pixels=pixels,
         **script,
     )
@@ -220,7 +226,10 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
         ) from error
     content = np.memmap(path, np.uint8, "r")
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    header = json.loads(content[8:start].tobytes())
+    try:
+        header = json.loads(content[8:start].tobytes(), object_pairs_hook=_without_repeats)
+    except ValueError as error:
+        raise ConversionError(f"{path} {error}; download it again.") from None
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -234,6 +243,15 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
         except ValueError:  # empty, with other sides that no array has
             raise ConversionError(f"{path} gives {name} the shape {entry['shape']}; download it again.") from None
     return tensors
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON file's pairs. Raises ValueError for a name that occurs twice: only the last would count."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"names {next(name for name in content if names.count(name) > 1)} twice")
+    return content
 
 
 def _merged(paths: Iterable[Path]) -> dict[str, np.ndarray]:

@@ -207,6 +207,23 @@ def test_safetensors_of_absurd_headers(header, length, reason, tmp_path):
     assert reason in refused(safetensors(tmp_path, header, bytes(max(ends, default=0)), length))
 
 
+def test_safetensors_that_name_a_tensor_twice(tmp_path):
+    """Readers take the last of the two without a word: here it would have another dtype, of the same bytes."""
+    for second in (entry(), entry("I32"), entry(shape=(4, 1))):
+        header = f'{{"x": {json.dumps(entry())}, "x": {json.dumps(second)}}}'.encode()
+        assert "model.safetensors names x twice; download it again" in refused(safetensors(tmp_path, header, bytes(16)))
+
+
+@pytest.mark.parametrize("name", sources.TOKENIZERS)
+def test_files_of_a_tokenizer_are_bounded(name, tmp_path):
+    save_file({"x": X}, tmp_path / "model.safetensors")
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(sources.MAX_TOKENIZER_BYTES + 1)
+    assert f"{name} is larger than any tokenizer's (64 MiB)" in refused(tmp_path)
+    os.truncate(tmp_path / name, sources.MAX_TOKENIZER_BYTES)
+    assert open_source(tmp_path).tokenizer == (name,)
+
+
 def test_safetensors_of_every_dtype(tmp_path):
     state = {
         f"x{i}": np.arange(6).astype(t).reshape(2, 3)
