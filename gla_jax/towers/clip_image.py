@@ -4,11 +4,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from gla_jax.images.pixels import OPENAI_MEAN, OPENAI_STD, Channels
 from gla_jax.support.shapes import Array, Float, typed
-from gla_jax.towers.layers import QKV, Activation, Block, LayerNorm, PatchTokens, multi_head_attention
+from gla_jax.towers.layers import (
+    QKV,
+    Activation,
+    LayerNorm,
+    PatchTokens,
+    Tower,
+    multi_head_attention,
+    transformer_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,10 @@ class ClipImageTokens(NamedTuple):
     qkv: QKV
 
 
-class ClipImage(nn.Module):
+class ClipImage(Tower):
     """CLIP's image tower: encode() up to q, k, v of the last block; project() from there to the joint space."""
 
     spec: ClipImageSpec
-    dtype: jnp.dtype = jnp.float32
-    precision: str = "highest"
-    head_by_head: bool = False
 
     def setup(self):
         spec = self.spec
@@ -60,19 +64,7 @@ class ClipImage(nn.Module):
             spec.width, spec.patch_size, spec.grid_side, use_bias=False, dtype=self.dtype, precision=self.precision
         )
         self.norm_pre = LayerNorm(spec.layer_norm_eps, self.dtype)
-        self.blocks = [
-            Block(
-                spec.width,
-                spec.num_heads,
-                spec.mlp_width,
-                spec.activation,
-                spec.layer_norm_eps,
-                dtype=self.dtype,
-                precision=self.precision,
-                head_by_head=self.head_by_head,
-            )
-            for _ in range(spec.depth)
-        ]
+        self.blocks = transformer_blocks(self, spec.activation)
         self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 

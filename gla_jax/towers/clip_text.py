@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gla_jax.support.shapes import Array, Float, Int, typed
-from gla_jax.towers.layers import Activation, Block, LayerNorm
+from gla_jax.towers.layers import Activation, LayerNorm, Tower, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -25,31 +25,16 @@ class ClipTextSpec:
     layer_norm_eps: float = 1e-5
 
 
-class ClipText(nn.Module):
+class ClipText(Tower):
     """CLIP's text tower: token ids to one feature a text."""
 
     spec: ClipTextSpec
-    dtype: jnp.dtype = jnp.float32
-    precision: str = "highest"
-    head_by_head: bool = False
 
     def setup(self):
         spec = self.spec
         self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
         self.positions = self.param("positions", nn.initializers.normal(0.01), (spec.context, spec.width))
-        self.blocks = [
-            Block(
-                spec.width,
-                spec.num_heads,
-                spec.mlp_width,
-                spec.activation,
-                spec.layer_norm_eps,
-                dtype=self.dtype,
-                precision=self.precision,
-                head_by_head=self.head_by_head,
-            )
-            for _ in range(spec.depth)
-        ]
+        self.blocks = transformer_blocks(self, spec.activation)
         self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 

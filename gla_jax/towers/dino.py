@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import flax.linen as nn
-import jax.numpy as jnp
-
 from gla_jax.support.shapes import Array, Float, typed
-from gla_jax.towers.layers import Block, LayerNorm, PatchTokens, PositionResize
+from gla_jax.towers.layers import Block, LayerNorm, PatchTokens, PositionResize, Tower, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,10 @@ class VisionTokens(NamedTuple):
     patch_tokens: Array
 
 
-class Dino(nn.Module):
+class Dino(Tower):
     """DINO's image tower: pixels to patch tokens after the last LayerNorm."""
 
     spec: DinoSpec
-    dtype: jnp.dtype = jnp.float32
-    precision: str = "highest"
-    head_by_head: bool = False
 
     def setup(self):
         spec = self.spec
@@ -63,20 +57,7 @@ class Dino(nn.Module):
             dtype=self.dtype,
             precision=self.precision,
         )
-        self.blocks = [
-            Block(
-                spec.width,
-                spec.num_heads,
-                spec.mlp_width,
-                "gelu",
-                spec.layer_norm_eps,
-                spec.qkv_bias,
-                dtype=self.dtype,
-                precision=self.precision,
-                head_by_head=self.head_by_head,
-            )
-            for _ in range(spec.depth)
-        ]
+        self.blocks = transformer_blocks(self, "gelu", spec.qkv_bias)
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 
     @typed

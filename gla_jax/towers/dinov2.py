@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import flax.linen as nn
-import jax.numpy as jnp
-
 from gla_jax.support.shapes import Array, Float, typed
 from gla_jax.towers.dino import VisionTokens, run_vision_blocks
-from gla_jax.towers.layers import Block, LayerNorm, PatchTokens, PositionResize
+from gla_jax.towers.layers import LayerNorm, PatchTokens, PositionResize, Tower, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -33,13 +30,10 @@ class DinoV2Spec:
     position_resize: PositionResize | None = None
 
 
-class DinoV2(nn.Module):
+class DinoV2(Tower):
     """DINOv2's image tower: pixels to patch tokens after the last LayerNorm."""
 
     spec: DinoV2Spec
-    dtype: jnp.dtype = jnp.float32
-    precision: str = "highest"
-    head_by_head: bool = False
 
     def setup(self):
         spec = self.spec
@@ -55,21 +49,7 @@ class DinoV2(nn.Module):
             dtype=self.dtype,
             precision=self.precision,
         )
-        self.blocks = [
-            Block(
-                spec.width,
-                spec.num_heads,
-                spec.mlp_width,
-                spec.activation,
-                spec.layer_norm_eps,
-                spec.qkv_bias,
-                layer_scale=True,
-                dtype=self.dtype,
-                precision=self.precision,
-                head_by_head=self.head_by_head,
-            )
-            for _ in range(spec.depth)
-        ]
+        self.blocks = transformer_blocks(self, spec.activation, spec.qkv_bias, layer_scale=True)
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 
     @typed

@@ -1,6 +1,6 @@
 """Leaves and blocks shared by every tower: patch tokens, self-attention, MLP, pre-norm transformer block."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -310,3 +310,45 @@ class Block(nn.Module):
         qkv = self.project_in(tokens)
         attended = multi_head_attention(qkv, self.num_heads, mask, self.precision, self.head_by_head)
         return self.feed_forward(tokens + self.project_out(attended))
+
+
+class Tower(nn.Module):
+    """Fields that every tower has.
+
+    spec: sizes of the tower; dtype: of its arrays, statistics stay float32; precision: of every matrix product, in
+    JAX's words; head_by_head: map over attention heads instead of taking all in one product.
+    """
+
+    spec: Any
+    dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
+    head_by_head: bool = False
+
+
+def transformer_blocks(
+    tower: Tower, activation: Activation, qkv_bias: bool = True, layer_scale: bool = False
+) -> list[Block]:
+    """The blocks of a tower, for its setup.
+
+    Args:
+        tower: its spec has width, num_heads, mlp_width, layer_norm_eps and depth.
+        activation: of the feed-forward halves.
+        qkv_bias: queries, keys and values have a bias.
+        layer_scale: both halves end with a learned factor per channel.
+    """
+    spec = tower.spec
+    return [
+        Block(
+            spec.width,
+            spec.num_heads,
+            spec.mlp_width,
+            activation,
+            spec.layer_norm_eps,
+            qkv_bias,
+            layer_scale,
+            tower.dtype,
+            tower.precision,
+            tower.head_by_head,
+        )
+        for _ in range(spec.depth)
+    ]
