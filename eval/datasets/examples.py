@@ -53,7 +53,8 @@ def examples(dataset: Dataset, indices: Sequence[int], threads: int = 4) -> Iter
 def example_reader(benchmark: str, code: LabelCode) -> Callable[[str, Path | bytes, Path | bytes | None], Example]:
     """Function from an id, an image file and a label file (None without one), as paths or bytes, to an Example.
 
-    Images of `folder` are turned as their EXIF says, like those of `segment`, and labels belong to the turned image.
+    Images of `folder` are turned as their EXIF says, like those of `segment`, and labels, turned as theirs says, belong
+    to the turned image.
     The benchmarks' labels belong to the images as they are stored: mmsegmentation's figures are of such pairs.
     """
     upright, turned = benchmark == FOLDER, itertools.count()
@@ -72,7 +73,7 @@ def example_reader(benchmark: str, code: LabelCode) -> Callable[[str, Path | byt
         size = pixels.shape[:2]
         if label is None:
             return Example(image_id, pixels, np.full(size, code.ignore, code.dtype))
-        classes = read_label(label, code, f"of {image_id}" if isinstance(label, bytes) else str(label))
+        classes = read_label(label, code, f"of {image_id}" if isinstance(label, bytes) else str(label), upright)
         if classes.shape != size:
             turn = upright and orientation in range(5, 9) and classes.shape == size[::-1]
             advice = f"turn the label by the image's EXIF orientation {orientation} too" if turn else "they must agree"

@@ -13,6 +13,7 @@ from gla_jax.images.reading import files_below
 from gla_jax.support.errors import DataError
 from gla_jax.support.files import read_json
 
+MAX_SPLIT_BYTES = 2**26  # a million names of images
 COPY_NAME, COPY_VERSION = "gla_benchmark", "1.0.0"
 
 
@@ -99,8 +100,10 @@ def _pairs_of(root: Path, layout: FolderLayout, labelled: bool, missing: list[Pa
 
 
 def _split_stems(split: Path, images: Path, layout: FolderLayout) -> Iterator[tuple[str, Path]]:
+    if split.stat().st_size > MAX_SPLIT_BYTES:
+        raise DataError(f"{split} is larger than {MAX_SPLIT_BYTES >> 20} MiB, which no split is; fetch it again.")
     try:
-        lines = split.read_text("utf-8").splitlines()
+        lines = split.read_text("utf-8-sig").splitlines()  # editors may put a byte order mark before the first name
     except UnicodeDecodeError:
         raise DataError(f"{split} is not UTF-8 text; fetch the data set again.") from None
     for number, line in enumerate(lines, 1):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gla_jax.eval.metrics.areas import IGNORE
 from gla_jax.images.reading import grey_step, opened
@@ -14,6 +14,7 @@ from gla_jax.support.shapes import Integer
 
 WIDE_IGNORE = 65535
 LARGEST_NARROW = 254  # more classes than this need 16-bit labels: 255 is ignored
+CHANGING = ("JPEG", "MPO", "JPEG2000", "GIF")  # lossy formats, and one whose writers number colours anew
 _FOREIGN = 254  # marks values a table has no entry for; no narrow label has so many classes
 
 
@@ -55,15 +56,25 @@ def label_code(encoding: str, classes: int, tables: dict[str, dict[int, int]] | 
     return LabelCode(classes, bytes(index_of.get(raw, _FOREIGN) for raw in range(256)))
 
 
-def read_label(source: Path | bytes, code: LabelCode, name: str) -> Integer[np.ndarray, "h w"]:
+def read_label(source: Path | bytes, code: LabelCode, name: str, upright: bool = False) -> Integer[np.ndarray, "h w"]:
     """A label image as class indices and the ignored value, uint8 [h w] (uint16 above 254 classes).
 
-    source: a path or the file's bytes; name stands in messages. Raises DataError for a file that is no label image or
-    holds a value that the encoding does not have.
+    Args:
+        source: a path or the file's bytes.
+        code: values of classes.
+        name: of the label in messages.
+        upright: turn it as its own EXIF says, like images.
+
+    Raises DataError for a file that is no label image or holds a value that the encoding does not have.
     """
     with opened(source, name, DataError) as image:
+        if image.format in CHANGING:
+            raise DataError(
+                f"label {name} is a {image.format} file, which changes class indices when it is written; write labels "
+                "as index PNGs from the data that they were made of."
+            )
         step = grey_step(image)  # a file of 2 or 4 bits holds indices, which Pillow spreads over 0..255
-        raw = np.asarray(image)
+        raw = np.asarray(ImageOps.exif_transpose(image) if upright else image)
     raw = raw.astype(np.uint8) if raw.dtype == bool else raw // raw.dtype.type(step) if step > 1 else raw
     if raw.ndim != 2 or raw.dtype not in (np.uint8, np.uint16):
         raise DataError(

@@ -1,0 +1,51 @@
+"""Split files and labels as editors, cameras and careless tools leave them."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gla_jax.eval.datasets import folders
+from gla_jax.eval.datasets.dataset import open_dataset
+from gla_jax.eval.datasets.labels import label_code, read_label
+from gla_jax.support.errors import DataError
+from tests.eval import trees
+
+SPLIT = "ImageSets/Segmentation/val.txt"
+
+
+@pytest.mark.parametrize("text", ["\ufeffb\na\n", "\ufeffb\r\na\r\n", "b \n\n a", "b\ra\r"])
+def test_split_files_of_every_editor(text, tmp_path):
+    data = trees.voc(tmp_path, [0, 1])
+    (data / SPLIT).write_bytes(text.encode())
+    assert open_dataset("voc21", data).ids == ("b", "a")
+
+
+def test_split_files_are_bounded(tmp_path):
+    data = trees.voc(tmp_path, [0, 1])
+    os.truncate(data / SPLIT, folders.MAX_SPLIT_BYTES + 1)
+    with pytest.raises(DataError, match=r"val\.txt is larger than 64 MiB"):
+        open_dataset("voc21", data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF"])
+def test_formats_that_change_values_hold_no_labels(kind, tmp_path):
+    """A GIF numbers its colours anew and JPEG smooths edges: both give classes that nobody wrote."""
+    label = trees.label_of([2, 7, 40])
+    Image.fromarray(label).save(tmp_path / "a.png", format=kind, quality=100)
+    with pytest.raises(DataError, match=rf"a\.png is a {kind} file, which changes class indices"):
+        read_label(tmp_path / "a.png", label_code("plain", 171), str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6])
+def test_a_folder_s_labels_are_turned_as_their_own_exif_says(orientation, tmp_path):
+    turn = {2: np.fliplr, 3: lambda x: np.rot90(x, 2), 6: np.rot90}[orientation]  # what the tag takes back
+    image = trees.save_image(tmp_path / "images/a.png")
+    label = np.arange(image.shape[0] * image.shape[1], dtype=np.uint8).reshape(image.shape[:2])
+    (tmp_path / "classes.txt").write_text("".join(f"class {i}\n" for i in range(label.size)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.ascontiguousarray(turn(label))).save(tmp_path / "labels/a.png", exif=exif)
+    np.testing.assert_array_equal(open_dataset("folder", tmp_path).read(0).label, label)
