@@ -15,7 +15,7 @@ from gla_jax.convert.configs import Pixels, is_transformers, stated_pixels
 from gla_jax.convert.rules import first_line, first_names
 from gla_jax.convert.torch_file import open_torch_file
 from gla_jax.support.errors import ConversionError
-from gla_jax.support.files import read_json
+from gla_jax.support.files import read_json, without_repeats
 
 # In order of preference; an index names the shards of weights kept in several files.
 WEIGHTS = (
@@ -227,9 +227,9 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
     content = np.memmap(path, np.uint8, "r")
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     try:
-        header = json.loads(content[8:start].tobytes(), object_pairs_hook=_without_repeats)
+        header = json.loads(content[8:start].tobytes(), object_pairs_hook=without_repeats)
     except ValueError as error:
-        raise ConversionError(f"{path} {error}; download it again.") from None
+        raise ConversionError(f"{path} cannot be used: {error}; download it again.") from None
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -243,15 +243,6 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
         except ValueError:  # empty, with other sides that no array has
             raise ConversionError(f"{path} gives {name} the shape {entry['shape']}; download it again.") from None
     return tensors
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON file's pairs. Raises ValueError for a name that occurs twice: only the last would count."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"names {next(name for name in content if names.count(name) > 1)} twice")
-    return content
 
 
 def _merged(paths: Iterable[Path]) -> dict[str, np.ndarray]:

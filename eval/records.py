@@ -100,11 +100,18 @@ def parse_line(line: str) -> ImageRecord | None:
         fields = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    if first_fault(fields, _FIELDS):
+    if first_fault(fields, _FIELDS) or not _possible(fields["areas"], *fields["size"]):
         return None
     lists = {name: tuple(fields[name]) for name, kind in _FIELDS.items() if isinstance(kind, list)}
     areas = tuple(map(tuple, fields["areas"]))
     return ImageRecord(fields["image_id"], **lists | {"areas": areas}, seconds=fields["seconds"])
+
+
+def _possible(areas: list[list[int]], height: int, width: int) -> bool:
+    """True for areas that an image of this size can have, a row for each class."""
+    sums = [sum(column) for column in zip(*areas, strict=True)][1:]
+    each = all(intersection <= min(prediction, label) for _, intersection, prediction, label in areas)
+    return each and max(sums, default=0) <= height * width and len({index for index, *_ in areas}) == len(areas)
 
 
 def read_records(out: Path, classes: int | None = None) -> dict[str, ImageRecord]:

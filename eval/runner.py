@@ -163,10 +163,11 @@ def measure(run: Run, processes: Processes | None = None, progress: Progress | N
         claim_folder(run.out, run.settings(), bool(records))
         if processes.is_first:
             processes.wait("claimed")
-        if (run.out / "results.json").exists() and records.keys() - set(run.dataset.ids[: run.images]):
+        others = records.keys() - set(run.dataset.ids[: run.images])
+        if (run.out / "results.json").exists() and others:
             raise UserError(
-                f"{run.out} holds results of {len(records)} images, of which this run measures {run.images}; leave out "
-                "--limit or choose another --out."
+                f"{run.out} holds results of {len(records)} images, of which this run measures "
+                f"{len(records) - len(others)}; leave out --limit or choose another --out."
             )
         share = processes.share(run.images)
         left = [index for index in share if run.dataset.ids[index] not in records]

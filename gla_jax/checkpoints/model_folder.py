@@ -32,6 +32,7 @@ STORED_NAMES = {"num_heads": "heads", "embed_dim": "joint_width", "pixel_std": "
 ALIGNMENT = 64  # bytes, of arrays that XLA takes as they are
 JSON_NUMBERS = BeartypeConf(is_pep484_tower=True)  # JSON may hold 0 where a spec says float
 NOT_POSITIVE = ("registers", "end_token", "pixel_mean", "position_offset")  # fields of a spec that may be 0
+FRACTIONS = ("layer_norm_eps", "position_offset")  # fields of a spec below 1
 Params = Mapping[str, Any]
 
 
@@ -281,10 +282,13 @@ def _tower_spec(kind: type, stored: Mapping[str, Any]) -> Any:
     spec = kind(**values)
     for name, hint in get_type_hints(kind).items():
         value = getattr(spec, name)
-        if not is_bearable(value, hint, conf=JSON_NUMBERS):
+        entries = value if isinstance(value, tuple) else (value,)
+        # A bool is a whole number for Python, so that true would be one head.
+        if not is_bearable(value, hint, conf=JSON_NUMBERS) or (hint is not bool and any(x is True for x in entries)):
             raise TypeError(f"{name} is {value!r}")
-        numbers = [] if isinstance(value, str | bool | None) else np.atleast_1d(value)
-        if any(not math.isfinite(number) or (number <= 0 and name not in NOT_POSITIVE) for number in numbers):
+        end = 1 if name in FRACTIONS else math.inf
+        numbers = [] if isinstance(value, str | bool | None) else entries
+        if any(not 0 <= number < end or (number == 0 and name not in NOT_POSITIVE) for number in numbers):
             raise ValueError(f"{name} is {value!r}")
     if spec.width % spec.num_heads:
         raise ValueError(f"{spec.num_heads} heads do not divide a width of {spec.width}")

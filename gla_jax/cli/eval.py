@@ -193,7 +193,8 @@ def _measure(one: "Run", processes: "Processes") -> dict[str, Any]:
     for warning in content["warnings"]:
         typer.echo(f"warning: {one.row.benchmark}: {warning}", err=True)
     title = f"{one.row.benchmark}, {one.method}"
-    speed = f"{counted(len(outcome.records))}, {content['speed']['images_per_second']:.2f} a second; {one.out}"
+    rate = content["speed"]["images_per_second"]
+    speed = f"{counted(len(outcome.records))}, {'' if rate is None else f'{rate:.2f} a second; '}{one.out}"
     if not content["images"]["labelled"]:
         typer.echo(f"{title}: no labels, so nothing is measured; the predictions are saved\n  {speed}")
         return content

@@ -92,13 +92,23 @@ def read_json(path: Path, what: str, advice: str, error: type[UserError] = UserE
             raise error(f"{what} {path} is not a file; {advice}.")
         if status.st_size > MAX_JSON_BYTES:
             raise error(f"{what} {path} is larger than {MAX_JSON_BYTES >> 20} MiB; {advice}.")
-        return json.loads(Path(path).read_text("utf-8"), parse_constant=_refuse_constant)
+        text = Path(path).read_text("utf-8-sig")  # some editors put a byte order mark in front
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=without_repeats)
     except OSError as fault:
         raise error(f"{what} {path} cannot be read ({fault.strerror or fault}); {advice}.") from None
     except RecursionError:
         raise error(f"{what} {path} is nested too deep to be read; {advice}.") from None
     except ValueError as fault:
         raise error(f"{what} {path} is not JSON ({fault}); {advice}.") from None
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON file's pairs. Raises ValueError for a name that occurs twice: only the last would count."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in content if names.count(name) > 1)[:80]!a} twice")
+    return content
 
 
 def _refuse_constant(name: str) -> Any:

@@ -74,3 +74,17 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path):
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(UserError, match="is not a file"):
             read_json(path, "the preset", "write it again")
+
+
+def test_json_that_names_a_key_twice_is_refused(tmp_path):
+    """Of two values the last would count without a word."""
+    for index, text in enumerate(('{"crop": 1, "crop": 1}', '[{"a": {"crop": 1, "b": 2, "crop": 3}}]')):
+        path = tmp_path / f"{index}.json"
+        path.write_text(text)
+        with pytest.raises(UserError, match="is not JSON \\(it names 'crop' twice\\); write it again"):
+            read_json(path, "the preset", "write it again")
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"crop": 1}')
+    assert read_json(tmp_path / "a.json", "the preset", "write it again") == {"crop": 1}
