@@ -21,6 +21,8 @@ Form = Literal["blockwise", "dense", "ring"]
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("highest", "high", "default")  # JAX's names; all are float32 products on processors
 MAX_SIDE = 2**16  # pixels; more is a slip of the finger
+MAX_NUMBER = 1e6  # of numbers of a method; far beyond it float32 products overflow to infinity and scores to NaN
+MAX_ITERATIONS = 1000  # of anchors; each takes all similarities, inside one program that cannot be interrupted
 
 
 def static(default: Any) -> Any:
@@ -32,8 +34,8 @@ def _check_number(
     name: str,
     value: Any,
     *,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
+    at_least: float = -MAX_NUMBER,
+    at_most: float = MAX_NUMBER,
     above: float = -math.inf,
     whole: bool = False,
 ) -> None:
@@ -42,16 +44,21 @@ def _check_number(
     Arrays pass, and so does what jax.tree and jax.vmap put in place of leaves: None and objects of their own.
     """
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if isinstance(value, bool | str) or (whole and not isinstance(value, kinds)):
-        raise ValueError(f"{name} is {value!r}; give a {'whole ' if whole else ''}number")
+    if isinstance(value, bool | str | bytes) or (whole and not isinstance(value, kinds)):
+        raise ValueError(f"{name} is {value!r:.60}; give a {'whole ' if whole else ''}number")
     if not isinstance(value, kinds):
         return
-    if not math.isfinite(value):
+    if value != value or value in (math.inf, -math.inf):  # math.isfinite fails for large whole numbers
         raise ValueError(f"{name} is {value}; give a finite number")
     if not at_least <= value <= at_most or value <= above:
-        limit = f"from {at_least:g} to {at_most:g}" if at_most < math.inf else f"of {at_least:g} or more"
-        limit = f"above {above:g}" if above > -math.inf else limit
-        raise ValueError(f"{name} is {value}; give a {'whole ' if whole else ''}number {limit}")
+        limit = f"from {at_least:g} to {at_most:g}" if above == -math.inf else f"above {above:g}, at most {at_most:g}"
+        raise ValueError(f"{name} is {value!s:.60}; give a {'whole ' if whole else ''}number {limit}")
+
+
+def _check_switch(name: str, value: Any, optional: bool = False) -> None:
+    """Raise ValueError for anything but True and False, since any text, "false" too, would count as True."""
+    if not isinstance(value, bool | np.bool_) and not (optional and value is None):
+        raise ValueError(f"{name} is {value!r:.60}; give True or False")
 
 
 @dataclass(frozen=True)
@@ -182,13 +189,15 @@ class MethodConfig:
     skip_blocks: bool | None = static(None)
 
     def __post_init__(self):
-        if self.baseline not in BASELINES:
+        if not isinstance(self.baseline, str) or self.baseline not in BASELINES:
             raise ValueError(f"{self.baseline!r} is not a baseline; there are {', '.join(BASELINES)}")
         if self.attention not in ("blockwise", "dense", "ring"):
             raise ValueError(f"attention {self.attention!r} is not blockwise, dense or ring")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        _check_number("anchor_iterations", self.anchor_iterations, at_least=0, whole=True)
+        for name in ("global_buffer", "proxy_anchors", "row_mean", "masking", "skip_blocks"):
+            _check_switch(name, getattr(self, name), optional=name == "skip_blocks")
+        _check_number("anchor_iterations", self.anchor_iterations, at_least=0, at_most=MAX_ITERATIONS, whole=True)
         if self.block_size is not None:
             _check_number("block_size", self.block_size, at_least=1, whole=True)
         # A tree of axes for vmap has None for numbers that are not mapped, and 0 for those that are.
@@ -197,6 +206,7 @@ class MethodConfig:
                 _check_number(name, getattr(self, name))
             for name in ("temperature", "mask_temperature"):
                 _check_number(name, getattr(self, name), above=0)
+                _check_number(name, getattr(self, name), at_least=1 / MAX_NUMBER)
         if self._uses_gla and BASELINES[self.baseline].gla is None:
             raise ValueError(f"GLA is not defined on the baseline {self.baseline}: it has no features to compare")
 
@@ -302,12 +312,17 @@ class SegmenterConfig:
     head_by_head: bool | None = static(None)
 
     def __post_init__(self):
+        if isinstance(self.method, str):
+            raise ValueError(f"method is {self.method!r:.60}; give a MethodConfig, as METHODS holds them by name")
+        if not isinstance(self.windows, WindowConfig):
+            raise ValueError(f"windows is {self.windows!r:.60}; give a WindowConfig")
         _check_number("logit_scale", self.logit_scale, above=0)
         _check_number("threshold", self.threshold, at_least=0, at_most=1)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.tower_batch is not None:
             _check_number("tower_batch", self.tower_batch, at_least=1, whole=True)
+        _check_switch("head_by_head", self.head_by_head, optional=True)
 
     @property
     def max_tower_batch(self) -> int:
@@ -323,6 +338,30 @@ def on_platform(config: SegmenterConfig, platform: str) -> SegmenterConfig:
         return replace(part, **{k: v for k, v in numbers._asdict().items() if getattr(part, k, v) is None})
 
     return replace(filled(config), method=filled(config.method))
+
+
+def with_plain_numbers(config: SegmenterConfig) -> SegmenterConfig:
+    """The settings with arrays of one number as numbers, which are checked as such.
+
+    Raises ValueError for what is no number: several in an array, a list, None where a number belongs.
+    """
+
+    def plain(part: Any) -> dict[str, float]:
+        numbers = {}
+        for row in dataclasses.fields(part):
+            value = getattr(part, row.name)
+            optional = value is None and row.name in ("dynamic_shift", "dynamic_scale", "mask_temperature")
+            if row.metadata.get("static") or row.name == "method" or optional:
+                continue
+            try:
+                numbers[row.name] = float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{row.name} is {value!r:.60}; give a number") from None
+        return numbers
+
+    if not isinstance(config, SegmenterConfig) or not isinstance(config.method, MethodConfig):
+        raise ValueError(f"the settings are {config!r:.60}; give a SegmenterConfig, whose method is a MethodConfig")
+    return replace(config, method=replace(config.method, **plain(config.method)), **plain(config))
 
 
 # Windows and logit scale of the four settings that the paper measures, by short side, crop and stride.
@@ -357,6 +396,6 @@ def settings_as_dict(config: SegmenterConfig) -> dict[str, Any]:
     """The settings as plain JSON values, for result files and cache keys."""
 
     def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: float(value) if isinstance(value, jax.Array) else value for name, value in items}
+        return {name: value.item() if isinstance(value, jax.Array | np.generic) else value for name, value in items}
 
     return dataclasses.asdict(config, dict_factory=plain)

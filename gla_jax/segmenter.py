@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,11 @@ from gla_jax.predict.predict import Question, predict
 from gla_jax.predict.prepare import Prepared
 from gla_jax.settings.options import settings_from_options, with_fields
 from gla_jax.support.batches import grouped
-from gla_jax.support.errors import ClassesError, UserError
+from gla_jax.support.errors import ClassesError, ImageError, UserError
 from gla_jax.support.shapes import Array, Float, Int, UInt8
 from gla_jax.support.steps import Progress
 from gla_jax.text.embeddings import text_embeddings
-from gla_jax.text.prompts import Classes, parse_classes
+from gla_jax.text.prompts import Classes, background_name, check_enough, check_templates, parse_classes
 from gla_jax.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -107,18 +107,18 @@ class Segmenter:
         params = SegmenterParams(
             clip.params["image"], clip.spec.image, vfm and dict(vfm.params), vfm.spec if vfm else None
         )
-        self.model = Model.place(params, config or SegmenterConfig(), mesh)
+        self.model = Model.place(params, SegmenterConfig() if config is None else config, mesh)
         self._tokenizer = load_tokenizer(clip.folder)
         self._embeddings: dict[Any, Array] = {}
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        name_or_path: str | Path | None = None,
         config: SegmenterConfig | None = None,
         *,
         method: str = "gla",
-        preset: str = DEFAULT_PRESET,
+        preset: str | Path = DEFAULT_PRESET,
         offline: bool = False,
         cache_dir: str | Path | None = None,
         mesh: "Mesh | None" = None,
@@ -136,13 +136,14 @@ class Segmenter:
             mesh: of gla_jax.make_mesh, splits images over its axis `data` and the windows of each over `window`.
             fields: fields of the settings by name, as in with_settings.
 
-        Raises ModelError when a part is unknown, cannot be downloaded or is damaged, UserError for settings.
+        Raises ModelError when no model is named, when a part is unknown, cannot be downloaded or is damaged, UserError
+        for settings.
         """
         if config is None:
             config = with_fields(settings_from_options(method=method, preset=preset), fields)
         elif fields or method != "gla" or preset != DEFAULT_PRESET:
             raise UserError("config holds all settings; give either it or their names.")
-        clip, vfm = resolve(str(name_or_path), offline=offline, cache_dir=cache_dir)
+        clip, vfm = resolve(name_or_path, offline=offline, cache_dir=cache_dir)
         return cls(clip, vfm, config, name=str(name_or_path), mesh=mesh)
 
     @property
@@ -178,7 +179,7 @@ class Segmenter:
 
     def text_embeddings(self, classes: Classes, templates: Sequence[str] | None = None) -> Float[Array, "Q E"]:
         """Text features of length one of every prompt; templates default to the model's own, else CLIP's 80."""
-        templates = tuple(templates) if templates is not None else self.clip.templates
+        templates = self.clip.templates if templates is None else check_templates(templates)
         key = (classes.prompts, templates)
         if key not in self._embeddings:
             self._embeddings[key] = text_embeddings(self.clip, self._tokenizer, classes, templates)
@@ -252,9 +253,14 @@ class Segmenter:
 
         Raises UserError for what cannot be used.
         """
+        # The rows of one array, and the letters of one path, would be images too.
+        if not isinstance(images, Iterable) or isinstance(images, str | bytes) or getattr(images, "ndim", 4) < 4:
+            raise ImageError("the images are a single one, or none; give a list of images.")
         pixels = [as_rgb(image) for image in images]
         parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
-        with_background(parsed, background, float(self.config.threshold if threshold is None else threshold))
+        background = background_name(background)
+        check_enough(parsed, background)
+        with_background(parsed, background, self.config.threshold if threshold is None else threshold)
         segmenter = self if threshold is None else self.with_settings(threshold=threshold)
         names, question = segmenter.question(parsed, background, templates)
         prepared = [segmenter.prepare(image) for image in pixels]
@@ -275,8 +281,12 @@ def with_background(
     A background that is not among the classes becomes class 0, which only the threshold reaches. Raises ClassesError
     when the threshold and the background do not go together.
     """
-    if not 0.0 <= threshold <= 1.0:
-        raise ClassesError(f"threshold {threshold} is not a probability; give a number from 0 to 1.")
+    try:
+        in_range = 0.0 <= float(threshold) <= 1.0
+    except (TypeError, ValueError):
+        in_range = False
+    if not in_range:
+        raise ClassesError(f"threshold {threshold!r:.60} is not a probability; give a number from 0 to 1.")
     class_of_prompt = np.asarray(classes.class_of_prompt, np.int32)
     if background is None:
         if threshold > 0:

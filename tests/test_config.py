@@ -20,6 +20,7 @@ from gla_jax.config import (
     on_platform,
     register_baseline,
     settings_as_dict,
+    with_plain_numbers,
 )
 
 
@@ -37,7 +38,19 @@ from gla_jax.config import (
         (lambda: MethodConfig(anchor_threshold=np.float32("nan")), "anchor_threshold is nan; give a finite number"),
         (lambda: MethodConfig(dynamic_scale=math.inf), "dynamic_scale is inf; give a finite number"),
         (lambda: MethodConfig(anchor_iterations=1.0), "anchor_iterations is 1.0; give a whole number"),
-        (lambda: MethodConfig(anchor_iterations=-1), "anchor_iterations is -1; give a whole number of 0 or more"),
+        (lambda: MethodConfig(anchor_iterations=-1), "anchor_iterations is -1; give a whole number from 0 to 1000"),
+        (lambda: MethodConfig(anchor_iterations=10**9), "give a whole number from 0 to 1000"),  # it would never end
+        # Far outside these ranges float32 overflows: scores are NaN, as they are for NaN itself.
+        (lambda: SegmenterConfig(logit_scale=1e39), r"logit_scale is 1e\+39; give a number above 0, at most 1e\+06"),
+        (lambda: SegmenterConfig(logit_scale=10**400), "logit_scale is 1000.*; give a number above 0"),
+        (lambda: MethodConfig(temperature=1e-50), r"temperature is 1e-50; give a number from 1e-06 to 1e\+06"),
+        (lambda: MethodConfig(dynamic_shift=1e38), r"dynamic_shift is 1e\+38; give a number from -1e\+06 to 1e\+06"),
+        (lambda: MethodConfig(masking="false"), "masking is 'false'; give True or False"),  # as text it would be true
+        (lambda: MethodConfig(skip_blocks=1), "skip_blocks is 1; give True or False"),
+        (lambda: SegmenterConfig(head_by_head="no"), "head_by_head is 'no'; give True or False"),
+        (lambda: MethodConfig(baseline=["clip"]), "is not a baseline"),
+        (lambda: SegmenterConfig(method="gla"), "method is 'gla'; give a MethodConfig"),
+        (lambda: SegmenterConfig(windows={"crop": 224}), "windows is .*; give a WindowConfig"),
         (lambda: MethodConfig(block_size=True), "block_size is True; give a whole number"),
         (lambda: MethodConfig(precision="exact"), "precision 'exact' is not one of highest, high, default"),
         (lambda: MethodConfig(attention="streaming"), "attention 'streaming' is not blockwise, dense or ring"),
@@ -63,6 +76,26 @@ def test_arrays_tracers_and_trees_of_axes_are_settings_too():
     np.testing.assert_allclose(found, [0.2, 0.4])
     slope = jax.grad(lambda value: MethodConfig(temperature=value).temperature ** 2)(jnp.float32(3.0))
     assert slope == 6.0
+
+
+def test_a_model_takes_plain_numbers_alone():
+    """Arrays and trees of axes are settings, but what runs needs one finite number for each."""
+    config = SegmenterConfig(MethodConfig(anchor_threshold=jnp.float32(0.5)), logit_scale=np.float32(40))
+    plain = with_plain_numbers(config)
+    assert plain == SegmenterConfig(MethodConfig(anchor_threshold=0.5), logit_scale=40.0)
+    assert {type(plain.logit_scale), type(plain.method.anchor_threshold)} == {float}
+    json.dumps(settings_as_dict(replace(config, windows=WindowConfig(crop=np.int64(224)))), allow_nan=False)
+    for wrong, reason in (
+        (jnp.array([0.1, 0.2]), "anchor_threshold is Array.*; give a number"),
+        (None, "anchor_threshold is None; give a number"),
+        ([0.1], "anchor_threshold is .*; give a number"),
+        (jnp.float32(jnp.nan), "anchor_threshold is nan; give a finite number"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            with_plain_numbers(SegmenterConfig(MethodConfig(anchor_threshold=wrong)))
+    for wrong in ({}, "gla", MethodConfig()):
+        with pytest.raises(ValueError, match="give a SegmenterConfig"):
+            with_plain_numbers(wrong)
 
 
 def test_the_platform_fills_in_what_is_not_set_and_nothing_else():

@@ -1,6 +1,7 @@
 """The segmenter as a Python user meets it: labels, scores, background, segments, and what changing classes costs."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
 from gla_jax.predict import model as module
 from gla_jax.segmenter import Segmenter
-from gla_jax.support.errors import ClassesError, ImageError, UserError
+from gla_jax.support.errors import ClassesError, ImageError, ModelError, UserError
 from tests.small_models import random_pair
 
 CONFIG = SegmenterConfig(windows=WindowConfig(short_side=48, crop=32, stride=16))
@@ -79,6 +80,11 @@ def test_the_threshold_gives_pixels_to_the_background(segmenter, result):
         ({"threshold": 0.5}, "needs a class for the pixels below it"),
         ({"background": "sky"}, "only a threshold could reach it"),
         ({"background": "sky", "threshold": 1.5}, "is not a probability"),
+        ({"background": "sky", "threshold": [0.5]}, "is not a probability"),
+        ({"background": 3, "threshold": 0.5}, "the class name 3 is not a text"),
+        ({"background": "", "threshold": 0.5}, "the background has an empty name"),
+        ({"templates": "a {}"}, "the prompt templates are 'a {}'; give a list"),
+        ({"templates": [3]}, "the prompt template 3 does not hold"),
     ],
 )
 def test_background_and_threshold_go_together(segmenter, options, reason):
@@ -87,8 +93,58 @@ def test_background_and_threshold_go_together(segmenter, options, reason):
 
 
 def test_a_lone_text_is_not_read_letter_by_letter(segmenter):
-    with pytest.raises(ClassesError, match=r"the classes are one text, 'cat'; give a list .*\['cat'\]"):
+    with pytest.raises(ClassesError, match="the classes are one text, 'cat'; put each class into a list"):
         segmenter(IMAGE, "cat")
+
+
+def test_one_class_for_every_pixel_is_refused(segmenter):
+    for classes, options in ((["grass"], {}), (["grass"], {"background": "sky", "threshold": 0.5})):
+        with pytest.raises(ClassesError, match="the class 'grass' alone would take every pixel"):
+            segmenter(IMAGE, classes, **options)
+
+
+@pytest.mark.parametrize("images", [IMAGE, "photo.png", None, b"photo.png"])
+def test_one_image_is_not_a_list_of_its_rows(segmenter, images):
+    with pytest.raises(ImageError, match="give a list of images"):
+        segmenter.batch(images, CLASSES)
+
+
+def test_it_runs_without_jit_too(segmenter):
+    """What a jitted function gets from the host is still NumPy's then."""
+    small, options = IMAGE[:40, :60], {"scores": True, "background": "sky", "threshold": 0.4}
+    expected = segmenter(small, CLASSES, **options)
+    with jax.disable_jit():
+        plain = segmenter(small, CLASSES, **options)
+        thresholds = {"anchor_threshold": np.float32(0.55), "logit_scale": np.float32(40)}
+        segmenter.with_settings(**thresholds)(small, CLASSES)
+    np.testing.assert_allclose(plain.scores, expected.scores, atol=1e-5)
+    assert (plain.labels == expected.labels).mean() > 0.99
+
+
+def test_loading_without_a_name_lists_the_names():
+    for name in (None, "", " ", 3):
+        with pytest.raises(ModelError, match="names no model; give a folder, or one or two of tiny-world, clip-vit"):
+            Segmenter.from_pretrained(name) if name is not None else Segmenter.from_pretrained()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"config": {}}, "give a SegmenterConfig"),
+        ({"config": "gla"}, "give a SegmenterConfig"),
+        ({"preset": 3}, "'3' is not a preset"),
+        ({"preset": Path("missing.json")}, "missing.json cannot be read"),
+        ({"method": ["gla"]}, "is not a method"),
+        ({"alpha_beta": "x"}, "dynamic_shift is 'x'; give a number"),
+        ({"rho": None}, "anchor_threshold is None; give a number"),
+        ({"attention": "ring"}, "give a mesh, or take blockwise attention"),
+        ({"mesh": 3}, "mesh is 3; give a mesh of gla_jax.make_mesh"),
+        ({"nope": 1}, "'nope' is not a setting"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(folder, fields, reason):
+    with pytest.raises(UserError, match=reason):
+        Segmenter.from_pretrained(folder, **fields)
 
 
 def test_other_classes_neither_reload_nor_recompile_the_towers(segmenter, monkeypatch):
@@ -100,7 +156,7 @@ def test_other_classes_neither_reload_nor_recompile_the_towers(segmenter, monkey
             "gla_jax.models.pretrained.read_checkpoint", lambda *_: pytest.fail("the weights were loaded again")
         )
         segmenter(IMAGE, ["brick", "wood", "grass", "water", "sand"])
-        segmenter(IMAGE[:50, :70], ["brick"])
+        segmenter(IMAGE[:50, :70], ["brick", "sand"])
     assert module._segment_features._cache_size() == compiled
     assert segmenter.params is params
 

@@ -54,7 +54,7 @@ def segment(
     the devices of all of them they share the windows of every image.
     """
     from gla_jax.settings.options import settings_from_options, with_fields
-    from gla_jax.text.prompts import check_enough, parse_classes, read_lines
+    from gla_jax.text.prompts import background_name, check_enough, parse_classes, read_lines
 
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
@@ -63,9 +63,7 @@ def segment(
     if not lines:
         raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
     parsed = parse_classes(lines)
-    background = None if background in (None, "none") else background
-    if background and not background.isprintable():
-        raise UserError(f"the background {background!r} holds bytes that are no text; type it in a UTF-8 terminal.")
+    background = None if background == "none" else background_name(background)
     check_enough(parsed, background)
     if threshold is None:
         threshold = config.threshold if background else 0.0

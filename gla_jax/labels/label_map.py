@@ -222,6 +222,10 @@ def _label_tile(
     logits, rows, columns, blocks, class_of_prompt, logit_scale, threshold, background, thresholded, precision
 ):
     """Labels [rows columns] of the first `blocks` blocks of rows of a tile, prompts in chunks."""
+    # Under jax.disable_jit what comes from the host is still NumPy's.
+    rows, columns, class_of_prompt, logit_scale = jax.tree.map(
+        jnp.asarray, (rows, columns, class_of_prompt, logit_scale)
+    )
     prompts = logits.shape[-1]
     size = min(PROMPT_CHUNK, prompts)
     padding = ((0, 0), (0, -prompts % size), (0, 0))
@@ -258,6 +262,7 @@ _across_columns = jax.jit(across_columns, static_argnames="precision")
 
 @jax.jit
 def _score_rows(across, taps, weights, prompts, logit_scale):
+    taps, weights, logit_scale = map(jnp.asarray, (taps, weights, logit_scale))  # as in _label_tile
     return class_probabilities(down_rows(across, taps, weights), prompts, logit_scale)
 
 

@@ -26,6 +26,9 @@ def resolve(
     cache_dir/models. Raises ModelError, and ConversionError when downloaded weights cannot be converted.
     """
     text = str(name_or_path)
+    if not isinstance(name_or_path, str | Path) or not text.strip():
+        names = ", ".join((EMBEDDED, *MODELS))
+        raise ModelError(f"{text!r:.60} names no model; give a folder, or one or two of {names}.")
     whole = os.path.exists(os.path.expanduser(text))  # a folder may have a plus in its name
     parts = [text] if whole else [part.strip() for part in text.split("+")]
     # Every part is looked up before one is downloaded.

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gla_jax.config import SegmenterConfig, on_platform
+from gla_jax.attention.ring import WINDOW_AXIS
+from gla_jax.config import SegmenterConfig, on_platform, with_plain_numbers
 from gla_jax.distributed.mesh import (
     DATA_AXIS,
     image_features,
@@ -52,7 +53,9 @@ class Model:
 
         Raises UserError when settings and model do not go together.
         """
-        check_settings(config, params)
+        config = check_settings(config, params)
+        if mesh is not None and getattr(mesh, "axis_names", None) != (DATA_AXIS, WINDOW_AXIS):
+            raise UserError(f"mesh is {mesh!r:.60}; give a mesh of gla_jax.make_mesh.")
         dtype = jnp.dtype(config.dtype)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
         if mesh is None:
@@ -64,7 +67,9 @@ class Model:
 
     def with_config(self, config: SegmenterConfig) -> "Model":
         """The same parameters under other settings of the same dtype. Raises UserError when they do not fit."""
-        check_settings(config, self.params)
+        config = check_settings(config, self.params)
+        if self.mesh is None and config.method.attention == "ring":
+            raise UserError("the ring passes keys from device to device; give a mesh, or take blockwise attention.")
         platform = jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
         return replace(self, config=on_platform(config, platform))
 
@@ -107,8 +112,12 @@ def _stacked(windows: Sequence[Windows]) -> Windows:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *windows)
 
 
-def check_settings(config: SegmenterConfig, params: SegmenterParams) -> None:
-    """Raise UserError when a model cannot run under some settings."""
+def check_settings(config: SegmenterConfig, params: SegmenterParams) -> SegmenterConfig:
+    """The settings with plain numbers. Raises UserError when a model cannot run under them."""
+    try:
+        config = with_plain_numbers(config)
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
     method, clip, vfm = config.method, params.clip_spec, params.vfm_spec
     if method.reads_vfm and vfm is None:
         raise UserError(
@@ -122,3 +131,4 @@ def check_settings(config: SegmenterConfig, params: SegmenterParams) -> None:
                 f"crop {config.windows.crop} does not divide into the patches of {patch} pixels that {part} reads; "
                 f"choose a multiple of {np.lcm.reduce(list(parts.values()))}."
             )
+    return config

@@ -31,7 +31,7 @@ LABEL_FIELDS = ("logit_scale", "threshold", "dtype", "tower_batch")
 
 def method_name(name: str) -> str:
     """The name of a method, after aliases. Raises UserError for an unknown one."""
-    if name in METHOD_ALIASES:
+    if isinstance(name, str) and name in METHOD_ALIASES:
         if name == "gla-clip":
             warnings.warn(
                 "gla-clip is the paper's method, gla; GLA on CLIP's own keys is called gla-on-clip-keys now",
@@ -63,7 +63,7 @@ def named_preset(name: str) -> SegmenterConfig:
 def settings_from_options(
     *,
     method: str = "gla",
-    preset: str = DEFAULT_PRESET,
+    preset: str | Path = DEFAULT_PRESET,
     short_side: str | int | None = None,
     crop: int | None = None,
     stride: int | None = None,
@@ -83,7 +83,7 @@ def settings_from_options(
 
     Raises UserError for a name that does not exist, a file of another method and numbers that do not go together.
     """
-    method = method_name(method)
+    method, preset = method_name(method), str(preset)
     chosen = METHODS[method]
     if preset.endswith(PRESET_SUFFIX):
         base, tuned, _ = read_preset(Path(preset))

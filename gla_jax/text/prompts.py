@@ -36,12 +36,17 @@ def parse_classes(classes: Iterable[str] | Mapping[str, str | Sequence[str]]) ->
 
     A mapping holds the further synonyms of each name, as a list or as such a text. One text alone with commas and no
     semicolon is a list of classes. Warns of that, of other commas that seem to separate synonyms and of a prompt of
-    two classes. Raises ClassesError for no classes, an empty name, a name that occurs twice and a text where a list
-    belongs.
+    two classes, compared as the text tower reads them. Raises ClassesError for no classes, an empty name, a name that
+    occurs twice and a text where a list belongs.
     """
     if isinstance(classes, str | bytes):  # else its letters would be the classes
         raise ClassesError(f"the classes are one text, {quote(classes)}; put each class into a list: ['sand', 'sky'].")
+    if not isinstance(classes, Iterable):
+        raise ClassesError(f"the classes are {quote(classes)}; give a list: ['sand', 'sky'].")
     if isinstance(classes, Mapping):
+        for name, words in classes.items():
+            if not isinstance(words, Iterable) or isinstance(words, bytes):
+                raise ClassesError(f"the synonyms of {quote(name)} are {quote(words)}; give a list, or [] for none.")
         rows = [
             list(dict.fromkeys(map(_prompt, [name, *(_split(words) if isinstance(words, str) else words)])))
             for name, words in classes.items()
@@ -52,17 +57,21 @@ def parse_classes(classes: Iterable[str] | Mapping[str, str | Sequence[str]]) ->
     names: dict[str, None] = {}
     for index, synonyms in enumerate(rows):
         name = synonyms[0]
-        if not all(map(clean_text, synonyms)):
+        if not all(map(_is_visible, synonyms)):
             line = f"{SEPARATOR} ".join(synonyms)
             raise ClassesError(f"the class {quote(line)} has an empty name; write synonyms as 'cat; tabby'.")
         if name in names:
             raise ClassesError(f"the class {quote(name)} is given twice; write its synonyms in one line.")
         names[name] = None
-        if "," in name and len(synonyms) == 1:
-            warnings.warn(f"{quote(name)} is read as one name; synonyms are separated by semicolons", stacklevel=2)
+        if "," in synonyms[-1] and len(synonyms) <= 1 + isinstance(classes, Mapping):
+            warnings.warn(
+                f"{quote(synonyms[-1])} is read as one name; synonyms are separated by semicolons", stacklevel=2
+            )
         for word in synonyms:
-            if class_of.setdefault(word, index) != index:
-                first = rows[class_of[word]][0]
+            # The tokenizers take lower case: prompts that differ in nothing else have the same features.
+            read = clean_text(word).lower()
+            if class_of.setdefault(read, index) != index:
+                first = rows[class_of[read]][0]
                 warnings.warn(f"{quote(word)} stands in two classes; {quote(first)} takes its pixels", stacklevel=2)
     if not names:
         raise ClassesError("there are no classes; name at least one.")
@@ -74,8 +83,12 @@ def _split(line: Any) -> list[Any]:
     """The synonyms of a line; the semicolon of an HTML entity such as &amp; separates none."""
     if not isinstance(line, str):
         return [line]
-    kept = ENTITY.sub(lambda e: e[0].replace(";", "\0") if html.unescape(e[0]) != e[0] else e[0], line)
-    return [word.replace("\0", ";") for word in kept.split(SEPARATOR)]
+    words, start = [], 0
+    for match in re.finditer(rf"{ENTITY.pattern}|{SEPARATOR}", line):
+        if html.unescape(match[0]) == match[0]:
+            words.append(line[start : match.end() - 1])
+            start = match.end()
+    return [*words, line[start:]]
 
 
 def _without_commas(lines: list[str]) -> list[str]:
@@ -99,7 +112,28 @@ def _prompt(word: Any) -> str:
         warnings.warn(f"a class name that is not UTF-8 is read as Latin-1: {quote(latin)}", stacklevel=4)
     if re.search("[\ud800-\udfff]", latin):
         raise ClassesError(f"the class name {quote(latin)} holds half of a character (a surrogate); type it again.")
-    return " ".join(latin.split())
+    name = " ".join(latin.split())
+    if re.search("[\x00-\x1f\x7f]", name):  # a terminal would obey them
+        from ftfy import fixes
+
+        name = fixes.remove_control_chars(fixes.remove_terminal_escapes(name)).strip()
+        warnings.warn(f"a class name with control characters is read without them: {quote(name)}", stacklevel=4)
+    return name
+
+
+def _is_visible(word: str) -> bool:
+    """Whether the text tower reads more than spaces and invisible characters."""
+    return any(letter.isprintable() and not letter.isspace() for letter in clean_text(word))
+
+
+def background_name(background: Any) -> str | None:
+    """A background as class names are read, None for none. Raises ClassesError."""
+    if background is None:
+        return None
+    name = _prompt(background)
+    if not _is_visible(name):
+        raise ClassesError("the background has an empty name; name a class, or none.")
+    return name
 
 
 def quote(value: Any) -> str:
@@ -112,6 +146,8 @@ def check_enough(classes: Classes, background: str | None = None) -> None:
 
     The softmax over a single prompt is 1 everywhere, so a threshold leaves nothing to the background either.
     """
+    if not classes.names:
+        raise ClassesError("there are no classes; name at least one.")
     name = classes.names[0]
     if len(classes.names) == 1 and (background in (None, name) or len(classes.prompts) == 1):
         raise ClassesError(
@@ -159,12 +195,15 @@ def read_lines(path: Path | str, what: str) -> list[str]:
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Prompt templates, each with one {} for the name. Raises ClassesError."""
+    if isinstance(templates, str) or not isinstance(templates, Iterable):
+        raise ClassesError(f"the prompt templates are {quote(templates)}; give a list: ['a photo of a {{}}.'].")
+    templates = tuple(templates)
     if not templates:
         raise ClassesError("there are no prompt templates; give at least one, such as 'a photo of a {}.'.")
     for template in templates:
-        if template.count("{}") != 1:
+        if not isinstance(template, str) or template.count("{}") != 1:
             raise ClassesError(f"the prompt template {quote(template)} does not hold one {{}} for the class name.")
-    return tuple(templates)
+    return templates
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import pytest
 from gla_jax.support.errors import ClassesError
 from gla_jax.text.prompts import (
     average_templates,
+    background_name,
     check_enough,
     check_templates,
     clean_text,
@@ -74,7 +75,6 @@ def test_long_names_are_cut_in_messages():
         ("caf\u00c3\u00a9", "caf\u00e9"),
         ("\U0001f3ef temple", "\U0001f3ef temple"),
         ("\u65e5\u672c", "\u65e5\u672c"),
-        ("bell\x07", "bell"),
     ],
 )
 def test_prompts_are_cleaned_as_clip_cleans_them(typed, cleaned):
@@ -96,9 +96,32 @@ def test_one_class_for_every_pixel_is_refused():
     check_enough(parse_classes(["cat", "floor"]))
 
 
-def test_a_word_of_two_classes_warns():
-    with pytest.warns(UserWarning, match="'tabby' stands in two classes; 'cat' takes its pixels"):
-        parse_classes(["cat; tabby", "tiger; tabby"])
+@pytest.mark.parametrize("pair", [("tabby", "tabby"), ("tabby", "Tabby"), ("a & b", "a &amp; b"), ("a's", "a’s")])
+def test_a_word_of_two_classes_warns(pair):
+    """Words that the text tower reads alike are one, so the second class could get no pixel."""
+    with pytest.warns(UserWarning, match=f"'?{pair[1]}'? stands in two classes; 'cat' takes its pixels"):
+        parse_classes([f"cat; {pair[0]}", f"tiger; {pair[1]}"])
+
+
+@pytest.mark.parametrize("typed", ["bell\x07", "\x1b[31mbell\x1b[0m", "be\0ll", "\x7fbell"])
+def test_control_characters_are_left_out_of_names(typed):
+    """A terminal would obey them, in tables and in progress lines; CLIP's cleaning leaves them out, too."""
+    assert clean_text(typed) == "bell"
+    with pytest.warns(UserWarning, match="with control characters is read without them: 'bell'"):
+        assert parse_classes([typed, "dog"]).names == ("bell", "dog")
+
+
+def test_commas_in_the_synonyms_of_a_mapping_warn():
+    with pytest.warns(UserWarning, match="'tabby, kitten' is read as one name; synonyms are separated by semicolons"):
+        parse_classes({"cat": "tabby, kitten", "dog": []})
+
+
+def test_a_background_is_read_as_a_class_name_is():
+    assert background_name(None) is None
+    assert background_name(" the\u00a0rest ") == "the rest"  # so that it finds itself among the classes
+    for wrong, reason in ((3, "not a text"), ("", "empty name"), ("\u200b", "empty name"), (["cat"], "not a text")):
+        with pytest.raises(ClassesError, match=reason):
+            background_name(wrong)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +131,12 @@ def test_a_word_of_two_classes_warns():
         (["cat", ""], "has an empty name"),
         (["cat;"], "has an empty name"),
         (["cat", "cat; tabby"], "given twice"),
-        (["cat", "\x07"], "has an empty name"),
+        (["cat", "\u00ad"], "has an empty name"),
+        (["cat", "\u200b"], "has an empty name"),
+        (None, "the classes are None; give a list"),
+        (3, "the classes are 3; give a list"),
+        ({"cat": None, "dog": []}, "the synonyms of 'cat' are None; give a list"),
+        ({"cat": 3}, "the synonyms of 'cat' are 3; give a list"),
         ({"cat": [""]}, "has an empty name"),
         ({"cat": [3]}, "class name 3 is not a text"),
         (["cat", None], "class name None is not a text"),
