@@ -1,6 +1,7 @@
 """Benchmark data opened: folders, a TensorFlow Datasets copy or generated scenes."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, ClassNames, class_names
@@ -21,11 +22,13 @@ def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False) ->
     tiny-world needs no data; unlabelled: the benchmark `folder` may be images without a folder of labels. Raises
     DataError when something is missing.
     """
+    if benchmark not in BENCHMARKS:
+        raise DataError(f"{benchmark} is not a benchmark of this version; gla-jax eval --list shows them.")
     if benchmark == TINY_WORLD:
         return _tiny_world()
     if data is None:
         raise DataError(f"{benchmark} reads images from a folder; name it with --data.")
-    if not data.is_dir():
+    if not os.path.isdir(data):  # unlike Path's, False for a name that is too long
         raise DataError(f"{data} is not a folder; --data names the one that holds {benchmark}.")
     if benchmark != FOLDER and (copy := find_copy(benchmark, data)):
         from gla_jax.eval.datasets.tfds_copy import open_copy

@@ -134,7 +134,8 @@ def _pictures(comparison: Comparison, count: int) -> Iterator[tuple[Any, ...]]:
     except DataError:
         return
     saved = all((folder / "predictions").is_dir() for folder in comparison.folders)
-    if not saved or dataset.fingerprint != results["data"]["sha256"]:
+    same = list(dataset.names.classes) == [row["class"] for row in results["per_class"]]
+    if not saved or not same or dataset.fingerprint != results["data"]["sha256"]:
         return
     values = submission_values(dataset)
     index_of = np.zeros(int(values.max()) + 1, np.int32)
@@ -147,7 +148,8 @@ def _pictures(comparison: Comparison, count: int) -> Iterator[tuple[Any, ...]]:
             path = prediction_path(folder, name)
             with opened(path) as picture:
                 pixels = np.asarray(picture)
-            if pixels.shape != example.label.shape or pixels.max() >= len(index_of):
+            is_labels = pixels.shape == example.label.shape and pixels.dtype.kind == "u"
+            if not is_labels or pixels.max() >= len(index_of):
                 raise UserError(f"{path} is no label map of this benchmark; run the evaluation again.")
             labels.append(index_of[pixels])
         yield name, a, b, *panels(example, labels, None, dataset.names)

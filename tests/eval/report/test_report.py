@@ -234,3 +234,29 @@ def test_runs_of_other_images_are_not_compared(outcome, other):
     write_results(other.run.out, content)
     with pytest.raises(UserError, match="differ in their images"):
         compare(outcome.run.out, other.run.out)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [(None, "benchmark", "coco_of_tomorrow"), ("data", "origin", "a" * 5000), ("data", "origin", "a\0b")],
+)
+def test_results_whose_data_cannot_be_opened_are_compared_without_pictures(outcome, other, part, name, value):
+    write_both(outcome, other)
+    for one in (outcome, other):
+        content = results(one)
+        (content if part is None else content[part])[name] = value
+        write_results(one.run.out, content)
+    assert "data:image/jpeg" not in comparison_html(compare(outcome.run.out, other.run.out))
+
+
+@pytest.mark.parametrize("mode", ["1", "F", "RGB"])
+def test_a_prediction_of_another_kind_is_named(outcome, other, mode):
+    write_both(outcome, other)
+    path = prediction_path(other.run.out, compare(outcome.run.out, other.run.out).changed(1)[0][0])
+    before = path.read_bytes()
+    Image.open(path).convert(mode).save(path, format="TIFF")
+    try:
+        with pytest.raises(UserError, match="is no label map of this benchmark; run the evaluation again"):
+            comparison_html(compare(outcome.run.out, other.run.out))
+    finally:
+        path.write_bytes(before)
