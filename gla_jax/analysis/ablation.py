@@ -133,7 +133,7 @@ def parse_value(field: str, text: str) -> Any:
         return int(text) if int in kinds else float(text)
     except ValueError:
         number = "a whole number" if int in kinds else "a number"
-        raise UserError(f"{text!r} is not a value of {field}; give {number}{optional}.") from None
+        raise UserError(f"{text[:40]!r} is not a value of {field}; give {number}{optional}.") from None
 
 
 def value_text(value: Any) -> str:

@@ -39,7 +39,9 @@ def parse_point(text: str) -> tuple[int, int]:
     """(x, y) of "X,Y". Raises UserError."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text)
     if not match:
-        raise UserError(f"{text!r} is not a pixel of the image; give --at X,Y in whole numbers, as in --at 120,80.")
+        raise UserError(
+            f"{text[:40]!r} is not a pixel of the image; give --at X,Y in whole numbers, as in --at 120,80."
+        )
     return int(match[1]), int(match[2])
 
 

@@ -47,9 +47,9 @@ def bench(
 
     command = bench_options.command_line(chosen | {"max_windows": max_windows if sweep else None})
     checked = bench_options.read_options(**chosen)
-    folder = results_folder(out)
     if devices == 1:  # several are set up in run_bench, before JAX counts its devices
         check_devices()
+    folder = results_folder(out)
     # No prepare_jax: a cache of compiled programs would hide the compile times.
     report = run_bench(checked, command, offline)
     written = write_report(report, folder)

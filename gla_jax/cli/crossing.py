@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.setup import prepare_jax, results_folder
+from gla_jax.cli.setup import prepare_jax, results_file
 from gla_jax.models.registry import DEFAULT_MODEL
 
 
@@ -42,9 +42,11 @@ def crossing(
 
     samples, read = measuring.find_samples(images, labels, limit)
     name = model or (measuring.TINY_WORLD if images == [measuring.TINY_WORLD] else DEFAULT_MODEL)
+    if out:
+        results_file(out)
     segmenter = Segmenter.from_pretrained(name, config, offline=offline)
     figures = measuring.summary(measuring.crossings(segmenter, *read(each)) for each in track(samples, "images"))
     typer.echo("\n".join(measuring.lines(figures)))
     if out:
         content = {"images": len(samples), "model_hash": segmenter.model_hash} | figures
-        write_json(results_folder(out.parent) / out.name, content)
+        write_json(out, content)

@@ -13,8 +13,8 @@ def demo(
     scene: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Number of the held-out scene.")] = None,
 ) -> None:
     """Segment a bundled scene with ProxyCLIP and with GLA-CLIP, and compare both with the truth."""
-    folder = results_folder(out)
     prepare_jax()
+    folder = results_folder(out)
     from gla_jax.analysis.demo import DEFAULT_SCENE, run_demo
 
     figures = run_demo(folder, DEFAULT_SCENE if scene is None else scene)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.setup import prepare_jax, results_folder
+from gla_jax.cli.setup import prepare_jax, results_file
 from gla_jax.models.registry import DEFAULT_MODEL
 
 
@@ -51,7 +51,7 @@ def explain(
 
     attention_stages(config.method)
     request = read_request(image, at, mask, classes or (), boundaries, out)
-    results_folder(out.parent)
+    results_file(out)
     segmenter = Segmenter.from_pretrained(model, config, offline=offline)
     for line in write_pictures(segmenter, request, out):
         typer.echo(line)

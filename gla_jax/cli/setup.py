@@ -22,6 +22,13 @@ def results_folder(path: Path) -> Path:
     return path
 
 
+def results_file(path: Path) -> Path:
+    """A file for results, whose folder is created where it is missing; before the work, like results_folder."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file with --out.")
+    return results_folder(path.parent) / path.name
+
+
 def check_devices() -> None:
     """Let JAX find its devices. Raises UserError with JAX's own reason when it cannot."""
     import jax

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.setup import prepare_jax, results_folder
+from gla_jax.cli.setup import prepare_jax, results_file
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
 
@@ -32,7 +32,7 @@ def tune(
         raise UserError(f"{out} does not end with .json, by which --preset knows a file; choose another --out.")
     if hold_out != hold_out:  # NaN passes the limits of the option
         raise UserError("--hold-out nan is no share; give a number from 0 to 0.9.")
-    results_folder(out.parent)
+    results_file(out)
     prepare_jax()
     from gla_jax.analysis import tune as tuning
     from gla_jax.eval.benchmarks import TINY_WORLD

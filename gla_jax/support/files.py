@@ -33,9 +33,11 @@ def write_beside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         with beside.open("xb") as file:
             write(file)
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             beside.unlink()
+        if isinstance(error, OSError):  # a full disk's names no file, others name the hidden one
+            error.filename = str(path)
         raise
 
 

@@ -119,6 +119,13 @@ ODD = [
     [*EXPLAIN, "--at", ""],
     [*EXPLAIN, "--anchor-threshold", "nan"],
     [*EXPLAIN, "--out", "x.txt"],
+    [*EXPLAIN, "--out", "FOLDER.png"],
+    ["crossing", "PHOTO", "--model", "MODEL", "--out", "FOLDER"],
+    ["crossing", "PHOTO", "--model", "MODEL", "--out", "/proc/nothing/c.json"],
+    ["tune", "--out", "FOLDER.json"],  # before a fit of minutes
+    ["ablate", "--grid", "anchor_iterations=1000000000"],
+    ["ablate", "--grid", "temperature=1e-50"],
+    ["ablate", "--grid", "logit_scale=1e39"],
     [*EXPLAIN, "--mask", "/dev/zero"],
     ["crossing", "tiny-world", "--labels", "FOLDER"],
     ["crossing", "nothing.png"],
@@ -145,9 +152,15 @@ ODD = [
 def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(root / "photo.png")
-    (root / "folder").mkdir()
+    for name in ("folder", "folder.png", "folder.json"):
+        (root / name).mkdir()
     model = str(random_pair(root / "model"))
-    return {"PHOTO": str(root / "photo.png"), "FOLDER": str(root / "folder"), "MODEL": model, "OUT": str(root / "out")}
+    return {
+        "PHOTO": str(root / "photo.png"),
+        "FOLDER": str(root / "folder"),
+        "MODEL": model,
+        "OUT": str(root / "out"),
+    } | {f"FOLDER{ending}": str(root / f"folder{ending}") for ending in (".png", ".json")}
 
 
 @pytest.mark.parametrize("words", ODD, ids=lambda words: repr(" ".join(words)[:60]))
@@ -176,13 +189,14 @@ def run(words, **environment):
 
 @pytest.mark.parametrize(("platform", "reason"), [("cuda", "plugin"), ("cdua", "not in the list of known backends")])
 def test_a_platform_that_is_not_there_is_named(tmp_path, platform, reason):
-    done = run(["demo", "--out", str(tmp_path)], JAX_PLATFORMS=platform)
+    done = run(["demo", "--out", str(tmp_path / "out")], JAX_PLATFORMS=platform)
     said = done.stderr.decode()
     assert done.returncode == 2, said
     assert platform in said
     assert reason in said
     assert "pip install" in said
     assert "Traceback" not in said
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_coordinator_that_is_no_address_is_one_sentence(places, tmp_path):

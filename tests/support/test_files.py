@@ -1,11 +1,12 @@
 """Small files: whole or not there, and what killed runs left of them goes."""
 
+import errno
 import os
 import time
 
 import pytest
 
-from gla_jax.support.errors import ModelError, UserError
+from gla_jax.support.errors import ModelError, UserError, about_files
 from gla_jax.support.files import read_json, remove_leftovers, unfinished, write_beside, write_json, write_text
 from gla_jax.support.locks import folder_lock
 
@@ -24,6 +25,19 @@ def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one(tmp_path):
         write_json(path, [float("nan")])
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize("filename", [None, ".note.json-0123abcd.unfinished"])
+def test_a_full_disk_names_the_file(tmp_path, filename):
+    """The system's own error names no file where a write fails, and a hidden one where opening does."""
+
+    def fill(file):
+        raise OSError(errno.ENOSPC, "No space left on device", filename)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_beside(tmp_path / "note.json", fill)
+    assert about_files(caught.value).startswith(f"{tmp_path / 'note.json'} cannot be read or written (No space left")
+    assert not any(tmp_path.iterdir())
 
 
 def test_leftovers_of_names_go_and_nothing_else(tmp_path):
