@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gla_jax.convert.configs import Statements
-from gla_jax.convert.rules import Routed
+from gla_jax.convert.rules import Routed, short
 from gla_jax.support.errors import ConversionError
 
 MAX_BLOCKS = 256  # of a tower; the largest published one has 48
@@ -47,7 +47,7 @@ class Facts:
             )
         if type(num_heads) is not int or num_heads < 1 or width % num_heads:
             raise ConversionError(
-                f"{num_heads} attention heads do not divide the width {width}: give another {option}."
+                f"{short(num_heads)} attention heads do not divide the width {width}: give another {option}."
             )
         return num_heads
 
@@ -55,7 +55,9 @@ class Facts:
         """The epsilon of a tower's LayerNorms. Raises ConversionError for what is no small positive number."""
         eps = self.get(f"{tower}layer_norm_eps", width, default, "as the project that published such names")
         if type(eps) is not float or not 0 < eps < 1:
-            raise ConversionError(f"its configuration has {eps!r} as epsilon of LayerNorm, not a number from 0 to 1.")
+            raise ConversionError(
+                f"its configuration has {short(eps)} as epsilon of LayerNorm, not a number from 0 to 1."
+            )
         return eps
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.convert.architecture import Facts, shape_of, transformer_sizes, vision_sizes
 from gla_jax.convert.configs import Pixels
-from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm
+from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm, short
 from gla_jax.images.pixels import OPENAI_MEAN, OPENAI_STD
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.clip_image import ClipImageSpec
@@ -128,7 +128,7 @@ def _text_spec(routed: Mapping[str, Routed], facts: Facts) -> ClipTextSpec:
     vocabulary, width = shape_of(routed, "text/token_embedding/embedding", 2)
     end_token = facts.get("text/end_token", width, vocabulary - 1, "the last token of the vocabulary")
     if type(end_token) is not int or not 0 <= end_token < vocabulary:
-        raise ConversionError(f"its end-of-text token {end_token} is not one of its {vocabulary} tokens.")
+        raise ConversionError(f"its end-of-text token {short(end_token)} is not one of its {vocabulary} tokens.")
     return ClipTextSpec(
         vocabulary=vocabulary,
         context=shape_of(routed, "text/positions", 2)[0],
@@ -150,5 +150,5 @@ def _activation(facts: Facts, tower: str, width: int) -> str:
             "the weights of OpenAI and MetaCLIP, --activation gelu for those of LAION."
         )
     if name not in ACTIVATIONS:
-        raise ConversionError(f"the activation {name!r} is not one of a CLIP tower ({', '.join(ACTIVATIONS)}).")
+        raise ConversionError(f"the activation {short(name)} is not one of a CLIP tower ({', '.join(ACTIVATIONS)}).")
     return name

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gla_jax.convert.rules import first_line, first_names
-from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels
+from gla_jax.convert.rules import first_line, first_names, short
+from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels, are_pixel_numbers
 from gla_jax.support.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConf
     kind = str(config["model_type"])
     if kind not in model_types:
         raise ConversionError(
-            f"its config.json says it is a {kind!r} model, which this family ({' or '.join(model_types)}) is not; "
-            "convert it as another family."
+            f"its config.json says it is a {short(kind)} model, which this family ({' or '.join(model_types)}) is "
+            "not; convert it as another family."
         )
     if config.get("quantization_config"):
         raise ConversionError("its config.json has a quantization_config: quantised weights are not converted.")
@@ -229,9 +229,9 @@ def _compared(where: str, part: Any, table: Mapping[str, Any], aside: str, absen
     its value is one of absent.
     """
     if not isinstance(part, dict):
-        raise ConversionError(f"its configuration has {part!r} as {where.rstrip('.')}, where fields belong.")
+        raise ConversionError(f"its configuration has {short(part)} as {where.rstrip('.')}, where fields belong.")
     refused = [
-        f"{where}{name} = {value!r}"
+        f"{where[:60]}{name[:60]} = {short(value)}"
         for name, value in part.items()
         if (isinstance(rule := table.get(name, absent), tuple) and value not in rule)
     ]
@@ -269,7 +269,9 @@ TIMM_ARGUMENTS: dict[str, Any] = {
 def _read_timm(config: Config) -> Statements:
     name = _TIMM.fullmatch(str(config["architecture"]))
     if name is None:
-        raise ConversionError(f"its config.json says it is timm's {config['architecture']!r}, which is no plain ViT.")
+        raise ConversionError(
+            f"its config.json says it is timm's {short(config['architecture'])}, which is no plain ViT."
+        )
     arguments = config.get("model_args") or {}
     stated = {"patch_size": Stated("architecture", int(name["patch"]))}
     if name["registers"]:
@@ -313,8 +315,8 @@ def check_statements(stated: Statements, spec: Any, tower: str = "") -> None:
             value -= value % spec.patch_size  # a border narrower than a patch is not seen
         if value != ours or isinstance(value, bool) != isinstance(ours, bool):
             raise ConversionError(
-                f"its configuration contradicts its tensors: {field} makes {name} {value}, where they have {ours}; "
-                "take both from one model."
+                f"its configuration contradicts its tensors: {field} makes {name} {str(value)[:60]}, where they have "
+                f"{ours}; take both from one model."
             )
 
 
@@ -337,10 +339,10 @@ def stated_pixels(config: Config | None) -> Pixels | None:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if mean is None and std is None:
         return None
-    if not (_three_numbers(mean) and _three_numbers(std) and min(std) > 0):
+    if not (_three_numbers(mean) and _three_numbers(std) and are_pixel_numbers(mean, std)):
         raise ConversionError(
-            f"it gives {mean} as mean and {std} as std of pixels, which are not three numbers each, the latter above "
-            "0; download it again."
+            f"it gives {short(mean)} as mean and {short(std)} as std of pixels, which are not three numbers "
+            "each, the former in 0..1, the latter above 0; download it again."
         )
     return Pixels(tuple(map(float, mean)), tuple(map(float, std)))
 

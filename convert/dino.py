@@ -5,7 +5,7 @@ from typing import Any
 
 from gla_jax.convert.architecture import Facts, shape_of, vision_sizes
 from gla_jax.convert.configs import Pixels, refuse_other_pixels
-from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm
+from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm, short
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.dino import DinoSpec
 from gla_jax.towers.dinov2 import DinoV2Spec
@@ -108,7 +108,7 @@ def dino_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None)
     sizes = vision_sizes(routed)
     activation = facts.stated.get("activation")
     if activation is not None and activation.value != "gelu":
-        raise ConversionError(f"its activation {activation.value!r} is not DINO's (gelu).")
+        raise ConversionError(f"its activation {short(activation.value)} is not DINO's (gelu).")
     return DinoSpec(**sizes, **common_fields(routed, facts, pixels, sizes["width"]))
 
 
@@ -150,7 +150,7 @@ def dinov2_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | Non
     gated = shape_of(routed, "blocks_0/mlp/up/kernel", 2)[1] == 2 * sizes["mlp_width"]
     activation = facts.stated.get("activation")
     if activation is not None and activation.value not in ("gelu", "swiglu"):
-        raise ConversionError(f"its activation {activation.value!r} is not DINOv2's (gelu).")
+        raise ConversionError(f"its activation {short(activation.value)} is not DINOv2's (gelu).")
     registers = shape_of(routed, "patch_tokens/registers", 2)[0] if "patch_tokens/registers" in routed else 0
     # The models with registers were released with another resize, which needs no offset.
     fields = common_fields(routed, facts, pixels, sizes["width"], offset=0.0 if registers else 0.1)

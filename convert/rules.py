@@ -210,6 +210,12 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def short(value: Any) -> str:
+    """A value of a file for a message, which such a value could fill."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def first_line(error: Exception) -> str:
     """The first line of what another library says, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -17,6 +17,7 @@ import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
+from gla_jax.images.pixels import are_pixel_numbers
 from gla_jax.support.errors import ModelError
 from gla_jax.support.files import read_json
 from gla_jax.support.interrupts import to_its_end
@@ -198,6 +199,9 @@ def read_checkpoint(folder: Path | str) -> Checkpoint:
     if params_sha256 != config.get("params_sha256"):
         raise ModelError(f"{folder / 'params'} is damaged: its digest is not the one in config.json; convert again.")
     _check_sizes(folder, spec, params)
+    for name, leaf in flatten_params(params).items():  # earlier versions converted such weights
+        if not np.isfinite([leaf.min(initial=0), leaf.max(initial=0)]).all():
+            raise ModelError(f"{folder / 'params'} holds NaN or infinity in {name}; convert weights without them.")
     templates = tuple(config["templates"]) if config.get("templates") else None
     tokenizer = folder / "tokenizer.json"
     content = tokenizer.read_bytes() if tokenizer.is_file() else b""
@@ -290,6 +294,8 @@ def _tower_spec(kind: type, stored: Mapping[str, Any]) -> Any:
         numbers = [] if isinstance(value, str | bool | None) else entries
         if any(not 0 <= number < end or (number == 0 and name not in NOT_POSITIVE) for number in numbers):
             raise ValueError(f"{name} is {value!r}")
+    if hasattr(spec, "pixel_std") and not are_pixel_numbers(spec.pixel_mean, spec.pixel_std):
+        raise ValueError(f"pixel_mean is {spec.pixel_mean} and pixel_std is {spec.pixel_std}")
     if spec.width % spec.num_heads:
         raise ValueError(f"{spec.num_heads} heads do not divide a width of {spec.width}")
     return spec

@@ -1,5 +1,7 @@
 """Mean and std of pixels that towers were trained on, RGB in 0..1, and the normalisation by them."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +14,11 @@ OPENAI_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 CLIP_MEAN, CLIP_STD = np.array(OPENAI_MEAN, np.float32), np.array(OPENAI_STD, np.float32)
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def are_pixel_numbers(mean: Sequence[float], std: Sequence[float]) -> bool:
+    """True for a mean and a std that pixels in 0..1 can have; far from these float32 would lose or overflow them."""
+    return all(0 <= number <= 1 for number in mean) and all(1e-4 <= number <= 1e4 for number in std)
 
 
 def normalise(

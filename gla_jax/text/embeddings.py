@@ -13,6 +13,7 @@ import numpy as np
 
 from gla_jax.checkpoints.model_folder import Checkpoint, Params
 from gla_jax.support.cache import usable_cache, warn_unusable
+from gla_jax.support.errors import ModelError
 from gla_jax.support.files import write_beside
 from gla_jax.support.shapes import Array, Float, Int
 from gla_jax.text.prompts import Classes, average_templates, check_templates, clean_text, imagenet_templates
@@ -71,10 +72,17 @@ def encode_texts(
         spec: its sizes.
         tokenizer: of the same model.
         texts: prompts in their templates.
+
+    Raises ModelError when the tokenizer is another model's and when features cannot be normalised.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the model does not know")
         ids = tokenizer(texts, spec.context)
+    if ids.max(initial=0) >= spec.vocabulary or tokenizer.tokenizer.encode("").ids[-1:] != [spec.end_token]:
+        raise ModelError(
+            f"the tokenizer.json of the model is another model's: its text tower has {spec.vocabulary} tokens and ends "
+            f"texts with {spec.end_token}; convert the model again."
+        )
     lengths = (ids == spec.end_token).argmax(1) + 1
     order = np.argsort(lengths, kind="stable")
     params = jax.tree.map(partial(jax.device_put, may_alias=True), dict(params))
@@ -86,6 +94,10 @@ def encode_texts(
         batch = np.zeros((TEXT_BATCH, length), np.int32)
         batch[: len(rows)] = ids[rows, :length]
         features[rows] = np.asarray(_encode(params, batch, spec=spec))[: len(rows)]
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(features, axis=1)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise ModelError("the text features are zero or not finite: the model is damaged; convert it again.")
     return features
 
 

@@ -331,6 +331,12 @@ def test_pixels_and_templates_that_no_model_can_have_are_refused(folders, tmp_pa
         folder = changed(folders, tmp_path / str(index), "clip", "spec", "image", pixel_deviation=std)
         with pytest.raises(ModelError, match="pixel_std is"):
             read_spec(folder)
+    for index, mean in enumerate(([1.5, 0, 0], [-0.1, 0, 0], [0, 0, 1e300])):
+        with pytest.raises(ModelError, match="pixel_mean is"):
+            read_spec(changed(folders, tmp_path / f"mean {index}", "clip", "spec", "image", pixel_mean=mean))
+    for index, std in enumerate(([1e-300] * 3, [0.2, 0.2, 1e30])):
+        with pytest.raises(ModelError, match="pixel_std is"):
+            read_spec(changed(folders, tmp_path / f"std {index}", "clip", "spec", "image", pixel_deviation=std))
     with pytest.raises(ModelError, match="templates are not a list"):
         read_spec(changed(folders, tmp_path / "templates", "clip", templates="a photo of {}"))
 
@@ -340,3 +346,13 @@ def test_loading_traces_nothing(folders, monkeypatch):
     monkeypatch.setattr(jax, "eval_shape", lambda *_: pytest.fail("a tower was traced"))
     for name in ("clip", "vfm"):
         read_checkpoint(folders / name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
+    """Earlier versions converted them: every pixel got the last class."""
+    params = random_params(SPEC, 0)
+    params["norm"]["bias"][1] = value
+    write_checkpoint(tmp_path / "model", SPEC, params, {"source": "random"})
+    with pytest.raises(ModelError, match="holds NaN or infinity in norm/bias"):
+        read_checkpoint(tmp_path / "model")

@@ -346,3 +346,17 @@ def test_a_block_of_a_high_number_is_refused_before_anything_is_built(suffix, fe
     }
     with pytest.raises(ConversionError, match="300 blocks, more than the 256"):
         convert_state(family, many, num_heads=4)
+
+
+def test_values_that_would_fill_the_screen_are_cut(clip):
+    state, config = clip
+    long = "x" * 100_000
+    for field, value in (("model_type", long), ("projection_dim", long), ("vision_config.hidden_act", long)):
+        with pytest.raises(ConversionError) as caught:
+            convert_state("clip", state, with_field(config, field, value))
+        assert len(str(caught.value)) < 500, field
+    sizes = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2}
+    for part in ({"pool_type": long}, {long: 1}, {"norm_kwargs": long}, {"layers": long}, {"width": 10**4000}):
+        with pytest.raises(ConversionError) as caught:
+            convert_state("clip", state, {"embed_dim": 16, "vision_cfg": {**sizes, **part}, "text_cfg": {}})
+        assert len(str(caught.value)) < 500, part

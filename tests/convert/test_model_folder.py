@@ -138,7 +138,9 @@ def test_pixels_are_normalised_as_the_model_was_trained(tiny_clip, tmp_path):
 def test_a_preprocessor_that_means_nothing_is_named(dino_folder, tmp_path):
     shutil.copytree(dino_folder, tmp_path / "source")
     path = tmp_path / "source" / "preprocessor_config.json"
-    for content, reason in (({"image_mean": 3}, "not three numbers each"), (HALF, "use ImageNet's alone")):
+    three = "not three numbers each"
+    odd = ({"image_mean": 3}, {**HALF, "image_mean": [0.5, 0.5, 124]}, {**HALF, "image_std": [1e-30, 1, 1]})
+    for content, reason in (*((content, three) for content in odd), (HALF, "use ImageNet's alone")):
         path.write_text(json.dumps(content))
         with pytest.raises(ConversionError, match=reason) as caught:
             convert("dino", tmp_path / "source", tmp_path / "out")

@@ -211,7 +211,8 @@ def test_safetensors_that_name_a_tensor_twice(tmp_path):
     """Readers take the last of the two without a word: here it would have another dtype, of the same bytes."""
     for second in (entry(), entry("I32"), entry(shape=(4, 1))):
         header = f'{{"x": {json.dumps(entry())}, "x": {json.dumps(second)}}}'.encode()
-        assert "model.safetensors cannot be used: it names 'x' twice; download it again" in refused(safetensors(tmp_path, header, bytes(16)))
+        message = refused(safetensors(tmp_path, header, bytes(16)))
+        assert "model.safetensors cannot be used: it names 'x' twice; download it again" in message
 
 
 @pytest.mark.parametrize("name", sources.TOKENIZERS)

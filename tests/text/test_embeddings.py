@@ -1,13 +1,17 @@
 """Text embeddings: equal to PyTorch's text tower on the same texts, made once, and never from a damaged file."""
 
+from dataclasses import replace
+
+import jax
 import numpy as np
 import pytest
 
 from gla_jax.checkpoints.model_folder import read_checkpoint
+from gla_jax.support.errors import ModelError
 from gla_jax.text import embeddings as module
 from gla_jax.text.embeddings import encode_texts, text_embeddings
 from gla_jax.text.prompts import parse_classes
-from gla_jax.text.tokenizer import load_tokenizer
+from gla_jax.text.tokenizer import load_tokenizer, openai_tokenizer_files
 from tests.small_models import random_pair
 
 CLASSES = parse_classes(["sand; gravel", "a red cloth with dots"])
@@ -93,3 +97,24 @@ def test_prompts_are_cleaned_before_the_tower_reads_them(clip, tokenizer, tmp_pa
     plain = text_embeddings(clip, tokenizer, parse_classes(["sand", "a red cloth"]), TEMPLATES, tmp_path)
     fancy = parse_classes(["\uff33and", "a\u00a0&#114;ed cloth"])
     np.testing.assert_array_equal(text_embeddings(clip, tokenizer, fancy, TEMPLATES, tmp_path / "other"), plain)
+
+
+def test_a_tokenizer_of_another_model_is_refused(clip, tokenizer, tmp_path):
+    """Ids outside the table would be clamped, and a text without its end token would end at its first."""
+    (tmp_path / "tokenizer.json").write_bytes(openai_tokenizer_files()["tokenizer.json"])
+    other, spec = load_tokenizer(tmp_path), clip.spec.text
+    with pytest.raises(ModelError, match=r"tokenizer\.json of the model is another model's: its text tower has"):
+        encode_texts(clip.params["text"], spec, other, ["sand"])
+    with pytest.raises(ModelError, match="and ends texts with 5;"):
+        encode_texts(clip.params["text"], replace(spec, end_token=5), tokenizer, ["sand"])
+
+
+@pytest.mark.parametrize("value", [0.0, 3e38])
+def test_features_that_have_no_direction_are_refused(clip, tokenizer, value):
+    """Finite weights can make them: every pixel got the same class without a word."""
+    params = {
+        **clip.params["text"],
+        "projection": jax.tree.map(lambda x: x * 0 + value, dict(clip.params["text"]["projection"])),
+    }
+    with pytest.raises(ModelError, match="text features are zero or not finite"):
+        encode_texts(params, clip.spec.text, tokenizer, ["sand"])
