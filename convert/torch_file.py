@@ -168,11 +168,10 @@ def _named_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _state_dict(root: Any) -> Mapping[str, Any]:
     state = root
-    for _ in range(3):  # wrapped twice at most
-        if not isinstance(state, dict) or any(isinstance(value, Tensor) for value in state.values()):
-            break
-        state = next((state[key] for key in WRAPPERS if key in state), None)
-    if isinstance(state, dict) and state:
+    for _ in range(3):  # wrapped twice at most; beside the weights may lie tensors, such as the state of a generator
+        inner = (state.get(key) for key in WRAPPERS) if isinstance(state, dict) else ()
+        state = next((value for value in inner if isinstance(value, dict)), state)
+    if isinstance(state, dict) and any(isinstance(value, Tensor) for value in state.values()):
         return state
     keys = [key for key in root if isinstance(key, str)] if isinstance(root, dict) else []
     origin, kind = foreign_origin(root), "nothing" if isinstance(root, dict) else type(root).__name__

@@ -80,8 +80,9 @@ def test_tensors_may_share_a_storage(tmp_path):
         lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}},
         lambda state: {"student": {"x": torch.zeros(1)}, "teacher": state},
         lambda state: {"model": {"state_dict": state}},
+        lambda state: {"rng": torch.get_rng_state(), "model": state, "loss": torch.zeros(())},
     ],
-    ids=["plain", "training", "teacher", "twice"],
+    ids=["plain", "training", "teacher", "twice", "tensors beside"],
 )
 def test_state_dicts_are_found_in_checkpoints(wrap, tmp_path):
     state = torch.nn.Linear(2, 3).state_dict()
