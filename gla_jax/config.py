@@ -51,7 +51,8 @@ def _check_number(
     if value != value or value in (math.inf, -math.inf):  # math.isfinite fails for large whole numbers
         raise ValueError(f"{name} is {value}; give a finite number")
     if not at_least <= value <= at_most or value <= above:
-        limit = f"from {at_least:g} to {at_most:g}" if above == -math.inf else f"above {above:g}, at most {at_most:g}"
+        limit = f"to {at_most:.7g}"
+        limit = f"from {at_least:.7g} {limit}" if above == -math.inf else f"above {above:g}, up {limit}"
         raise ValueError(f"{name} is {value!s:.60}; give a {'whole ' if whole else ''}number {limit}")
 
 

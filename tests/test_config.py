@@ -41,10 +41,10 @@ from gla_jax.config import (
         (lambda: MethodConfig(anchor_iterations=-1), "anchor_iterations is -1; give a whole number from 0 to 1000"),
         (lambda: MethodConfig(anchor_iterations=10**9), "give a whole number from 0 to 1000"),  # it would never end
         # Far outside these ranges float32 overflows: scores are NaN, as they are for NaN itself.
-        (lambda: SegmenterConfig(logit_scale=1e39), r"logit_scale is 1e\+39; give a number above 0, at most 1e\+06"),
+        (lambda: SegmenterConfig(logit_scale=1e39), r"logit_scale is 1e\+39; give a number above 0, up to 1000000"),
         (lambda: SegmenterConfig(logit_scale=10**400), "logit_scale is 1000.*; give a number above 0"),
-        (lambda: MethodConfig(temperature=1e-50), r"temperature is 1e-50; give a number from 1e-06 to 1e\+06"),
-        (lambda: MethodConfig(dynamic_shift=1e38), r"dynamic_shift is 1e\+38; give a number from -1e\+06 to 1e\+06"),
+        (lambda: MethodConfig(temperature=1e-50), "temperature is 1e-50; give a number from 1e-06 to 1000000"),
+        (lambda: MethodConfig(dynamic_shift=1e38), r"dynamic_shift is 1e\+38; give a number from -1000000 to 1000000"),
         (lambda: MethodConfig(masking="false"), "masking is 'false'; give True or False"),  # as text it would be true
         (lambda: MethodConfig(skip_blocks=1), "skip_blocks is 1; give True or False"),
         (lambda: SegmenterConfig(head_by_head="no"), "head_by_head is 'no'; give True or False"),
