@@ -179,7 +179,7 @@ OPEN_CLIP_MODEL: dict[str, Any] = {
     "embed_dim": "embed_dim",
     "vision_cfg": ANY,
     "text_cfg": ANY,
-    "quick_gelu": ANY,
+    "quick_gelu": (None, False, True),  # not "false", which Python takes for true
     "custom_text": ANY,  # names the text tower's tensors otherwise
     "multimodal_cfg": (None, {}),
     **dict.fromkeys(("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"), ANY),  # of the logits

@@ -360,3 +360,10 @@ def test_values_that_would_fill_the_screen_are_cut(clip):
         with pytest.raises(ConversionError) as caught:
             convert_state("clip", state, {"embed_dim": 16, "vision_cfg": {**sizes, **part}, "text_cfg": {}})
         assert len(str(caught.value)) < 500, part
+
+
+@pytest.mark.parametrize("value", ["false", "", 2, [True], {}])
+def test_quick_gelu_is_true_or_false(value, clip):
+    """Whatever Python takes for true would choose another activation without a word."""
+    with pytest.raises(ConversionError, match="asks for quick_gelu = "):
+        convert_state("clip", clip[0], {"vision_cfg": {}, "text_cfg": {}, "quick_gelu": value})
