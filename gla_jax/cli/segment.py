@@ -99,7 +99,7 @@ def segment(
 
 
 def _find(images: list[str], out: Path, recursive: bool, classes: list[str] | None) -> list[Path]:
-    """The image files to segment, without the pictures that an earlier run left in `out`. Raises UserError."""
+    """The image files to segment, without pictures that runs left in `out` or in subfolders. Raises UserError."""
     from gla_jax.images.reading import find_images
 
     stray = [word for word in images if classes and not os.path.lexists(word) and not set("*?[/.") & set(word)]
@@ -107,10 +107,14 @@ def _find(images: list[str], out: Path, recursive: bool, classes: list[str] | No
         repeated = " ".join(f"--classes {shlex.quote(word)}" for word in (*classes, *stray)[:4])
         raise UserError(f"there is no image {stray[0]!r}; if it is a class, write --classes before each: {repeated}")
     results, endings = os.path.realpath(out), (".index.png", ".palette.png", ".overlay.png")
+
+    def of_a_run(path: Path) -> bool:  # of another folder than `out`, reached through --recursive
+        return str(path) not in images and (path.parent / "results.jsonl").exists()
+
     paths = [
         path
         for path in find_images(images, recursive)
-        if not (path.name.endswith(endings) and os.path.realpath(path.parent) == results)
+        if not (path.name.endswith(endings) and (os.path.realpath(path.parent) == results or of_a_run(path)))
     ]
     if not paths:
         raise ImageError(f"all images of {', '.join(images)} are results in {out}; name others.")

@@ -196,6 +196,9 @@ def test_results_are_never_taken_for_images(tmp_path, segment):
     words = ("--out", tmp_path / "photos", "--recursive")
     assert segment(*words) == (0, ["a", "b", "c"])
     assert segment(*words) == (0, [])
+    # Nor those of another run that lies among the images.
+    assert segment("--out", tmp_path / "photos" / "second", "--recursive") == (0, ["a", "b", "c"])
+    assert segment("--out", tmp_path / "third", images=["photos/a.overlay.png"]) == (0, ["a.overlay"])  # by its name
 
 
 def test_words_after_the_first_class_get_the_sentence_that_helps(tmp_path, segment, capsys):
