@@ -64,11 +64,11 @@ def segment(
         raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
     parsed = parse_classes(lines)
     background = None if background == "none" else background_name(background)
-    check_enough(parsed, background)
     if threshold is None:
         threshold = config.threshold if background else 0.0
     prompts = read_lines(templates, "templates") if templates else None
     paths = _find(images, out, recursive, classes)
+    check_enough(parsed, background)  # after words behind the first class got their own sentence
 
     from gla_jax.distributed.processes import joined
 

@@ -206,6 +206,8 @@ def test_words_after_the_first_class_get_the_sentence_that_helps(tmp_path, segme
     said = capsys.readouterr().err
     assert "there is no image 'grass'" in said
     assert "--classes grass --classes 'more water'" in said
+    assert segment("grass", "water", classes=["--classes", "sand"]) == (2, [])  # as most people write it first
+    assert "if it is a class, write --classes before each: --classes sand --classes grass" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
