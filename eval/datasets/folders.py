@@ -151,5 +151,10 @@ def find_copy(benchmark: str, data: Path) -> Path | None:
                     f"{folder} is a copy of {key or name}, not of {benchmark}; make one with gla-jax eval prepare "
                     f"{benchmark}."
                 )
+            if content.get("version") != COPY_VERSION:  # its labels may be coded otherwise
+                raise DataError(
+                    f"{folder} is a copy of version {str(content.get('version'))[:40]}, and version {COPY_VERSION} is "
+                    "read; remove it and prepare it again."
+                )
             return folder
     return None

@@ -1,5 +1,6 @@
 """Split files and labels as editors, cameras and careless tools leave them."""
 
+import json
 import os
 
 import numpy as np
@@ -49,3 +50,13 @@ def test_a_folder_s_labels_are_turned_as_their_own_exif_says(orientation, tmp_pa
     (tmp_path / "labels").mkdir()
     Image.fromarray(np.ascontiguousarray(turn(label))).save(tmp_path / "labels/a.png", exif=exif)
     np.testing.assert_array_equal(open_dataset("folder", tmp_path).read(0).label, label)
+
+
+@pytest.mark.parametrize("version", ["2.0.0", None, [1]])
+def test_copies_of_another_version_are_refused(version, tmp_path):
+    info = {"name": folders.COPY_NAME, "configName": "voc21", "version": version}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"and version 1\.0\.0 is read; remove it and prepare it again"):
+        folders.find_copy("voc21", tmp_path)
+    (tmp_path / "dataset_info.json").write_text(json.dumps({**info, "version": folders.COPY_VERSION}))
+    assert folders.find_copy("voc21", tmp_path) == tmp_path
