@@ -221,3 +221,14 @@ def test_a_batch_gives_every_image_its_own_result(segmenter):
         alone = segmenter(image, CLASSES, scores=True)
         np.testing.assert_array_equal(found.image, image)
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+
+
+def test_features_that_overflow_are_no_labels(segmenter):
+    """Labels of NaN would all be the last class, and nothing would say so."""
+    overflowing = jax.tree.map(lambda leaf: leaf * 1e30, segmenter.clip.params["image"]["projection"])
+    image = {**segmenter.clip.params["image"], "projection": overflowing}
+    clip = replace(segmenter.clip, params={**segmenter.clip.params, "image": image})
+    broken = Segmenter(clip, segmenter.vfm, CONFIG)
+    broken.model.params.clip["projection"]["kernel"] = broken.params.clip["projection"]["kernel"] * 1e30
+    with pytest.raises(UserError, match="not finite in float32"):
+        broken(IMAGE, CLASSES)

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.config import SegmenterConfig
@@ -12,8 +13,11 @@ from gla_jax.labels.label_map import label_map, layout, score_map, whole_logits
 from gla_jax.predict.model import Model
 from gla_jax.predict.prepare import Prepared
 from gla_jax.support.batches import Stopwatch, grouped
+from gla_jax.support.errors import UserError
 from gla_jax.support.shapes import Array, Float, Int, Integer, typed
 from gla_jax.support.steps import Progress
+
+_all_finite = jax.jit(lambda features: jnp.isfinite(features).all())
 
 
 class Question(NamedTuple):
@@ -68,6 +72,11 @@ def predict(
     features = jax.block_until_ready(model.features(images, progress))
     watch.mark_group("features", len(images))
     for image, own in zip(images, features, strict=True):
+        if not _all_finite(own):
+            raise UserError(
+                f"the model gives numbers that are not finite in {model.config.dtype}; its weights are damaged or too "
+                "large for it: convert them again, or choose --dtype float32."
+            )
         logits = whole_logits(own, question.text_embeddings, model.config.method.precision)
         prediction = label_logits(logits, image, question, model.config, scores)
         watch.mark("labels")

@@ -186,7 +186,8 @@ def read_lines(path: Path | str, what: str) -> list[str]:
         raise ClassesError(f"the {what} file {path} is not UTF-8 text; save it as UTF-8.") from None
     if len(content) > MAX_FILE_BYTES:
         raise ClassesError(f"the {what} file {path} is larger than {MAX_FILE_BYTES >> 20} MiB; name a text file.")
-    lines = [line.strip() for line in text.splitlines()]
+    # Not splitlines(), which also splits at form feeds and U+2028: indices of later classes would shift.
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
         raise ClassesError(f"the {what} file {path} is empty; write one a line.")
