@@ -274,7 +274,7 @@ def test_the_embedded_pair_lies_in_the_package(folders, monkeypatch, tmp_path):
         ("openai/clip-vit-base-patch16", "did you mean clip-vit-base-patch16"),
         ("xyzzy", "gla-jax models lists the names"),
         ("", "'' names no model; give a folder, or one or two of tiny-world"),
-        ("{folders}/clip+", "'' names no model; give a folder, or one or two of tiny-world"),
+        ("{folders}/clip+", "'' is neither a model folder nor a named model"),
         ("{folders}/" + "x" * 300, "is neither a model folder nor a named model"),
         ("{folders}/pari", "/pari' is neither a model folder nor a named model; did you mean {folders}/pair."),
         ("{folders}/clip+{folders}/dinno", "did you mean {folders}/dino."),
