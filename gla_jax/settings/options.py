@@ -27,6 +27,7 @@ NATIVE = "native"
 WINDOW_FIELDS = tuple(field.name for field in dataclasses.fields(WindowConfig))
 METHOD_FIELDS = tuple(field.name for field in dataclasses.fields(MethodConfig))
 LABEL_FIELDS = ("logit_scale", "threshold", "dtype", "tower_batch")
+REQUIRED_NUMBERS = {"anchor_threshold", "shift", "scale", "temperature", "logit_scale", "threshold"}
 
 
 def method_name(name: str) -> str:
@@ -108,6 +109,9 @@ def with_fields(config: SegmenterConfig, fields: Mapping[str, Any]) -> Segmenter
     fields = {FIELD_ALIASES.get(name, name): value for name, value in fields.items()}
     for name in fields:
         check_choice(name, ["method", *METHOD_FIELDS, *WINDOW_FIELDS, *LABEL_FIELDS], "setting")
+    for name in REQUIRED_NUMBERS & fields.keys():
+        if fields[name] is None:  # the classes take it, as the mark of a number that vmap does not map
+            raise UserError(f"{name} is None; give a number.")
     method = METHODS[method_name(fields["method"])] if "method" in fields else config.method
     rho = fields.get("anchor_threshold")
     if isinstance(rho, int | float) and not -1.0 <= rho <= 1.0:

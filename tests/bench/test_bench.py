@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_not_run_and_marked(tmp_path, monkeypatch):
     [
         ({"size": "336"}, "'336' is not HEIGHTxWIDTH"),
         ({"parts": "towers,legs"}, "legs"),
-        ({"memory_limit": -1.0}, "no memory"),
+        ({"memory_limit": -1.0}, "not an amount of memory"),
         ({"memory_limit": math.nan}, "memory limit nan is not an amount of memory"),
         ({"memory_limit": math.inf}, "memory limit inf is not an amount of memory"),
         ({"dtype": "float16"}, "float16"),

@@ -98,3 +98,10 @@ def test_a_damaged_preset_is_one_sentence(tmp_path, content):
         settings_from_options(preset=str(path))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "threshold", "rho", "temperature"])
+def test_a_number_that_must_be_there_cannot_be_none(name):
+    with pytest.raises(UserError, match="is None; give a number"):
+        with_fields(SegmenterConfig(), {name: None})
+    assert with_fields(SegmenterConfig(), {"alpha_beta": None}).method.dynamic_shift is None
