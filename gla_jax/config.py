@@ -368,11 +368,9 @@ def with_plain_numbers(config: SegmenterConfig) -> SegmenterConfig:
 # Windows and logit scale of the four settings that the paper measures, by short side, crop and stride.
 PRESETS: Mapping[str, SegmenterConfig] = {
     "336-224-112": SegmenterConfig(),
-    "448-336-112": SegmenterConfig(windows=WindowConfig(short_side=448, crop=336, stride=112)),
-    "448-448-224": SegmenterConfig(windows=WindowConfig(short_side=448, crop=448, stride=224)),
-    "448-448-224-scale-50": SegmenterConfig(
-        windows=WindowConfig(short_side=448, crop=448, stride=224), logit_scale=50.0
-    ),
+    "448-336-112": SegmenterConfig(windows=WindowConfig(448, 336, 112)),
+    "448-448-224": SegmenterConfig(windows=WindowConfig(448, 448, 224)),
+    "448-448-224-scale-50": SegmenterConfig(windows=WindowConfig(448, 448, 224), logit_scale=50.0),
 }
 DEFAULT_PRESET = "336-224-112"
 # Until 0.1 a preset had the name of the method whose release has these windows.
