@@ -6,10 +6,9 @@ from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.convert.architecture import Facts, shape_of, transformer_sizes, vision_sizes
 from gla_jax.convert.configs import Pixels
 from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm, short
-from gla_jax.images.pixels import OPENAI_MEAN, OPENAI_STD
+from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD
 from gla_jax.support.errors import ConversionError
-from gla_jax.towers.clip_image import ClipImageSpec
-from gla_jax.towers.clip_text import ClipTextSpec
+from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
 
 MODEL_TYPES = {"clip": "CLIPConfig"}
 ACTIVATIONS = ("quick_gelu", "gelu")

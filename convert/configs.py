@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gla_jax.convert.rules import first_line, first_names, short
-from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels, are_pixel_numbers
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Channels, are_pixel_numbers
 from gla_jax.support.errors import ConversionError
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from gla_jax.convert.architecture import Facts, shape_of, vision_sizes
 from gla_jax.convert.configs import Pixels, refuse_other_pixels
 from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm, short
 from gla_jax.support.errors import ConversionError
-from gla_jax.towers.dino import DinoSpec
-from gla_jax.towers.dinov2 import DinoV2Spec
+from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 
 DINO_MODEL_TYPES = {"vit": "ViTConfig"}
 DINOV2_MODEL_TYPES = {"dinov2": "Dinov2Config", "dinov2_with_registers": "Dinov2WithRegistersConfig"}

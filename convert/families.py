@@ -13,7 +13,7 @@ from gla_jax.convert.architecture import Facts
 from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
 from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
 from gla_jax.support.errors import ConversionError
-from gla_jax.towers.clip_image import ClipImage
+from gla_jax.towers.clip import ClipImage
 
 
 class Family(NamedTuple):

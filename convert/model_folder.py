@@ -13,7 +13,7 @@ from gla_jax.support.errors import ConversionError
 from gla_jax.support.files import read_json
 from gla_jax.support.new_folder import check_new_folder
 from gla_jax.support.version import VERSION
-from gla_jax.text.tokenizer import clip_tokenizer_files, openai_tokenizer_files
+from gla_jax.text.embeddings import clip_tokenizer_files, openai_tokenizer_files
 
 MANIFEST_FORMAT = "gla-jax manifest 1"
 

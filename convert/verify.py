@@ -14,13 +14,12 @@ from gla_jax.convert.configs import is_timm, is_transformers
 from gla_jax.convert.model_folder import Conversion
 from gla_jax.convert.reference import Stages, build_reference, load_reference, reference_stages
 from gla_jax.convert.sources import Source, open_source
-from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.images.resize import resize_uint8
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
+from gla_jax.support.arrays import Float, Int, UInt8
 from gla_jax.support.errors import ModelError
 from gla_jax.support.files import read_json
-from gla_jax.support.shapes import Float, Int, UInt8
-from gla_jax.towers.clip_image import ClipImage
-from gla_jax.towers.clip_text import ClipText
+from gla_jax.towers.clip import ClipImage, ClipText
 from gla_jax.towers.layers import multi_head_attention
 
 if TYPE_CHECKING:

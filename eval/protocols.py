@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gla_jax.config import DEFAULT_PRESET, DTYPES, METHODS, PRESET_ALIASES, PRESETS, SegmenterConfig, WindowConfig
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, class_names
-from gla_jax.settings.names import check_choice
-from gla_jax.settings.options import method_name, named_preset, preset_name, with_fields
-from gla_jax.settings.preset_file import METHOD_NUMBERS, PRESET_SUFFIX, read_preset
+from gla_jax.settings.options import (
+    METHOD_NUMBERS,
+    PRESET_SUFFIX,
+    check_choice,
+    method_name,
+    named_preset,
+    preset_name,
+    read_preset,
+    with_fields,
+)
 from gla_jax.support.errors import UserError
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import numpy as np
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
 from gla_jax.eval.schema import ANY_KEY, Number, first_fault
-from gla_jax.outputs.records import LineFile, taken_message, writing_to
-from gla_jax.support.locks import folder_lock
+from gla_jax.outputs.files import LineFile, taken_message, writing_to
+from gla_jax.support.files import folder_lock
 
 COUNT = Number(high=2.0**48, whole=True)  # so that the counts of many images fit into 64 bits
 _FIELDS = {

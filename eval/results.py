@@ -19,10 +19,10 @@ from gla_jax.eval.protocols import common_windows, duplicates
 from gla_jax.eval.records import COUNT, ImageRecord
 from gla_jax.eval.runner import Outcome
 from gla_jax.eval.schema import ANY_KEY, Number, first_fault
-from gla_jax.outputs.records import writing_to
+from gla_jax.outputs.files import writing_to
+from gla_jax.support.arrays import Float
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import read_json, write_json, write_text
-from gla_jax.support.shapes import Float
 from gla_jax.support.version import VERSION
 
 try:

@@ -23,14 +23,14 @@ from gla_jax.eval.metrics.boundary import BoundaryCounts, boundary_counts
 from gla_jax.eval.protocols import Protocol, common_windows, protocol, without_duplicates
 from gla_jax.eval.records import Counts, ImageRecord, image_record, parse_line, read_records, record_file
 from gla_jax.images.windows import WindowGrid
-from gla_jax.outputs.records import claim_folder, deciding_settings, writing_to
+from gla_jax.outputs.files import claim_folder, deciding_settings, writing_to
+from gla_jax.predict.model import image_grid
 from gla_jax.predict.predict import Question, Ready, label_images, predict
-from gla_jax.predict.prepare import image_grid
-from gla_jax.settings.names import check_choice
+from gla_jax.settings.options import check_choice
+from gla_jax.support.arrays import Integer
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import write_beside
-from gla_jax.support.shapes import Integer
 from gla_jax.support.steps import Progress
 
 if TYPE_CHECKING:

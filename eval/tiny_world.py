@@ -22,7 +22,7 @@ from gla_jax.checkpoints.model_folder import Checkpoint, digest, initial_params
 from gla_jax.eval.metrics.areas import Areas, image_areas, mean_present
 from gla_jax.eval.metrics.boundary import BoundaryCounts, boundary_counts
 from gla_jax.eval.results import without_nan
-from gla_jax.predict.prepare import image_grid
+from gla_jax.predict.model import image_grid
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import write_json

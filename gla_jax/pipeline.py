@@ -15,12 +15,10 @@ from gla_jax.attention.baselines import window_attention
 from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries, resample_tokens
 from gla_jax.checkpoints.model_folder import Params, VfmSpec, build_vfm
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
-from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
-from gla_jax.images.windows import Windows
-from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, normalise
+from gla_jax.support.arrays import Array, Float, inverse_norms, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
-from gla_jax.support.vectors import inverse_norms
-from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
+from gla_jax.towers.clip import ClipImage, ClipImageSpec
 from gla_jax.towers.layers import QKV
 
 QUERY_CHUNK = 4096  # queries of a step

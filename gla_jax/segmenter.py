@@ -16,17 +16,15 @@ from gla_jax.images.reading import as_rgb
 from gla_jax.models.pretrained import resolve
 from gla_jax.pictures.drawing import overlay
 from gla_jax.pipeline import SegmenterParams
-from gla_jax.predict.model import Model
+from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Question, predict
-from gla_jax.predict.prepare import Prepared
 from gla_jax.settings.options import settings_from_options, with_fields
+from gla_jax.support.arrays import Array, Float, Int, UInt8
 from gla_jax.support.batches import grouped
 from gla_jax.support.errors import ClassesError, ImageError, UserError
-from gla_jax.support.shapes import Array, Float, Int, UInt8
 from gla_jax.support.steps import Progress
-from gla_jax.text.embeddings import text_embeddings
+from gla_jax.text.embeddings import load_tokenizer, text_embeddings
 from gla_jax.text.prompts import Classes, background_name, check_enough, check_templates, parse_classes
-from gla_jax.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

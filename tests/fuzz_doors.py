@@ -192,8 +192,7 @@ def labels(seeds: Path) -> Door:
 def settings(_: Path) -> Door:
     """Preset files, settings by name, and files of class names and templates."""
     from gla_jax.config import METHODS, SegmenterConfig
-    from gla_jax.settings.options import settings_from_options, with_fields
-    from gla_jax.settings.preset_file import PROMPT_LISTS, preset_content
+    from gla_jax.settings.options import PROMPT_LISTS, preset_content, settings_from_options, with_fields
     from gla_jax.text.prompts import check_templates, parse_classes, read_lines
 
     report = {"fitted": {"miou": 50.0}, "images": ["a", "b"]}
@@ -241,7 +240,7 @@ def run_files(seeds: Path) -> Door:
     from gla_jax.eval.report.summary import summary, summary_markdown
     from gla_jax.eval.results import read_results, results, write_results
     from gla_jax.eval.runner import Run, measure, open_benchmark
-    from gla_jax.outputs.records import claim_folder
+    from gla_jax.outputs.files import claim_folder
     from tests.eval.fakes import ColourSegmenter
 
     dataset, row = open_benchmark("voc21", trees.voc(seeds / "voc", [0, 1, 15], ("a", "b")))

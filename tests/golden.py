@@ -29,8 +29,7 @@ from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.checkpoints.model_folder import build_vfm
 from gla_jax.config import Form, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.convert import convert_clip_image, convert_state
-from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
-from gla_jax.images.windows import Windows, cut_windows, window_grid
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, cut_windows, normalise, window_grid
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
 from gla_jax.pipeline import (
     SegmenterParams,
@@ -40,8 +39,8 @@ from gla_jax.pipeline import (
     patch_features,
     token_logits,
 )
+from gla_jax.support.arrays import Array
 from gla_jax.support.errors import ConversionError
-from gla_jax.support.shapes import Array
 
 ROW_LIMIT = 1e-5
 ROWS_OVER = 0.005

@@ -7,8 +7,7 @@ import numpy as np
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, Spec, abstract_params, write_checkpoint
 from gla_jax.tiny_world.vocabulary import CONTEXT, END, TEMPLATES, tokenizer_files, words
-from gla_jax.towers.clip_image import ClipImageSpec
-from gla_jax.towers.clip_text import ClipTextSpec
+from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
 
 IMAGE = ClipImageSpec(image_size=32, patch_size=16, width=16, depth=1, num_heads=2, mlp_width=16, embed_dim=8)

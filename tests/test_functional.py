@@ -12,8 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 from gla_jax.attention.attend import aggregate_values
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.images.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
-from gla_jax.images.windows import cut_windows, window_grid
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, cut_windows, normalise, window_grid
 from gla_jax.labels.label_map import class_probabilities, synonyms
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
 from gla_jax.pipeline import SegmenterParams, segment_logits, token_logits

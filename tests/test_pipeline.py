@@ -11,8 +11,7 @@ from gla_jax.checkpoints.model_folder import ClipSpec, initial_params
 from gla_jax.config import BASELINES, METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.images.windows import Windows, cut_windows, window_grid
 from gla_jax.pipeline import SegmenterParams, WindowTokens, aggregate_windows, segment_features, segment_logits
-from gla_jax.towers.clip_image import ClipImageSpec
-from gla_jax.towers.clip_text import ClipTextSpec
+from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
 from gla_jax.towers.layers import QKV
 

@@ -19,9 +19,9 @@ from gla_jax.labels import label_map as labels
 from gla_jax.pipeline import segment_in_steps
 from gla_jax.predict import model as predict_model
 from gla_jax.predict.cost import blank_windows
-from gla_jax.predict.prepare import image_grid
+from gla_jax.predict.model import image_grid
 from gla_jax.text import embeddings
-from gla_jax.towers.dinov2 import DinoV2Spec
+from gla_jax.towers.dino import DinoV2Spec
 from tests import small_models
 from tests.small_models import IMAGE, VFM, small_clip
 

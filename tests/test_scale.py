@@ -16,7 +16,7 @@ from gla_jax.outputs.run import Task, segment_files
 from gla_jax.pipeline import segment_features
 from gla_jax.predict import model as module
 from gla_jax.predict.cost import blank_windows
-from gla_jax.predict.prepare import image_grid
+from gla_jax.predict.model import image_grid
 from gla_jax.segmenter import Segmenter
 from gla_jax.text.prompts import parse_classes
 from tests.small_models import random_pair

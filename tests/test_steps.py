@@ -11,7 +11,7 @@ from gla_jax import pipeline
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.pipeline import segment_features, segment_in_steps
 from gla_jax.predict import model as module
-from gla_jax.predict.prepare import prepare_image
+from gla_jax.predict.model import prepare_image
 from gla_jax.segmenter import Segmenter
 from tests.small_models import random_pair
 

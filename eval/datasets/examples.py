@@ -13,9 +13,9 @@ from PIL import ExifTags
 from gla_jax.eval.benchmarks import FOLDER, ClassNames
 from gla_jax.eval.datasets.labels import LabelCode, read_label
 from gla_jax.images.reading import opened, to_rgb
+from gla_jax.support.arrays import Integer, UInt8
 from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import DataError
-from gla_jax.support.shapes import Integer, UInt8
 
 
 class Example(NamedTuple):

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 from gla_jax.eval.metrics.areas import IGNORE
 from gla_jax.images.reading import grey_step, opened
+from gla_jax.support.arrays import Integer
 from gla_jax.support.errors import DataError
-from gla_jax.support.shapes import Integer
 
 WIDE_IGNORE = 65535
 LARGEST_NARROW = 254  # more classes than this need 16-bit labels: 255 is ignored

@@ -4,7 +4,7 @@ import numpy as np
 
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.dataset import Dataset
-from gla_jax.support.shapes import Integer
+from gla_jax.support.arrays import Integer
 
 
 def submission_values(dataset: Dataset) -> Integer[np.ndarray, " L"]:

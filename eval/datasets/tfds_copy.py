@@ -18,7 +18,7 @@ from gla_jax.eval.datasets.examples import Dataset, Example, example_reader
 from gla_jax.eval.datasets.folders import COPY_NAME, COPY_VERSION, find_copy, find_folders
 from gla_jax.eval.datasets.ids import checked_id
 from gla_jax.eval.datasets.labels import label_code, read_label, write_label
-from gla_jax.outputs.records import writing_to
+from gla_jax.outputs.files import writing_to
 from gla_jax.support.errors import DataError
 from gla_jax.support.files import read_json
 

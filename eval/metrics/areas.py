@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gla_jax.support.shapes import Float, Int, Integer, typed
+from gla_jax.support.arrays import Float, Int, Integer, typed
 
 IGNORE = 255
 

@@ -16,7 +16,7 @@ import numpy as np
 from gla_jax.config import WindowConfig
 from gla_jax.eval.metrics.areas import IGNORE
 from gla_jax.images.windows import axis_starts
-from gla_jax.support.shapes import Int, Integer, typed
+from gla_jax.support.arrays import Int, Integer, typed
 
 WIDTHS = (1, 8)  # resized pixels: the seam itself, and one patch of DINO ViT-B/8
 

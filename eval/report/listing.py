@@ -7,7 +7,7 @@ from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, PAPER_BENCHMARKS, class_
 from gla_jax.eval.paper import PAPER_MIOU, PAPER_SOURCE, paper_methods, paper_miou
 from gla_jax.eval.protocols import Protocol, duplicates, protocol
 from gla_jax.eval.report.page import render, text_table
-from gla_jax.settings.names import check_choice
+from gla_jax.settings.options import check_choice
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -13,7 +13,7 @@ from gla_jax.eval.results import image_miou
 from gla_jax.eval.runner import Outcome, labels_of
 from gla_jax.images.windows import WindowGrid
 from gla_jax.pictures.drawing import palette, with_window_grid
-from gla_jax.support.shapes import Integer, UInt8
+from gla_jax.support.arrays import Integer, UInt8
 
 PANEL_WIDTH = 400
 OPACITY = 0.62

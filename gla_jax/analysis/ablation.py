@@ -7,8 +7,7 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from gla_jax.config import BASELINES, FIELD_ALIASES, MethodConfig, Number, SegmenterConfig, without_gla
-from gla_jax.settings.names import check_choice
-from gla_jax.settings.options import with_fields
+from gla_jax.settings.options import check_choice, with_fields
 from gla_jax.support.errors import UserError
 
 # Fields of a grid: those of the method, the towers' batch, and what turns logits into labels.

@@ -22,8 +22,8 @@ from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.images.reading import as_rgb, find_images, read_image
 from gla_jax.images.windows import Windows
 from gla_jax.segmenter import Segmenter
+from gla_jax.support.arrays import Array, Float, Int, Integer, UInt8
 from gla_jax.support.errors import UserError
-from gla_jax.support.shapes import Array, Float, Int, Integer, UInt8
 
 QUERY_CHUNK = 512
 IGNORED = 255

@@ -9,7 +9,7 @@ from gla_jax.config import WindowConfig
 from gla_jax.eval.metrics.areas import image_areas
 from gla_jax.eval.metrics.boundary import boundary_counts
 from gla_jax.pictures.drawing import Entry, Panel, flat, panels, with_window_grid
-from gla_jax.predict.prepare import image_grid
+from gla_jax.predict.model import image_grid
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.files import write_json, write_png
 from gla_jax.tiny_world.scenes import CLOTH_COLOURS, Scene, render

@@ -12,11 +12,10 @@ from gla_jax import pipeline
 from gla_jax.analysis.token_attention import split_windows
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import WindowGrid, Windows
-from gla_jax.predict.model import Model
+from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Question, label_logits
-from gla_jax.predict.prepare import Prepared
 from gla_jax.segmenter import Segmenter
-from gla_jax.support.shapes import Array, Float, Int, Integer, UInt8
+from gla_jax.support.arrays import Array, Float, Int, Integer, UInt8
 from gla_jax.text.prompts import Classes
 
 UNLABELLED = -1

@@ -25,9 +25,9 @@ from gla_jax.config import BASELINES, MethodConfig
 from gla_jax.images.reading import as_rgb
 from gla_jax.images.windows import WindowGrid, Windows
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings.names import join_or
+from gla_jax.settings.options import join_or
+from gla_jax.support.arrays import Array, Bool, Float, Int, UInt8
 from gla_jax.support.errors import UserError
-from gla_jax.support.shapes import Array, Bool, Float, Int, UInt8
 from gla_jax.text.prompts import Classes, parse_classes
 
 if TYPE_CHECKING:

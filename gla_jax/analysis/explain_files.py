@@ -12,11 +12,11 @@ from gla_jax.analysis.explain_pictures import explanation_picture, stage_note
 from gla_jax.analysis.seams import boundary_picture, compare_methods, flip_note, label_flips
 from gla_jax.images.reading import grey_step, opened, read_image
 from gla_jax.pictures.charts import require_matplotlib
-from gla_jax.predict.prepare import image_grid
+from gla_jax.predict.model import image_grid
 from gla_jax.segmenter import Segmenter
+from gla_jax.support.arrays import Integer, UInt8
 from gla_jax.support.errors import ImageError, UserError
 from gla_jax.support.files import write_png
-from gla_jax.support.shapes import Integer, UInt8
 from gla_jax.text.prompts import Classes, parse_classes
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from gla_jax.analysis.token_attention import StageAttention, TokenAttention, cover
 from gla_jax.pictures.charts import as_image, rgb, shorten, styled
 from gla_jax.pictures.drawing import BLUE, INK, NARROWEST, QUIET, pale, scaled, shown_size, window_edges
-from gla_jax.support.shapes import Bool
+from gla_jax.support.arrays import Bool
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

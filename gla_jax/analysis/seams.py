@@ -26,7 +26,7 @@ from gla_jax.pictures.drawing import (
     with_window_grid,
 )
 from gla_jax.segmenter import Segmentation, Segmenter
-from gla_jax.support.shapes import Bool, Integer, UInt8
+from gla_jax.support.arrays import Bool, Integer, UInt8
 from gla_jax.text.prompts import Classes
 
 NO_TRUTH = -1  # no label is negative, so nothing is ignored

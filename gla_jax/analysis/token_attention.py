@@ -7,7 +7,7 @@ import numpy as np
 
 from gla_jax.images.windows import WindowGrid
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
-from gla_jax.support.shapes import Bool, Float, UInt8
+from gla_jax.support.arrays import Bool, Float, UInt8
 
 
 @dataclass(frozen=True)

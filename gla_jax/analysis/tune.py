@@ -26,12 +26,11 @@ from gla_jax.eval.protocols import Protocol
 from gla_jax.labels.label_map import synonyms
 from gla_jax.predict.predict import Question
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings.names import join_or
-from gla_jax.settings.preset_file import NUMBERS, number, preset_content
+from gla_jax.settings.options import NUMBERS, join_or, number, preset_content
+from gla_jax.support.arrays import Array, Float, Int, Integer
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import write_json
 from gla_jax.support.progress import track
-from gla_jax.support.shapes import Array, Float, Int, Integer
 
 # Narrow enough to be near the method, wide enough that tokens on either side of rho are felt.
 MASK_TEMPERATURE = 0.05

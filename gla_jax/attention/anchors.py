@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer
 from gla_jax.config import MethodConfig
-from gla_jax.support.shapes import Array, Bool, Float, typed
-from gla_jax.support.vectors import l2_normalize
+from gla_jax.support.arrays import Array, Bool, Float, l2_normalize, typed
 
 
 class AnchorSums(NamedTuple):

@@ -11,7 +11,7 @@ from gla_jax.attention.anchors import Anchors, next_anchors
 from gla_jax.attention.buffer import Buffer, fill_buffer
 from gla_jax.attention.normalize import Normalization, normalization
 from gla_jax.config import MethodConfig
-from gla_jax.support.shapes import Array, Bool, Float, typed
+from gla_jax.support.arrays import Array, Bool, Float, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Steps
 
 # One protocol: sum_positives, attend, sum_over_shards, fold_shards.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.config import Baseline
-from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.arrays import Array, Float, typed
 from gla_jax.towers.layers import QKV, attention_weights, merge_heads, split_heads
 
 

@@ -10,7 +10,7 @@ from gla_jax.attention.anchors import AnchorSums, positive_sums, zero_sums
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
 from gla_jax.config import MethodConfig
-from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.arrays import Array, Float, typed
 
 State = TypeVar("State")
 Part = TypeVar("Part")

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.config import MethodConfig
-from gla_jax.images.interpolation import bilinear_matrix
-from gla_jax.support.shapes import Array, Bool, Float, Int, typed
-from gla_jax.support.vectors import l2_normalize
+from gla_jax.images.resize import bilinear_matrix
+from gla_jax.support.arrays import Array, Bool, Float, Int, l2_normalize, typed
 
 # Larger than half a window; columns below 2^15 - MARGIN keep pixels apart, rows below 2^16 - MARGIN fit an int32.
 MARGIN = 2**12

@@ -8,7 +8,7 @@ from gla_jax.attention.blockwise import fold_shards, sum_over_shards
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
 from gla_jax.config import MethodConfig
-from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.arrays import Array, Float, typed
 
 __all__ = ["attend", "attention_weights", "fold_shards", "sum_over_shards", "sum_positives"]
 

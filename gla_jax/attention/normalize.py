@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer
 from gla_jax.config import MethodConfig
-from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.arrays import Array, Float, typed
 
 
 class Normalization(NamedTuple):

@@ -12,7 +12,7 @@ from gla_jax.attention.anchors import AnchorSums
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization
 from gla_jax.config import MethodConfig
-from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.arrays import Array, Float, typed
 
 WINDOW_AXIS = "window"
 State = TypeVar("State")

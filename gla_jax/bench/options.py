@@ -11,9 +11,8 @@ from typing import Any
 from gla_jax.bench.memory import GIB
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import WindowGrid
-from gla_jax.predict.prepare import image_grid
-from gla_jax.settings.names import check_choice
-from gla_jax.settings.options import settings_from_options
+from gla_jax.predict.model import image_grid
+from gla_jax.settings.options import check_choice, settings_from_options
 from gla_jax.support.errors import UserError
 
 RANDOM = "random"

@@ -24,12 +24,10 @@ from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.eval.protocols import Protocol, protocol
 from gla_jax.eval.runner import Run, measure
 from gla_jax.pipeline import SegmenterParams
-from gla_jax.predict.model import Model
+from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Ready
-from gla_jax.predict.prepare import Prepared
-from gla_jax.support.shapes import Array, Float
+from gla_jax.support.arrays import Array, Float, l2_normalize
 from gla_jax.support.steps import Progress
-from gla_jax.support.vectors import l2_normalize
 from gla_jax.text.prompts import Classes
 
 if TYPE_CHECKING:

@@ -34,14 +34,12 @@ from gla_jax.predict.cost import (
     projection_flops,
     vfm_flops,
 )
-from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model
+from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
 from gla_jax.predict.predict import Question, label_logits, predict
-from gla_jax.predict.prepare import Prepared
+from gla_jax.support.arrays import Array, l2_normalize
 from gla_jax.support.errors import UserError
 from gla_jax.support.progress import track
-from gla_jax.support.shapes import Array
-from gla_jax.support.vectors import l2_normalize
-from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
+from gla_jax.towers.clip import ClipImage, ClipImageSpec
 from gla_jax.towers.dino import DinoSpec
 
 # The published pair: CLIP ViT-B/16 and DINO ViT-B/8.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.bench.memory import ProgramBytes, device_peak, host_peak, program_bytes
-from gla_jax.support.shapes import Array
+from gla_jax.support.arrays import Array
 
 CEILING_SIZES = {"cpu": (512, 1024, 2048)}
 ACCELERATOR_CEILING_SIZES = (2048, 4096, 8192)

@@ -17,15 +17,13 @@ import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
-from gla_jax.images.pixels import are_pixel_numbers
+from gla_jax.images.windows import are_pixel_numbers
 from gla_jax.support.errors import ModelError
 from gla_jax.support.files import read_json
 from gla_jax.support.interrupts import to_its_end
 from gla_jax.support.new_folder import folder_written_beside
-from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
-from gla_jax.towers.clip_text import ClipText, ClipTextSpec
-from gla_jax.towers.dino import Dino, DinoSpec
-from gla_jax.towers.dinov2 import DinoV2, DinoV2Spec
+from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
+from gla_jax.towers.dino import Dino, DinoSpec, DinoV2, DinoV2Spec
 
 FORMAT = "gla-jax model 1"
 # How config.json names fields of a spec: folders written by earlier versions stay readable.

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.setup import prepare_jax, results_folder
+from gla_jax.cli.options import prepare_jax, results_folder
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
 
@@ -53,7 +53,7 @@ def ablate(
     from gla_jax.eval.benchmarks import TINY_WORLD
     from gla_jax.eval.runner import open_benchmark
     from gla_jax.segmenter import Segmenter
-    from gla_jax.settings.names import check_choice
+    from gla_jax.settings.options import check_choice
 
     baseline = check_choice(baseline or "proxyclip", ablation.gla_baselines(), "baseline of GLA")
     axes = ablation.parse_axes(grid or ())

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.setup import check_devices, results_folder
+from gla_jax.cli.options import check_devices, results_folder
 
 
 def bench(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gla_jax.cli.setup import prepare_jax, results_folder
+from gla_jax.cli.options import prepare_jax, results_folder
 
 
 def demo(

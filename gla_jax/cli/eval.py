@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from gla_jax.cli import options
-from gla_jax.cli.setup import prepare_jax
+from gla_jax.cli.options import prepare_jax
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
 
@@ -154,7 +154,7 @@ def compare(
 
     from gla_jax.eval.report.compare import compare as compared
     from gla_jax.eval.report.compare import comparison_html, comparison_tables
-    from gla_jax.outputs.records import writing_to
+    from gla_jax.outputs.files import writing_to
     from gla_jax.support.files import write_text
 
     comparison = compared(first, second)

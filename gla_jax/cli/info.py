@@ -28,7 +28,7 @@ def info(
     ] = False,
 ) -> None:
     """Print versions, devices, and the cache folder with its size; or clear the cache."""
-    from gla_jax.support.cache import cache_folder
+    from gla_jax.support.files import cache_folder
 
     if not clear_cache:
         _print_machine()
@@ -51,7 +51,7 @@ def _print_machine() -> None:
             typer.echo(f"{package:10s} {version(package)}")
         except PackageNotFoundError:
             typer.echo(f"{package:10s} missing")
-    from gla_jax.cli.setup import check_devices
+    from gla_jax.cli.options import check_devices
 
     try:
         check_devices()

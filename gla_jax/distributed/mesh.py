@@ -18,8 +18,8 @@ from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import Windows, bucket
 from gla_jax.pipeline import SegmenterParams, segment_features
+from gla_jax.support.arrays import Array, Float
 from gla_jax.support.errors import UserError
-from gla_jax.support.shapes import Array, Float
 
 Tree = TypeVar("Tree")
 DATA_AXIS = "data"

@@ -18,7 +18,7 @@ from gla_jax.config import Number
 from gla_jax.images.windows import WindowGrid
 from gla_jax.labels.stitch import axis_matrix
 from gla_jax.pipeline import token_logits
-from gla_jax.support.shapes import Array, Float, Int, typed
+from gla_jax.support.arrays import Array, Float, Int, typed
 
 TILE_SHAPE = 512, 256  # pixels of a tile: rows, columns
 ROW_BLOCK = 32  # of a tile, so that their logits stay in a core's cache

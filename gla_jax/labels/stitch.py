@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from gla_jax.images.interpolation import bilinear_matrix
+from gla_jax.images.resize import bilinear_matrix
 from gla_jax.images.windows import WindowGrid
-from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.arrays import Array, Float, typed
 
 
 class StitchPlan(NamedTuple):

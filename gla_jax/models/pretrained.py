@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gla_jax.checkpoints.model_folder import Checkpoint, read_checkpoint
 from gla_jax.models.registry import EMBEDDED, MODELS
-from gla_jax.support.cache import cache_folder
 from gla_jax.support.errors import ConversionError, ModelError
+from gla_jax.support.files import cache_folder
 from gla_jax.support.new_folder import check_new_folder
 
 PAIR = ("clip", "vfm")  # subfolders of a folder that holds both models

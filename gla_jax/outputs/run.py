@@ -15,23 +15,25 @@ from gla_jax.config import settings_as_dict
 from gla_jax.distributed.processes import Processes
 from gla_jax.images.reading import read_image
 from gla_jax.outputs.files import (
+    LineFile,
     as_lines,
     checked_line,
+    claim_folder,
+    deciding_settings,
     has_pictures,
     output_names,
     parse_line,
     record,
+    taken_message,
     write_pictures,
 )
-from gla_jax.outputs.records import LineFile, claim_folder, deciding_settings, taken_message
 from gla_jax.predict.predict import Ready, label_images
 from gla_jax.segmenter import Segmentation, Segmenter, with_background
+from gla_jax.support.arrays import UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError
-from gla_jax.support.files import remove_leftovers, write_text
-from gla_jax.support.locks import folder_lock
+from gla_jax.support.files import folder_lock, remove_leftovers, write_text
 from gla_jax.support.progress import counter, steps
-from gla_jax.support.shapes import UInt8
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from gla_jax.pictures.drawing import BLUE, INK, QUIET, RED, Entry  # noqa: F401 (the colours of columns)
+from gla_jax.support.arrays import Float
 from gla_jax.support.errors import UserError
-from gla_jax.support.shapes import Float
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from gla_jax.images.windows import WindowGrid
-from gla_jax.support.shapes import Bool, Integer, UInt8
+from gla_jax.support.arrays import Bool, Integer, UInt8
 
 INK, PAPER, QUIET = (28, 30, 34), (255, 255, 255), (104, 110, 120)
 # Colours that stay apart from each other and from most photos; further classes take the golden angle around the wheel.

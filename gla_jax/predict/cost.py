@@ -13,8 +13,8 @@ from gla_jax.checkpoints.model_folder import VfmSpec
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import Windows
 from gla_jax.pipeline import SegmenterParams, segment_in_steps
-from gla_jax.towers.clip_image import ClipImageSpec
-from gla_jax.towers.dinov2 import DinoV2Spec
+from gla_jax.towers.clip import ClipImageSpec
+from gla_jax.towers.dino import DinoV2Spec
 
 REPEATS, SECONDS_NOT_REPEATED = 4, 1.0
 

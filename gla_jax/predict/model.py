@@ -1,15 +1,16 @@
 """A model on its devices: parameters of the image towers and resolved settings; no text, no pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.ring import WINDOW_AXIS
-from gla_jax.config import SegmenterConfig, on_platform, with_plain_numbers
+from gla_jax.config import SegmenterConfig, WindowConfig, on_platform, with_plain_numbers
 from gla_jax.distributed.mesh import (
     DATA_AXIS,
     image_features,
@@ -18,15 +19,56 @@ from gla_jax.distributed.mesh import (
     place_windows,
     ring_features,
 )
-from gla_jax.images.windows import Windows, bucket
+from gla_jax.images.resize import rescale_size, resize_uint8
+from gla_jax.images.windows import OPENAI_MEAN, Channels, WindowGrid, Windows, bucket, cut_windows, window_grid
 from gla_jax.pipeline import SegmenterParams, segment_features, segment_in_steps
-from gla_jax.predict.prepare import Prepared, image_grid, prepare_image
+from gla_jax.support.arrays import Array, Float, UInt8
 from gla_jax.support.errors import UserError
-from gla_jax.support.shapes import Array, Float, UInt8
 from gla_jax.support.steps import Progress
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+
+
+class Prepared(NamedTuple):
+    """An image cut into windows, padded; the grid they lie on; its own size (h, w) in pixels."""
+
+    windows: Windows
+    grid: WindowGrid
+    size: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        """The padded number of windows: images with the same one share a program."""
+        return len(self.windows.valid)
+
+
+@lru_cache(maxsize=64)
+def image_grid(size: tuple[int, int], settings: WindowConfig) -> WindowGrid:
+    """The window grid of an image of size (h, w), on its working size."""
+    if settings.short_side is not None:
+        size = rescale_size(*size, settings.short_side, settings.long_side)
+    return window_grid(*size, settings)
+
+
+def prepare_image(
+    image: UInt8[np.ndarray, "h w 3"],
+    settings: WindowConfig,
+    padded: Callable[[int], int] = bucket,
+    mean: Channels = OPENAI_MEAN,
+) -> Prepared:
+    """The windows of an RGB image brought to its working size.
+
+    Args:
+        image: RGB.
+        settings: working size, side and stride of the windows.
+        padded: from W to the padded number of windows.
+        mean: of the CLIP's pixels, 0 to 1, which pixels outside the image take.
+    """
+    grid = image_grid(image.shape[:2], settings)
+    resized = resize_uint8(image, (grid.height, grid.width))
+    return Prepared(cut_windows(resized, grid, padded(grid.count), mean), grid, image.shape[:2])
+
 
 # An image of more windows goes through in steps, so that it can be watched and interrupted.
 MAX_PROGRAM_WINDOWS = 64

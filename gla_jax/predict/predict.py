@@ -10,11 +10,10 @@ import numpy as np
 
 from gla_jax.config import SegmenterConfig
 from gla_jax.labels.label_map import label_map, layout, score_map, whole_logits
-from gla_jax.predict.model import Model
-from gla_jax.predict.prepare import Prepared
+from gla_jax.predict.model import Model, Prepared
+from gla_jax.support.arrays import Array, Float, Int, Integer, typed
 from gla_jax.support.batches import Stopwatch, grouped
 from gla_jax.support.errors import UserError
-from gla_jax.support.shapes import Array, Float, Int, Integer, typed
 from gla_jax.support.steps import Progress
 
 _all_finite = jax.jit(lambda features: jnp.isfinite(features).all())

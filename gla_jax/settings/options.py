@@ -1,11 +1,12 @@
-"""From what a user types to frozen settings: names are looked up, numbers checked, each fault one sentence."""
+"""From what a user types to frozen settings: names, preset files and numbers, each fault one sentence."""
 
 import dataclasses
+import difflib
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gla_jax.config import (
     DEFAULT_PRESET,
@@ -19,9 +20,103 @@ from gla_jax.config import (
     SegmenterConfig,
     WindowConfig,
 )
-from gla_jax.settings.names import check_choice, whole_number
-from gla_jax.settings.preset_file import PRESET_SUFFIX, read_preset
 from gla_jax.support.errors import UserError
+from gla_jax.support.files import read_json
+from gla_jax.support.version import VERSION
+
+
+def check_choice(name: str, choices: Iterable[str], what: str) -> str:
+    """The name itself. Raises UserError, with the nearest choices, when it is not one of them."""
+    choices = list(choices)
+    if name in choices:
+        return name
+    close = difflib.get_close_matches(str(name), choices, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(choices)}."
+    raise UserError(f"{name!r} is not a {what}; {hint}")
+
+
+def join_or(names: Iterable[str]) -> str:
+    """Names as a sentence lists them: "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def whole_number(text: str, what: str) -> int:
+    """A number of pixels. Raises UserError."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise UserError(f"{what} {text!r} is not a number of pixels; give a whole number above 0.")
+    return int(text)
+
+
+PRESET_FORMAT = "gla-jax preset 1"
+PRESET_SUFFIX = ".json"
+# Whose names for the classes of a benchmark; a file may also say them without the ending, as until 0.1.
+PROMPT_LISTS = ("sclip-prompts", "proxyclip-prompts", "clearclip-prompts")
+DEFAULT_PROMPTS = "sclip-prompts"  # GLA's release takes SCLIP's
+METHOD_NUMBERS = ("anchor_threshold", "dynamic_shift", "dynamic_scale")
+# What a preset file holds, with the least and the largest value that makes sense.
+NUMBERS = {
+    "anchor_threshold": (-1.0, 1.0),
+    "dynamic_shift": (0.0, 1e6),
+    "dynamic_scale": (0.0, 1e6),
+    "logit_scale": (0.0, 1e6),
+    "threshold": (0.0, 1.0),
+}
+
+
+class TunedPreset(NamedTuple):
+    """A file of gla-jax tune: settings, the name of their method, and of the list of prompts they were fitted on."""
+
+    config: SegmenterConfig
+    method: str
+    prompts: str
+
+
+def read_preset(path: Path) -> TunedPreset:
+    """The settings in a file that gla-jax tune wrote. Raises UserError."""
+    content = read_json(path, "the preset", "write it with gla-jax tune")
+    if not isinstance(content, dict) or content.get("format") != PRESET_FORMAT:
+        raise UserError(f"{path} is not a preset of this program; write one with gla-jax tune.")
+    try:
+        name, numbers = content["method"], dict(content["numbers"])
+        # Until 0.1 GLA on CLIP's own keys was called gla-clip.
+        name = "gla-on-clip-keys" if name == "gla-clip" else name
+        method, windows = METHODS[name], WindowConfig(**content["windows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the preset {path} is damaged ({error}); write it with gla-jax tune again.") from None
+    if set(numbers) != set(NUMBERS):
+        raise UserError(f"the preset {path} holds other numbers than {', '.join(NUMBERS)}; write it with gla-jax tune.")
+    for field, (low, high) in NUMBERS.items():
+        value = numbers[field]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(f"{field} is {value!r} in the preset {path}; it is a number from {low:g} to {high:g}.")
+    of_method = {field: numbers.pop(field) for field in METHOD_NUMBERS}
+    prompts = str(content.get("prompts", DEFAULT_PROMPTS))
+    prompts = f"{prompts}-prompts" if f"{prompts}-prompts" in PROMPT_LISTS else prompts
+    try:
+        config = SegmenterConfig(replace(method, **of_method), windows, **numbers)
+    except ValueError as error:
+        raise UserError(f"the preset {path} cannot be used: {error}.") from None
+    return TunedPreset(config, name, check_choice(prompts, PROMPT_LISTS, "list of prompts"))
+
+
+def number(config: SegmenterConfig, name: str) -> float:
+    """One of the numbers that a preset file holds."""
+    return float(getattr(config.method if name in METHOD_NUMBERS else config, name))
+
+
+def preset_content(config: SegmenterConfig, method: str, prompts: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset file's content: settings, the name of their method and prompts, and how they were found."""
+    return {
+        "format": PRESET_FORMAT,
+        "version": VERSION,
+        "method": method,
+        "prompts": prompts,
+        "windows": asdict(config.windows),
+        "numbers": {name: number(config, name) for name in NUMBERS},
+        **report,
+    }
+
 
 NATIVE = "native"
 WINDOW_FIELDS = tuple(field.name for field in dataclasses.fields(WindowConfig))

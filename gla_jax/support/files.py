@@ -1,21 +1,93 @@
-"""Files that are whole or not there, and JSON that is read with one sentence for every fault."""
+"""Files that are whole or not there, locks on folders, cache folders, and JSON read with a sentence for each fault."""
 
 import json
 import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from gla_jax.support.errors import UserError
-from gla_jax.support.locks import folder_lock
 
 if TYPE_CHECKING:
     from PIL import Image
+
+LOCK_FILE = ".gla-jax.lock"
+
+
+@contextmanager
+def folder_lock(folder: Path, message: str, name: str = LOCK_FILE) -> Iterator[None]:
+    """Hold the lock of a folder for a block, without waiting for it; a folder that does not exist is created.
+
+    The empty lock file stays: removing it could leave two processes with a lock on two files of one name.
+
+    Args:
+        folder: the folder to lock.
+        message: the sentence of the error when the lock is taken.
+        name: lock file; processes that share a folder each take one of a name of their own.
+
+    Raises:
+        UserError: another process, or another block of this one, holds the lock.
+        OSError: the folder or its lock file cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / name, thread_local=False)  # a generator may be closed by another thread
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def cache_folder(kind: str, root: Path | str | None = None) -> Path:
+    """The folder of one kind of cached file ("models", "text", "programs"), which need not exist yet.
+
+    root, else $GLA_JAX_CACHE, else gla-jax under $XDG_CACHE_HOME, else under ~/.cache.
+    """
+    home = os.path.expanduser("~")
+    # An unknown user without $HOME has no home folder; as in containers, the root of the file system stands for it.
+    home = home if os.path.isabs(home) else os.path.sep
+    root = root or os.environ.get("GLA_JAX_CACHE")
+    root = root or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache"), "gla-jax")
+    return Path(os.path.abspath(os.path.expanduser(root))) / kind
+
+
+def usable_cache(kind: str, root: Path | str | None = None) -> Path | None:
+    """The cache folder of one kind, created where missing; None after one warning when nothing can be kept there."""
+    folder = cache_folder(kind, root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # only trying tells, for the superuser and in a read-only container
+    except OSError as error:
+        warn_unusable(folder, error)
+        return None
+    return folder
+
+
+def warn_unusable(folder: Path, error: OSError) -> None:
+    """Warn, once in a process, that nothing can be kept in the cache that a folder of one kind belongs to."""
+    _warn_once(folder.parent, error.strerror or str(error))
+
+
+@cache
+def _warn_once(root: Path, reason: str) -> None:
+    warnings.warn(
+        f"nothing is kept for the next run, as the cache folder {root} cannot be written to ({reason}); set "
+        "GLA_JAX_CACHE to a folder that can.",
+        stacklevel=4,
+    )
+
 
 SECONDS_TO_LOCK = 60  # far more than a run needs from making a folder to locking it
 MAX_JSON_BYTES = 2**28  # far above any file that this program writes

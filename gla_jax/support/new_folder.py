@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gla_jax.support.errors import ModelError
-from gla_jax.support.files import remove_leftovers, unfinished
+from gla_jax.support.files import LOCK_FILE, folder_lock, remove_leftovers, unfinished
 from gla_jax.support.interrupts import signals_held, signals_raise
-from gla_jax.support.locks import LOCK_FILE, folder_lock
 
 LONGEST_NAME = 255  # bytes, on every usual file system
 

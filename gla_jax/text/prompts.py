@@ -12,9 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gla_jax.support.arrays import Array, Float, l2_normalize, typed
 from gla_jax.support.errors import ClassesError
-from gla_jax.support.shapes import Array, Float, typed
-from gla_jax.support.vectors import l2_normalize
 
 SEPARATOR = ";"
 ENTITY = re.compile(r"&(?:amp;)*(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});")

@@ -6,13 +6,11 @@ import numpy as np
 import optax
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params
-from gla_jax.images.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
-from gla_jax.support.shapes import Array
-from gla_jax.support.vectors import l2_normalize
+from gla_jax.images.windows import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
+from gla_jax.support.arrays import Array, l2_normalize
 from gla_jax.tiny_world import vocabulary
 from gla_jax.tiny_world.batches import NONE, SLOTS, Batch
-from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
-from gla_jax.towers.clip_text import ClipText, ClipTextSpec
+from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
 from gla_jax.towers.dino import Dino, DinoSpec
 
 # Below the evaluation's 40, which changes no argmax: a steep softmax drowns the marks in noise while they are learnt.

@@ -27,8 +27,7 @@ from gla_jax.support.progress import counter
 from gla_jax.tiny_world import vocabulary
 from gla_jax.tiny_world.batches import NONE, Batch, BatchSpec, make_batch
 from gla_jax.tiny_world.losses import PHRASES, clip_loss, spread_loss, text_features, vfm_loss, words_loss
-from gla_jax.towers.clip_image import ClipImageSpec
-from gla_jax.towers.clip_text import ClipTextSpec
+from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
 
 Part = Literal["clip", "vfm"]

@@ -1,9 +1,12 @@
-"""DINO's vision transformer (Caron et al. 2021), the default vision foundation model of GLA-CLIP."""
+"""Self-supervised vision transformers: DINO (Caron et al. 2021), GLA-CLIP's default, and DINOv2 (Oquab et al. 2023).
+
+DINOv2 comes with or without register tokens (Darcet et al. 2023).
+"""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from gla_jax.support.shapes import Array, Float, typed
+from gla_jax.support.arrays import Array, Float, typed
 from gla_jax.towers.layers import Block, LayerNorm, PatchTokens, PositionResize, Tower, transformer_blocks
 
 
@@ -77,3 +80,57 @@ def run_vision_blocks(embedded: Array, blocks: list[Block], norm: LayerNorm, fir
         outputs.append(tokens)
     final = norm(tokens)
     return VisionTokens(embedded, tuple(outputs), final[:, 0], final[:, first_patch:])
+
+
+@dataclass(frozen=True)
+class DinoV2Spec:
+    """Sizes of a DINOv2 tower; the giant one has activation "swiglu" and mlp_width counts its gated half.
+
+    position_offset is 0.1 for weights of torch.hub without registers; position_resize None is the kernel of the
+    release, "bicubic" or, with registers, "bicubic_antialias" (see resize_positions).
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    registers: int = 0
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    position_offset: float = 0.0
+    position_resize: PositionResize | None = None
+
+
+class DinoV2(Tower):
+    """DINOv2's image tower: pixels to patch tokens after the last LayerNorm."""
+
+    spec: DinoV2Spec
+
+    def setup(self):
+        spec = self.spec
+        self.patch_tokens = PatchTokens(
+            spec.width,
+            spec.patch_size,
+            spec.image_size // spec.patch_size,
+            use_bias=True,
+            registers=spec.registers,
+            # The models with registers were released with the antialiased kernel.
+            position_resize=spec.position_resize or ("bicubic_antialias" if spec.registers else "bicubic"),
+            position_offset=spec.position_offset,
+            dtype=self.dtype,
+            precision=self.precision,
+        )
+        self.blocks = transformer_blocks(self, spec.activation, spec.qkv_bias, layer_scale=True)
+        self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
+
+    @typed
+    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> VisionTokens:
+        """All intermediates; pixels normalised with ImageNet's mean and std.
+
+        Raises ValueError when the patch size does not divide h and w.
+        """
+        embedded = self.patch_tokens(pixels.astype(self.dtype))
+        return run_vision_blocks(embedded, self.blocks, self.norm, first_patch=1 + self.spec.registers)

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gla_jax.images.interpolation import bicubic_matrix
-from gla_jax.support.shapes import Array, Bool, Float, typed
+from gla_jax.images.resize import bicubic_matrix
+from gla_jax.support.arrays import Array, Bool, Float, typed
 
 Activation = Literal["gelu", "quick_gelu", "swiglu"]
 PositionResize = Literal["bicubic", "bicubic_antialias"]

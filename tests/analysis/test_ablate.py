@@ -17,7 +17,7 @@ from gla_jax.config import BASELINES, Baseline, SegmenterConfig, WindowConfig
 from gla_jax.eval.runner import Run, measure, open_benchmark
 from gla_jax.segmenter import Segmenter
 from gla_jax.text.prompts import parse_classes
-from gla_jax.towers.clip_image import ClipImage
+from gla_jax.towers.clip import ClipImage
 from tests.small_models import random_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model does not know")  # a random model knows a few words only

@@ -22,7 +22,7 @@ from gla_jax.eval.metrics.boundary import boundary_counts
 from gla_jax.images.windows import WindowGrid, Windows, window_grid
 from gla_jax.pictures.drawing import NARROWEST, PANEL_HEIGHT, RED
 from gla_jax.pipeline import WindowTokens, aggregate_windows, segment_logits
-from gla_jax.predict.prepare import image_grid
+from gla_jax.predict.model import image_grid
 from gla_jax.segmenter import Segmentation, Segmenter
 from gla_jax.support.errors import ImageError, UserError
 from gla_jax.text.prompts import parse_classes

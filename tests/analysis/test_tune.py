@@ -18,8 +18,7 @@ from gla_jax.eval.protocols import protocol
 from gla_jax.images.windows import window_grid
 from gla_jax.labels.label_map import synonyms
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings.options import settings_from_options
-from gla_jax.settings.preset_file import METHOD_NUMBERS, NUMBERS, number, read_preset
+from gla_jax.settings.options import METHOD_NUMBERS, NUMBERS, number, read_preset, settings_from_options
 from gla_jax.support.errors import UserError
 from gla_jax.tiny_world.scenes import render
 from tests.small_models import random_pair

@@ -21,7 +21,7 @@ from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
 from gla_jax.pipeline import SegmenterParams, encode_windows
 from gla_jax.predict import cost
 from gla_jax.support.errors import UserError
-from gla_jax.towers.clip_image import ClipImageSpec
+from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoSpec
 from tests.small_models import random_pair
 

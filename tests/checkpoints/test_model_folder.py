@@ -24,12 +24,10 @@ from gla_jax.checkpoints.model_folder import (
 )
 from gla_jax.support.errors import ModelError
 from gla_jax.support.new_folder import check_new_folder, folder_written_beside
-from gla_jax.text.embeddings import text_embeddings
+from gla_jax.text.embeddings import load_tokenizer, text_embeddings
 from gla_jax.text.prompts import parse_classes
-from gla_jax.text.tokenizer import load_tokenizer
 from gla_jax.tiny_world.vocabulary import tokenizer_files
-from gla_jax.towers.dino import DinoSpec
-from gla_jax.towers.dinov2 import DinoV2Spec
+from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from tests.small_models import random_params, small_clip
 
 SPEC = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)

@@ -16,7 +16,7 @@ from PIL import Image
 from gla_jax.cli import main
 from gla_jax.outputs import run as outputs
 from gla_jax.outputs.files import checked_line, parse_line
-from gla_jax.support.locks import folder_lock
+from gla_jax.support.files import folder_lock
 from tests.small_models import random_pair
 
 SIZES = ["--short-side", "32", "--crop", "32", "--stride", "32"]

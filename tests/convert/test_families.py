@@ -13,7 +13,7 @@ from gla_jax.checkpoints.model_folder import flatten_params
 from gla_jax.convert import convert_clip_image, convert_state
 from gla_jax.convert.configs import Pixels, stated_pixels
 from gla_jax.convert.families import Converted
-from gla_jax.images.pixels import OPENAI_MEAN, OPENAI_STD
+from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD
 from gla_jax.support.errors import ConversionError
 from tests.convert import published
 from tests.convert.published import TEXT, as_numpy, hub_names, openai_names, saved

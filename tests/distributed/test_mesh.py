@@ -13,7 +13,7 @@ from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig
 from gla_jax.distributed.mesh import make_mesh, padded_windows, place_params, place_windows, read_mesh, ring_features
 from gla_jax.images.windows import bucket
 from gla_jax.pipeline import segment_features
-from gla_jax.predict.prepare import prepare_image
+from gla_jax.predict.model import prepare_image
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from tests.small_models import random_pair

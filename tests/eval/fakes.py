@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.config import SegmenterConfig
-from gla_jax.predict.prepare import prepare_image
+from gla_jax.predict.model import prepare_image
 
 SIDE = 7  # tokens along a window
 

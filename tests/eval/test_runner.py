@@ -26,7 +26,7 @@ from gla_jax.eval.records import read_records, record_file
 from gla_jax.eval.report.page import report_markdown
 from gla_jax.eval.results import read_results, results, write_results
 from gla_jax.eval.runner import Run, labels_of, measure, open_benchmark, prediction_path
-from gla_jax.outputs.records import claim_folder
+from gla_jax.outputs.files import claim_folder
 from gla_jax.predict.predict import without_small_classes
 from gla_jax.support.errors import DataError, UserError
 from tests.eval import trees

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gla_jax.config import SegmenterConfig, WindowConfig, without_gla
-from gla_jax.images.pixels import CLIP_MEAN
-from gla_jax.images.windows import axis_starts, bucket, cut_windows, window_grid
+from gla_jax.images.windows import CLIP_MEAN, axis_starts, bucket, cut_windows, window_grid
 from gla_jax.pipeline import SegmenterParams, encode_windows
-from gla_jax.towers.clip_image import ClipImage
+from gla_jax.towers.clip import ClipImage
 from tests import oracle
 from tests.small_models import IMAGE, random_params, small_clip
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gla_jax.config import WindowConfig
-from gla_jax.images.interpolation import bilinear_matrix
+from gla_jax.images.resize import bilinear_matrix
 from gla_jax.images.windows import window_grid
 from gla_jax.labels.label_map import label_map, layout, score_map
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid

@@ -19,8 +19,7 @@ from gla_jax.convert import sources
 from gla_jax.models.pretrained import resolve
 from gla_jax.models.registry import NamedModel
 from gla_jax.support.errors import ConversionError, ModelError
-from gla_jax.towers.clip_image import ClipImageSpec
-from gla_jax.towers.clip_text import ClipTextSpec
+from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
 from tests.towers.random_models import clip_config, dino_config, randomise, sizes
 

@@ -10,8 +10,7 @@ import pytest
 from gla_jax.checkpoints.model_folder import ClipSpec, build_vfm
 from gla_jax.convert import convert_state
 from gla_jax.convert.sources import open_source
-from gla_jax.towers.clip_image import ClipImage
-from gla_jax.towers.clip_text import ClipText
+from gla_jax.towers.clip import ClipImage, ClipText
 
 DATA = Path(__file__).parent / "data"
 CASES = sorted(path.name for path in DATA.iterdir())

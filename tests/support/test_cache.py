@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from gla_jax.support import cache
-from gla_jax.support.cache import cache_folder, usable_cache
+from gla_jax.support import files
+from gla_jax.support.files import cache_folder, usable_cache
 
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch):
     for name in ("GLA_JAX_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    cache._warn_once.cache_clear()
+    files._warn_once.cache_clear()
 
 
 def test_the_folder_is_where_the_environment_says(monkeypatch, tmp_path):

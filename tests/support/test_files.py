@@ -7,8 +7,15 @@ import time
 import pytest
 
 from gla_jax.support.errors import ModelError, UserError, about_files
-from gla_jax.support.files import read_json, remove_leftovers, unfinished, write_beside, write_json, write_text
-from gla_jax.support.locks import folder_lock
+from gla_jax.support.files import (
+    folder_lock,
+    read_json,
+    remove_leftovers,
+    unfinished,
+    write_beside,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one(tmp_path):

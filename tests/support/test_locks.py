@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from gla_jax.support.errors import UserError
-from gla_jax.support.locks import folder_lock
+from gla_jax.support.files import folder_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from gla_jax.support.locks import folder_lock
+from gla_jax.support.files import folder_lock
 with folder_lock(Path(sys.argv[1]), "taken"):
     print("held", flush=True)
     time.sleep(600)

@@ -9,9 +9,8 @@ import pytest
 from gla_jax.checkpoints.model_folder import read_checkpoint
 from gla_jax.support.errors import ModelError
 from gla_jax.text import embeddings as module
-from gla_jax.text.embeddings import encode_texts, text_embeddings
+from gla_jax.text.embeddings import encode_texts, load_tokenizer, openai_tokenizer_files, text_embeddings
 from gla_jax.text.prompts import parse_classes
-from gla_jax.text.tokenizer import load_tokenizer, openai_tokenizer_files
 from tests.small_models import random_pair
 
 CLASSES = parse_classes(["sand; gravel", "a red cloth with dots"])

@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from gla_jax.support.errors import ModelError
-from gla_jax.text.tokenizer import load_tokenizer, openai_tokenizer_files, openai_vocabulary
+from gla_jax.text.embeddings import load_tokenizer, openai_tokenizer_files, openai_vocabulary
 from gla_jax.tiny_world.vocabulary import CONTEXT, tokenizer_files
 
 TEXTS = (

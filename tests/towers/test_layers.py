@@ -7,10 +7,8 @@ import pytest
 
 from gla_jax.checkpoints.model_folder import ClipSpec, abstract_params, build_vfm
 from gla_jax.convert.verify import random_texts
-from gla_jax.towers.clip_image import ClipImage, ClipImageSpec
-from gla_jax.towers.clip_text import ClipText, ClipTextSpec
-from gla_jax.towers.dino import DinoSpec
-from gla_jax.towers.dinov2 import DinoV2Spec
+from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
+from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from gla_jax.towers.layers import LayerNorm, attention_weights, merge_heads, split_heads
 
 IMAGE = ClipImageSpec(image_size=32, patch_size=8, width=32, depth=2, num_heads=2, mlp_width=64, embed_dim=16)

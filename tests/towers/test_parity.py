@@ -15,8 +15,7 @@ import pytest
 from gla_jax.checkpoints.model_folder import build_vfm
 from gla_jax.convert.reference import reference_stages
 from gla_jax.convert.verify import TOLERANCE, compare, random_texts, stage_errors, tower_stages
-from gla_jax.towers.clip_image import ClipImage
-from gla_jax.towers.clip_text import ClipText
+from gla_jax.towers.clip import ClipImage, ClipText
 from tests.towers.random_models import clip_config, dino_config, dinov2_config, random_pair, sizes
 
 TEXT = sizes(64, 2, 2, vocab_size=100)

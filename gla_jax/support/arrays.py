@@ -1,4 +1,4 @@
-"""The letters of every shape in the package, and the decorator that checks them.
+"""The letters of every shape in the package, the decorator that checks them, and rows of length one.
 
 W windows of an image, S feature tokens of a window, n CLIP patch tokens of a window, N = W * S tokens in the global
 buffer, D feature width, H heads, K head width, C = H * K CLIP width, E joint image-text width, Q text queries,
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from beartype import beartype
 from jaxtyping import Bool, Float, Int, Integer, UInt8, jaxtyped
 
@@ -25,4 +26,17 @@ def typed(function: Function) -> Function:
     return jaxtyped(typechecker=beartype)(function)
 
 
-__all__ = ["Array", "Bool", "Float", "Int", "Integer", "UInt8", "typed"]
+@typed
+def l2_normalize(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Rows of length one in float32; a zero row stays zero, and its gradient is finite."""
+    x = x.astype(jnp.float32)
+    return x * inverse_norms(x)
+
+
+@typed
+def inverse_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B 1"]:
+    """1 / length of every row; finite for a zero row."""
+    return jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+__all__ = ["Array", "Bool", "Float", "Int", "Integer", "UInt8", "inverse_norms", "l2_normalize", "typed"]
