@@ -4,13 +4,13 @@ The uint8 resize is kept in place of a library's: OpenCV weighs in 11-bit intege
 the same pixels; antialiased ones (Pillow, the default of jax.image.resize) differ by up to 79 grey levels.
 """
 
-from functools import lru_cache
-
 import numpy as np
 
 from gla_jax.support.arrays import Float, Int, UInt8
+from gla_jax.support.sized_cache import cached_up_to
 
 FIXED_POINT_ONE = 2048  # weight 1.0 in OpenCV's fixed point
+KEPT_BYTES = 8 * 2**20  # of each kind of matrix
 ROWS_PER_BLOCK = 32  # keeps the 32-bit intermediates of a block in a core's cache
 
 
@@ -79,7 +79,7 @@ def _taps(source: int, target: int, clamp_weights: bool = False) -> tuple[Int[np
     return low.clip(0, source - 1), (low + 1).clip(0, source - 1), *weights
 
 
-@lru_cache(maxsize=256)
+@cached_up_to(KEPT_BYTES)
 def bilinear_matrix(source: int, target: int) -> Float[np.ndarray, "target source"]:
     """Bilinear interpolation along one axis, float32: half-pixel centres, taps clamped at the ends, no antialias."""
     position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0.0)
@@ -88,7 +88,7 @@ def bilinear_matrix(source: int, target: int) -> Float[np.ndarray, "target sourc
     return _matrix(source, [(low, 1 - fraction), (low + 1, fraction)])
 
 
-@lru_cache(maxsize=64)
+@cached_up_to(KEPT_BYTES)
 def bicubic_matrix(source: int, target: int, scale: float) -> Float[np.ndarray, "target source"]:
     """Bicubic interpolation along one axis, float32: PyTorch's interpolate(scale_factor=scale), no antialias.
 

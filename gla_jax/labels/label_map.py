@@ -6,7 +6,7 @@ only in buckets: the image's own are data.
 """
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +19,13 @@ from gla_jax.images.windows import WindowGrid
 from gla_jax.labels.stitch import axis_matrix
 from gla_jax.pipeline import token_logits
 from gla_jax.support.arrays import Array, Float, Int, typed
+from gla_jax.support.sized_cache import cached_up_to
 
 TILE_SHAPE = 512, 256  # pixels of a tile: rows, columns
 ROW_BLOCK = 32  # of a tile, so that their logits stay in a core's cache
 BAND_MULTIPLE, TAP_MULTIPLE = 16, 2  # bands and taps are multiples of them, so that few sizes compile
 PROMPT_CHUNK = 64
+KEPT_BYTES = 8 * 2**20  # of the places along each axis
 NOTHING = -1e30
 
 
@@ -88,13 +90,13 @@ def layout(grid: WindowGrid, tokens: int, size: tuple[int, int]) -> Layout:
     return Layout(tuple(rows), tuple(columns), size)
 
 
-@lru_cache(maxsize=256)
+@cached_up_to(KEPT_BYTES)
 def _axis_rows(*axis: Any) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
     """Of every tile the tokens of its band, and Rows' taps and weights."""
     return tuple((band, *row_taps(matrix)) for band, matrix in axis_bands(*axis, tile=TILE_SHAPE[0]))
 
 
-@lru_cache(maxsize=256)
+@cached_up_to(KEPT_BYTES)
 def _axis_columns(*axis: Any) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Of every tile the tokens of its band, and Columns' matrix."""
     bands = axis_bands(*axis, tile=TILE_SHAPE[1])
@@ -217,8 +219,8 @@ def class_probabilities(
     return jnp.where((prompts >= 0).any(1)[None, :, None], best, 0.0)
 
 
-@partial(jax.jit, static_argnames=("thresholded", "precision"))
-def _label_tile(
+@jax.named_scope("labels")
+def label_tile(
     logits, rows, columns, blocks, class_of_prompt, logit_scale, threshold, background, thresholded, precision
 ):
     """Labels [rows columns] of the first `blocks` blocks of rows of a tile, prompts in chunks."""
@@ -257,6 +259,7 @@ def _label_tile(
     return jax.lax.fori_loop(0, blocks, block, jnp.zeros((TILE_SHAPE[0], columns.matrix.shape[1]), jnp.int32))
 
 
+_label_tile = jax.jit(label_tile, static_argnames=("thresholded", "precision"))
 _across_columns = jax.jit(across_columns, static_argnames="precision")
 
 
