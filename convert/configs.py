@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gla_jax.convert.rules import first_line, first_names, short
+from gla_jax.convert.rules import first_names, short
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Channels, are_pixel_numbers
-from gla_jax.support.errors import ConversionError
+from gla_jax.support.errors import ConversionError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -7,9 +7,8 @@ from typing import Any
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, Spec, write_checkpoint
 from gla_jax.convert.families import convert_state
-from gla_jax.convert.rules import first_line
 from gla_jax.convert.sources import Source, open_source
-from gla_jax.support.errors import ConversionError
+from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.support.files import read_json
 from gla_jax.support.new_folder import check_new_folder
 from gla_jax.support.version import VERSION

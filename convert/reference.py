@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Spec
-from gla_jax.convert.rules import first_line
 from gla_jax.support.arrays import Float, Int
-from gla_jax.support.errors import ConversionError
+from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.towers.dino import DinoSpec
 
 if TYPE_CHECKING:

@@ -216,10 +216,5 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what another library says, without its full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def _shape(leaf: Any) -> str:
     return f"[{' '.join(map(str, np.shape(leaf)))}]"

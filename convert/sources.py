@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 
 from gla_jax.convert.configs import Pixels, is_transformers, stated_pixels
-from gla_jax.convert.rules import first_line, first_names
+from gla_jax.convert.rules import first_names
 from gla_jax.convert.torch_file import open_torch_file
-from gla_jax.support.errors import ConversionError
+from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.support.files import read_json, without_repeats
 
 # In order of preference; an index names the shards of weights kept in several files.

@@ -19,8 +19,8 @@ from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.support.arrays import Float, Int, UInt8
 from gla_jax.support.errors import ModelError
 from gla_jax.support.files import read_json
+from gla_jax.towers.attention import multi_head_attention
 from gla_jax.towers.clip import ClipImage, ClipText
-from gla_jax.towers.layers import multi_head_attention
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
+from flax.traverse_util import unflatten_dict
 
 from gla_jax.images.windows import are_pixel_numbers
-from gla_jax.support.errors import ModelError
+from gla_jax.support.errors import ModelError, first_line
 from gla_jax.support.files import read_json
 from gla_jax.support.interrupts import to_its_end
 from gla_jax.support.new_folder import folder_written_beside
@@ -29,6 +31,8 @@ FORMAT = "gla-jax model 1"
 # How config.json names fields of a spec: folders written by earlier versions stay readable.
 STORED_NAMES = {"num_heads": "heads", "embed_dim": "joint_width", "pixel_std": "pixel_deviation"}
 ALIGNMENT = 64  # bytes, of arrays that XLA takes as they are
+MAX_FILES = 10_000  # under params/; Orbax writes about 20
+MAX_RATIO = 16  # of a tree's size to its files' size; earlier versions compressed them, by 8 %
 JSON_NUMBERS = BeartypeConf(is_pep484_tower=True)  # JSON may hold 0 where a spec says float
 NOT_POSITIVE = ("registers", "end_token", "pixel_mean", "position_offset")  # fields of a spec that may be 0
 FRACTIONS = ("layer_norm_eps", "position_offset")  # fields of a spec below 1
@@ -107,6 +111,12 @@ def model_digest(spec: Spec, params_sha256: str, tokenizer: bytes, templates: Se
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def seal(config: Mapping[str, Any], tokenizer: bytes) -> str:
+    """SHA-256 over what config.json says, its own entry folder_sha256 aside, and the content of tokenizer.json."""
+    content = {name: value for name, value in config.items() if name != "folder_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + tokenizer).hexdigest()
+
+
 def write_checkpoint(
     folder: Path | str,
     spec: Spec,
@@ -139,6 +149,7 @@ def write_checkpoint(
     config = {"format": FORMAT, "family": family, "spec": spec_as_dict(spec), "params_sha256": digest(stored)}
     if templates is not None:
         config["templates"] = list(templates)
+    config["folder_sha256"] = seal(config, (tokenizer_files or {}).get("tokenizer.json", b""))
     with folder_written_beside(Path(folder)) as beside:
         to_its_end(save_params, beside / "params", stored)
         for name, content in (tokenizer_files or {}).items():
@@ -152,8 +163,36 @@ def save_params(folder: Path, params: Params) -> None:
     import orbax.checkpoint as ocp
 
     # Compression takes 8 % off the file of a ViT-B/8 and adds half to the time of loading it.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False)
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, params)
+
+
+def read_params(folder: Path) -> Params:
+    """The parameter tree that save_params wrote, as float32 arrays on the host.
+
+    TensorStore, which Orbax is built on, reads the files: Orbax's own reader waits for ever for a pipe among them,
+    leaves an event loop behind when they are damaged, and takes longer. Raises OSError or ValueError.
+    """
+    import tensorstore as ts
+
+    paths = list(islice(folder.rglob("*"), MAX_FILES))
+    odd = [path.name for path in paths if not path.is_file() and not path.is_dir()]
+    if odd or len(paths) == MAX_FILES:
+        raise ValueError(f"it holds {odd[0]}, which is no file" if odd else f"it holds {MAX_FILES} files or more")
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    keys = [key.decode() for key in ts.KvStore.open(store).result().list().result()]
+    names = [key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")]
+    opened = [ts.open({"driver": "zarr", "kvstore": {**store, "path": f"{name}/"}}, open=True) for name in names]
+    arrays = [array.result() for array in opened]
+    if not all(jnp.issubdtype(array.dtype.numpy_dtype, jnp.floating) for array in arrays):
+        raise ValueError("it holds numbers that are not floating point")
+    size = sum(math.prod(array.shape) * array.dtype.numpy_dtype.itemsize for array in arrays)
+    if size > MAX_RATIO * sum(path.stat().st_size for path in paths):
+        raise ValueError(f"it describes {size} bytes, more than its files hold")
+    reads = [array.read() for array in arrays]
+    # Each leaf is let go of when it is copied: a model is never there twice.
+    return unflatten_dict({name: aligned(reads.pop(0).result()) for name in names}, sep=".")
 
 
 def read_spec(folder: Path | str) -> tuple[str, Spec, dict[str, Any]]:
@@ -178,21 +217,24 @@ def read_spec(folder: Path | str) -> tuple[str, Spec, dict[str, Any]]:
 def read_checkpoint(folder: Path | str) -> Checkpoint:
     """Load a model folder, parameters as float32 arrays on the host.
 
-    Raises ModelError, also when the parameters are not those whose digest config.json holds or not of its sizes.
+    Raises ModelError, also when config.json, the tokenizer or the parameters are not those that were written together.
+    Folders of versions before folder_sha256 have no record of the former two: there a field of the spec is checked
+    where the shapes of the parameters show it, which heads, activation, epsilon and pixels do not.
     """
     folder = Path(folder).absolute()
     family, spec, config = read_spec(folder)
-    import orbax.checkpoint as ocp
-
+    tokenizer = folder / "tokenizer.json"
+    content = tokenizer.read_bytes() if tokenizer.is_file() else b""
+    if config.get("folder_sha256", sealed := seal(config, content)) != sealed:
+        raise ModelError(
+            f"{folder / 'config.json'} or the tokenizer.json beside it was changed and no longer belongs to these "
+            "weights; convert them again."
+        )
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            leaves, tree = jax.tree.flatten(checkpointer.restore(folder / "params"))
-        for index in range(len(leaves)):  # each leaf is let go of when it is copied: a model is never there twice
-            leaves[index] = aligned(leaves[index])
-        params = jax.tree.unflatten(tree, leaves)
+        params = read_params(folder / "params")
         params_sha256 = digest(params)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error).partition(" [")[0]  # TensorStore adds lines of its own source in brackets
         raise ModelError(f"{folder / 'params'} cannot be read ({reason[:200]}); convert the weights again.") from error
     if params_sha256 != config.get("params_sha256"):
         raise ModelError(f"{folder / 'params'} is damaged: its digest is not the one in config.json; convert again.")
@@ -201,8 +243,6 @@ def read_checkpoint(folder: Path | str) -> Checkpoint:
         if not np.isfinite([leaf.min(initial=0), leaf.max(initial=0)]).all():
             raise ModelError(f"{folder / 'params'} holds NaN or infinity in {name}; convert weights without them.")
     templates = tuple(config["templates"]) if config.get("templates") else None
-    tokenizer = folder / "tokenizer.json"
-    content = tokenizer.read_bytes() if tokenizer.is_file() else b""
     sha256 = model_digest(spec, params_sha256, content, templates)
     return Checkpoint(family, spec, params, sha256, folder, templates)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gla_jax.checkpoints.model_folder import Checkpoint, read_checkpoint
 from gla_jax.models.registry import EMBEDDED, MODELS
-from gla_jax.support.errors import ConversionError, ModelError
+from gla_jax.support.errors import ConversionError, ModelError, first_line
 from gla_jax.support.files import cache_folder
 from gla_jax.support.new_folder import check_new_folder
 
@@ -29,10 +29,8 @@ def resolve(
     if not isinstance(name_or_path, str | Path) or not text.strip():
         names = ", ".join((EMBEDDED, *MODELS))
         raise ModelError(f"{text!r:.60} names no model; give a folder, or one or two of {names}.")
-    whole = os.path.exists(os.path.expanduser(text))  # a folder may have a plus in its name
-    parts = [text] if whole else [part.strip() for part in text.split("+")]
     # Every part is looked up before one is downloaded.
-    sources = [source for part in parts for source in ([part] if part in MODELS else _folders(part))]
+    sources = model_sources(text)
     loaded = [_read_cached(at, offline, cache_dir) if at in MODELS else read_checkpoint(at) for at in sources]
     clips = [checkpoint for checkpoint in loaded if checkpoint.family == "clip"]
     features = [checkpoint for checkpoint in loaded if checkpoint.family != "clip"]
@@ -42,6 +40,13 @@ def resolve(
             "and one features model with a plus between them, as in clip-vit-base-patch16+dino-vitb8."
         )
     return clips[0], features[0] if features else None
+
+
+def model_sources(text: str) -> list[str | Path]:
+    """The parts of "A+B", a name or a folder: names of the models table, and model folders. Raises ModelError."""
+    whole = os.path.exists(os.path.expanduser(text))  # a folder may have a plus in its name
+    parts = [text] if whole else [part.strip() for part in text.split("+")]
+    return [source for part in parts for source in ([part] if part in MODELS else _folders(part))]
 
 
 def _folders(part: str) -> list[Path]:
@@ -80,7 +85,6 @@ def _read_cached(name: str, offline: bool, cache_dir: Path | str | None) -> Chec
 def _download(name: str, folder: Path, offline: bool) -> None:
     """Download and convert a named model into its cache folder, which appears whole or not at all."""
     from gla_jax.convert import convert, sources
-    from gla_jax.convert.rules import first_line
 
     model = MODELS[name]
     try:

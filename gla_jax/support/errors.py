@@ -27,9 +27,14 @@ class DataError(UserError):
     """A benchmark's data that is missing, damaged or not laid out as expected."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error without its full stop, or the name of its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def about_files(error: OSError) -> str:
     """A refusal of the operating system as a sentence for a user."""
-    reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+    reason = error.strerror or first_line(error)
     where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
     return f"{where} ({reason}); see that it is there, that you may use it and that its disk has room."
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorstore
 
 from gla_jax.checkpoints.model_folder import (
     ClipSpec,
@@ -61,7 +62,7 @@ def test_device_arrays_share_the_memory_of_what_was_loaded(folder):
 
 def test_folders_of_an_earlier_version_load(folder, params):
     config = json.loads((folder / "config.json").read_text())
-    del config["spec"]["position_offset"]
+    del config["spec"]["position_offset"], config["folder_sha256"]
     (folder / "config.json").write_text(json.dumps(config))
     assert read_checkpoint(folder).spec.position_offset == 0.0
 
@@ -237,6 +238,30 @@ def test_another_folder_is_one_sentence(tmp_path, config, reason):
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("odd", ["pipe", "loop"])
+def test_what_is_no_file_among_the_parameters_is_not_waited_for(folder, odd):
+    """Orbax waited for a pipe as long as the process lived."""
+    path = largest_file(folder)
+    path.unlink()
+    if odd == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path)
+    with pytest.raises(ModelError, match=f"params cannot be read \\(it holds {path.name}, which is no file\\)"):
+        read_checkpoint(folder)
+
+
+def test_an_array_larger_than_its_files_is_not_allocated(folder):
+    """A shape of terabytes costs no byte in a file: places that were never written read as zeros."""
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder / 'params'}/"}, "path": "vast/"}
+    tensorstore.open(
+        {"driver": "zarr", "kvstore": store, "metadata": {"shape": [1 << 40], "chunks": [1 << 10], "dtype": "<f4"}},
+        create=True,
+    ).result()
+    with pytest.raises(ModelError, match=r"describes 4398\d+ bytes, more than its files hold"):
+        read_checkpoint(folder)
+
+
 VISION = DinoV2Spec(image_size=32, patch_size=8, width=8, depth=2, num_heads=2, mlp_width=8, registers=1)
 
 
@@ -250,9 +275,10 @@ def folders(tmp_path_factory):
 
 
 def changed(folders, target, model, *path, **fields):
-    """A copy of a model folder whose config.json says something else in the dictionary at a path."""
+    """A copy of a folder as earlier versions wrote it, whose config.json says something else at a path."""
     shutil.copytree(folders / model, target)
     config = json.loads((target / "config.json").read_text())
+    del config["folder_sha256"]
     part = functools.reduce(lambda content, name: content[name], path, config)
     part.update(fields)
     (target / "config.json").write_text(json.dumps(config))
@@ -282,6 +308,39 @@ def test_a_description_that_contradicts_the_parameters_is_refused(folders, tmp_p
     with pytest.raises(ModelError, match=f"config.json says {says}") as caught:
         read_checkpoint(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "field", "value"),
+    [
+        ("vfm", ("spec",), "heads", 1),
+        ("vfm", ("spec",), "position_offset", 0.1),
+        ("clip", ("spec", "image"), "heads", 4),
+        ("clip", ("spec", "text"), "activation", "gelu"),
+        ("clip", ("spec", "text"), "end_token", 2),
+        ("clip", ("spec", "image"), "layer_norm_eps", 1e-6),
+        ("clip", ("spec", "image"), "pixel_mean", [0.5, 0.5, 0.5]),
+        ("clip", (), "templates", ["{}"]),
+        ("clip", (), "params_sha256", "0"),
+    ],
+)
+def test_a_description_edited_to_another_valid_one_is_refused(folders, tmp_path, model, part, field, value):
+    """It would load and compute something else without a word: no shape shows these."""
+    record = json.loads((folders / model / "config.json").read_text())["folder_sha256"]
+    folder = changed(folders, tmp_path / "model", model, *part, **{field: value})
+    read_spec(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "folder_sha256": record}))
+    with pytest.raises(ModelError, match=r"config.json or the tokenizer.json .* changed .*; convert them again"):
+        read_checkpoint(folder)
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    write_checkpoint(tmp_path / "model", small_clip(), random_params(small_clip(), 0), {}, tokenizer_files())
+    read_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer.json beside it was changed"):
+        read_checkpoint(tmp_path / "model")
 
 
 @pytest.mark.parametrize(("model", "family"), [("vfm", "dino"), ("vfm", "clip"), ("clip", "dinov2")])
