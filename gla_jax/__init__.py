@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     )
     from gla_jax.distributed.mesh import make_mesh
     from gla_jax.pipeline import SegmenterParams, segment_features, segment_logits
-    from gla_jax.segmenter import Segmentation, Segmenter
+    from gla_jax.results.segmentation import Segmentation
+    from gla_jax.segmenter import Segmenter
 
 _MODULES = {
     "config": (
@@ -33,7 +34,8 @@ _MODULES = {
     ),
     "distributed.mesh": ("make_mesh",),
     "pipeline": ("SegmenterParams", "segment_features", "segment_logits"),
-    "segmenter": ("Segmentation", "Segmenter"),
+    "results.segmentation": ("Segmentation",),
+    "segmenter": ("Segmenter",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,10 @@ from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec
 from gla_jax.config import DEFAULT_PRESET, SegmenterConfig
 from gla_jax.images.reading import as_rgb
 from gla_jax.models.pretrained import resolve
-from gla_jax.pictures.drawing import overlay
 from gla_jax.pipeline import SegmenterParams
 from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Question, predict
+from gla_jax.results.segmentation import Segmentation
 from gla_jax.settings.options import settings_from_options, with_fields
 from gla_jax.support.arrays import Array, Float, Int, UInt8
 from gla_jax.support.batches import grouped
@@ -33,46 +32,6 @@ if TYPE_CHECKING:
     from gla_jax.images.windows import WindowGrid
 
     Picture = Image.Image | UInt8[np.ndarray, "h w 3"] | str | Path
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """One image's result.
-
-    labels [h w]: uint8 (uint16 above 256 classes), index into classes; scores [L h w] float32, the probability of each
-    class's best synonym, when asked for; image [h w 3] uint8 RGB as it was read.
-    """
-
-    labels: Int[np.ndarray, "h w"]
-    classes: tuple[str, ...]
-    image: UInt8[np.ndarray, "h w 3"]
-    scores: Float[np.ndarray, "L h w"] | None = None
-
-    def shares(self) -> dict[str, float]:
-        """The share of pixels of every class, 0 to 1."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
-        return {name: float(count / self.labels.size) for name, count in zip(self.classes, counts, strict=True)}
-
-    def segments(self) -> list[dict[str, Any]]:
-        """Hugging Face's image-segmentation list: {label, mask, score} of every class that occurs, largest first.
-
-        mask is a PIL image of mode L, 255 inside; score is the mean probability inside, None without scores.
-        """
-        from PIL import Image
-
-        shares = self.shares()
-        segments = []
-        for index, name in sorted(enumerate(self.classes), key=lambda item: -shares[item[1]]):
-            inside = self.labels == index
-            if not inside.any():
-                continue
-            score = None if self.scores is None else float(self.scores[index][inside].mean())
-            segments.append({"label": name, "mask": Image.fromarray(inside.astype(np.uint8) * 255), "score": score})
-        return segments
-
-    def overlay(self) -> "Image.Image":
-        """The image with coloured regions and a legend, as a PIL image."""
-        return overlay(self.image, self.labels, self.classes)
 
 
 class Segmenter:
@@ -151,8 +110,11 @@ class Segmenter:
 
     @property
     def params(self) -> SegmenterParams:
-        """Parameters of the image towers on their devices."""
-        return self.model.params
+        """Parameters of the image towers on their devices, by their paths on disk.
+
+        On accelerators these are copies: the model itself holds its blocks stacked (model.params).
+        """
+        return self.model.params.unstacked()
 
     @property
     def mesh(self) -> "Mesh | None":
@@ -173,7 +135,7 @@ class Segmenter:
         fields: method, short_side, crop, stride, dtype, logit_scale, threshold, and fields of the method such as
         anchor_threshold (or rho), dynamic_shift (alpha_beta), dynamic_scale (alpha_gamma). Raises UserError.
         """
-        return self.with_config(with_fields(self.config, fields))
+        return self.with_config(with_fields(self.model.settings, fields))
 
     def text_embeddings(self, classes: Classes, templates: Sequence[str] | None = None) -> Float[Array, "Q E"]:
         """Text features of length one of every prompt; templates default to the model's own, else CLIP's 80."""
@@ -267,7 +229,7 @@ class Segmenter:
             together = [prepared[index] for index in group]
             predictions = predict(segmenter.model, together, question, scores=scores, progress=progress)
             for index, (labels, probabilities) in zip(group, predictions, strict=True):
-                results[index] = Segmentation(labels, names, pixels[index], probabilities)
+                results[index] = Segmentation(labels, names, pixels[index], probabilities, background)
         return results
 
 

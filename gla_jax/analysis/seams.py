@@ -25,7 +25,8 @@ from gla_jax.pictures.drawing import (
     shown_size,
     with_window_grid,
 )
-from gla_jax.segmenter import Segmentation, Segmenter
+from gla_jax.results.segmentation import Segmentation
+from gla_jax.segmenter import Segmenter
 from gla_jax.support.arrays import Bool, Integer, UInt8
 from gla_jax.text.prompts import Classes
 

@@ -34,8 +34,12 @@ def segment(
     ),
     recursive: Annotated[bool, typer.Option("--recursive", help="Also the images in subfolders of folders.")] = False,
     dtype: options.Dtype = "float32",
-    precision: options.Precision = "highest",
+    precision: options.Precision = None,
     scores: Annotated[bool, typer.Option("--scores", help="Also write the probability of every class.")] = False,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Also write coco, coco-polygons, label-studio, cvat, yolo or voc; repeat it."),
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print results.json on standard output.")] = False,
     batch: options.Batch = 1,
     mesh: Annotated[
@@ -53,6 +57,7 @@ def segment(
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID or --distributed, share the images; with a --mesh over
     the devices of all of them they share the windows of every image.
     """
+    from gla_jax.results.dataset import check_formats
     from gla_jax.settings.options import settings_from_options, with_fields
     from gla_jax.text.prompts import background_name, check_enough, parse_classes, read_lines
 
@@ -68,6 +73,7 @@ def segment(
         threshold = config.threshold if background else 0.0
     prompts = read_lines(templates, "templates") if templates else None
     paths = _find(images, out, recursive, classes)
+    wanted = check_formats(formats or ())
     check_enough(parsed, background)  # after words behind the first class got their own sentence
 
     from gla_jax.distributed.processes import joined
@@ -83,7 +89,7 @@ def segment(
         devices = None if mesh is None else read_mesh(mesh, spanning=True)
         folder = results_folder(out)
         segmenter = Segmenter.from_pretrained(model, config, offline=offline, mesh=devices)
-        task = Task(segmenter, parsed, background, prompts, scores, batch)
+        task = Task(segmenter, parsed, background, prompts, scores, batch, wanted)
 
         def say(text: str) -> None:
             if processes.is_first or devices is None or not devices.is_multi_process:

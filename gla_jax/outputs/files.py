@@ -10,13 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gla_jax.config import PlatformNumbers, SegmenterConfig, settings_as_dict
-from gla_jax.pictures.drawing import index_image, palette_image
-from gla_jax.segmenter import Segmentation
+from gla_jax.results.segmentation import Segmentation
 from gla_jax.support.errors import UserError
-from gla_jax.support.files import read_json, write_beside, write_json, write_png
+from gla_jax.support.files import read_json, write_json
 
 SETTINGS_FILE = "run.json"
 SYNC_SECONDS = 1.0
@@ -87,24 +84,23 @@ def claim_folder(out: Path, settings: dict[str, Any], has_records: bool) -> None
             write_json(path, settings)
         return
     before = read_json(path, "the settings", f"choose another --out, or remove {out}")
-    if differences := _differences(before, json.loads(json.dumps(settings))):
+    if found := differences(before, json.loads(json.dumps(settings))):
         raise UserError(
-            f"{out} holds a run with other settings ({'; '.join(differences[:4])}); choose another --out, or remove it."
+            f"{out} holds a run with other settings ({"; ".join(found[:4])}); choose another --out, or remove it."
         )
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Say of every value in which two JSON values differ what it was and is; name: of the value."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
         parts = ((before.get(key), now.get(key), f"{name}.{key}".removeprefix(".")) for key in keys)
-        return [line for part in parts for line in _differences(*part)]
+        return [line for part in parts for line in differences(*part)]
     was, is_now = (text if len(text) <= 40 else f"{text[:37]}..." for text in map(json.dumps, (before, now)))
     return [] if before == now else [f"{name or 'all'} was {was} and is {is_now}"]
 
 
 MAX_NAME_BYTES = 200  # of the 255 of a file name: the rest is for the ending and for the file that is written beside
-ENDINGS = (".index.png", ".palette.png", ".overlay.png")
-SCORES_ENDING = ".scores.npz"
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
@@ -149,22 +145,6 @@ def _numbered(names: Sequence[str]) -> list[str]:
         seen.add(candidate.casefold())
         unlike.append(candidate)
     return unlike
-
-
-def write_pictures(result: Segmentation, folder: Path, name: str) -> None:
-    """NAME.index.png, NAME.palette.png, NAME.overlay.png and, with scores, NAME.scores.npz (float16 [L h w])."""
-    classes = len(result.classes)
-    pictures = index_image(result.labels, classes), palette_image(result.labels, classes), result.overlay()
-    for ending, picture in zip(ENDINGS, pictures, strict=True):
-        write_png(folder / f"{name}{ending}", picture)
-    if result.scores is not None:
-        arrays = {"scores": result.scores.astype(np.float16), "classes": np.array(result.classes)}
-        write_beside(folder / f"{name}{SCORES_ENDING}", lambda file: np.savez_compressed(file, **arrays))
-
-
-def has_pictures(folder: Path, name: str, scores: bool) -> bool:
-    """True if all files that write_pictures writes exist."""
-    return all((folder / f"{name}{ending}").exists() for ending in (*ENDINGS, *[SCORES_ENDING] * scores))
 
 
 def record(result: Segmentation, path: Path, name: str, seconds: float) -> dict[str, Any]:

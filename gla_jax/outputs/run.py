@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from gla_jax.config import settings_as_dict
 from gla_jax.distributed.processes import Processes
@@ -20,15 +21,16 @@ from gla_jax.outputs.files import (
     checked_line,
     claim_folder,
     deciding_settings,
-    has_pictures,
     output_names,
     parse_line,
     record,
     taken_message,
-    write_pictures,
+    writing_to,
 )
 from gla_jax.predict.predict import Ready, label_images
-from gla_jax.segmenter import Segmentation, Segmenter, with_background
+from gla_jax.results.dataset import FORMATS, Labelled
+from gla_jax.results.segmentation import ENDINGS, Segmentation, pictures_exist
+from gla_jax.segmenter import Segmenter, with_background
 from gla_jax.support.arrays import UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError
@@ -48,7 +50,7 @@ class Task:
 
     segmenter: its settings hold the threshold; background: the class of pixels below it; templates: prompts with {}
     for the name, None for the model's; scores: also the probability of every class; batch: images with one padded
-    number of windows that go through the towers together.
+    number of windows that go through the towers together; formats: names of other tools' layouts, written at the end.
     """
 
     segmenter: Segmenter
@@ -57,6 +59,7 @@ class Task:
     templates: Sequence[str] | None = None
     scores: bool = False
     batch: int = 1
+    formats: Sequence[str] = ()
 
     def settings(self) -> dict[str, Any]:
         """A run in the same folder must agree on all of it."""
@@ -184,6 +187,8 @@ def segment_files(task: Task, paths: Sequence[Path], folder: Path, processes: Pr
         for part in processes.gather("records", json.dumps([rows, failed]).encode()):
             for mapping, more in zip((rows, failed), json.loads(part), strict=True):
                 mapping.update((int(index), row) for index, row in more.items())
+        if processes.is_first:
+            _write_formats(task, [rows[index] for index in sorted(rows)], folder)
         return Outcome(len(rows), len(failed), keep(complete=True))
 
 
@@ -220,14 +225,28 @@ def _segmented(
 
     images = label_images(model, readable(), question, watch, batch=task.batch, scores=task.scores, around=around)
     for read, prediction in images:
-        result = Segmentation(prediction.labels, names, read.pixels, prediction.scores)
+        result = Segmentation(prediction.labels, names, read.pixels, prediction.scores, task.background)
         if folder is not None:
-            write_pictures(result, folder, read.file.name)
+            result.save(folder, read.file.name)
         watch.mark("write")
         yield read, record(result, read.file.path, read.file.name, sum(watch.take().values()))
         while bad:
             yield bad.pop(0), None
     yield from ((item, None) for item in bad)
+
+
+def _write_formats(task: Task, rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write all images of the run in the task's formats, from their index PNGs: earlier runs wrote some of them."""
+    names, _, _ = with_background(task.classes, task.background, float(task.segmenter.config.threshold))
+
+    def labelled() -> Iterator[Labelled]:
+        for row in rows:
+            with Image.open(folder / f"{row['name']}{ENDINGS[0]}") as picture:
+                yield Labelled(np.asarray(picture), row["image"], row["name"])
+
+    for name in task.formats:
+        with writing_to(folder):
+            FORMATS[name](labelled(), names, task.background, folder)
 
 
 @contextmanager
@@ -262,4 +281,4 @@ def _finished(folder: Path, files: Sequence[File], scores: bool) -> dict[int, di
                 rows.pop(file.index, None)
                 if row.get("image") == str(file.path) and stamp and stamp == _stamp(file.path):
                     rows[file.index] = row
-    return {index: row for index, row in rows.items() if has_pictures(folder, row["name"], scores)}
+    return {index: row for index, row in rows.items() if pictures_exist(folder, row["name"], scores)}

@@ -23,10 +23,11 @@ from gla_jax.images.windows import WindowGrid, Windows, window_grid
 from gla_jax.pictures.drawing import NARROWEST, PANEL_HEIGHT, RED
 from gla_jax.pipeline import WindowTokens, aggregate_windows, segment_logits
 from gla_jax.predict.model import image_grid
-from gla_jax.segmenter import Segmentation, Segmenter
+from gla_jax.results.segmentation import Segmentation
+from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import ImageError, UserError
 from gla_jax.text.prompts import parse_classes
-from gla_jax.towers.layers import QKV
+from gla_jax.towers.attention import QKV
 from tests import oracle
 from tests.small_models import random_pair
 

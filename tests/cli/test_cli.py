@@ -125,14 +125,14 @@ def test_records_are_kept_while_it_runs(tmp_path, photo, model, monkeypatch):
     (tmp_path / "photo2.png").write_bytes(photo.read_bytes())
     monkeypatch.setattr(outputs, "SECONDS_BETWEEN_RECORDS", 0.0)
     seen = []
-    write = outputs.write_pictures
+    write = outputs.Segmentation.save
 
     def look(*arguments):
         document = json.loads((out / "results.json").read_text())
         seen.append((document["complete"], len(document["images"])))
         write(*arguments)
 
-    monkeypatch.setattr(outputs, "write_pictures", look)
+    monkeypatch.setattr(outputs.Segmentation, "save", look)
     assert call("segment", tmp_path, *CLASSES, "--model", model, *SIZES, "--out", out) == 0
     assert seen == [(False, 0), (False, 1)]
 

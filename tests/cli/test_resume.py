@@ -39,13 +39,13 @@ def segment(tmp_path, model, monkeypatch):
     for seed, name in enumerate("abc"):
         save(tmp_path / "photos" / f"{name}.png", seed)
     done = []
-    write = outputs.write_pictures
+    write = outputs.Segmentation.save
 
     def note(result, folder, name):
         done.append(name)
         write(result, folder, name)
 
-    monkeypatch.setattr(outputs, "write_pictures", note)
+    monkeypatch.setattr(outputs.Segmentation, "save", note)
 
     def call(*more, images=("photos",), classes=CLASSES):
         done.clear()
@@ -138,7 +138,7 @@ def test_a_second_run_at_once_is_refused(tmp_path, segment, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_with_a_sentence_and_nothing_half_written(tmp_path, segment, monkeypatch, capsys, number):
-    write = outputs.write_pictures
+    write = outputs.Segmentation.save
 
     def stop(result, folder, name):
         write(result, folder, name)
@@ -150,7 +150,7 @@ def test_a_signal_ends_the_run_with_a_sentence_and_nothing_half_written(tmp_path
                 monkeypatch.undo()
 
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "write_pictures", stop)
+        patch.setattr(outputs.Segmentation, "save", stop)
         assert segment()[0] == 128 + number
     assert "stopped; nothing half-written is left" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob(".*.unfinished"))
