@@ -18,9 +18,11 @@ from gla_jax.support.errors import ImageError, UserError
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2", ".j2k",
 )  # fmt: skip
+MAX_JPEG2000_HEADER = 2**24
 MAX_FILE_BYTES = 2**30  # Pillow reads WebP and AVIF files whole before it knows their size in pixels
-FORMATS_16_BIT = ("PNG", "PPM")  # their mode "I" holds 16 bits; in other formats it holds 32, of unknown range
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
+GREY_16_BITS = ("PNG", "PPM", "TIFF", "JPEG2000", None)  # None: made by a program; a FITS file's may be negative
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT = 258, 262, 277, 284, 339  # TIFF tags
+WHITE_IS_ZERO, PLANE_BY_PLANE, SIGNED = 0, 2, 2  # values of the last three
 
 
 def read_image(source: Path | str | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
@@ -98,19 +100,49 @@ def grey_step(image: Image.Image) -> int:
     return {"L;2": 85, "L;4": 17}.get(mode[0] if isinstance(mode, tuple) else mode, 1)
 
 
+def _unreadable(image: Image.Image) -> str | None:
+    """Say why the pixels of an image have no range that is known, or would be read wrongly by Pillow without a word."""
+    tags, known = getattr(image, "tag_v2", {}), "have no range that is known; save it with 8 or 16 bits"
+    apart = tags.get(SAMPLES, 1) > 1 and tags.get(PLANES) == PLANE_BY_PLANE
+    if image.mode == "F":
+        return f"floating-point pixels {known}"
+    if SIGNED in tags.get(SAMPLE_FORMAT, ()) and max(tags.get(BITS_PER_SAMPLE, (1,))) < 32:
+        return f"signed pixels {known}"
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # there they have 16 bits
+        return f"pixels of 32 bits {known}"
+    if image.mode.startswith("I;16") and image.format not in GREY_16_BITS:
+        return f"pixels of a {image.format} file {known}"
+    if (apart and max(tags.get(BITS_PER_SAMPLE, (1,))) > 8) or _bits_of_jpeg2000(image) > 8:
+        return "colours of 16 bits are not supported in this kind of file; save it as PNG"
+    return None
+
+
+def _bits_of_jpeg2000(image: Image.Image) -> int:
+    """Bits of a colour of a JPEG 2000 file that is not decoded yet; 8 for grey, which is read rightly, and others."""
+    if image.format != "JPEG2000" or image.mode.startswith("I") or not image.tile:
+        return 8
+    place = image.fp.tell()
+    image.fp.seek(0)
+    _, _, header = image.fp.read(MAX_JPEG2000_HEADER).partition(b"\xff\x4f\xff\x51")  # of the code stream
+    image.fp.seek(place)
+    return (header[38] & 127) + 1
+
+
 def to_rgb(image: Image.Image, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     """A PIL image of any mode as RGB uint8, turned as its EXIF says if upright.
 
-    Raises ImageError for an empty image and for pixels whose range is unknown: floating-point and 32-bit ones.
+    Raises ImageError for an empty image and for pixels whose range is unknown: floating-point, signed and 32-bit ones.
     """
     if min(image.size) < 1:
         raise ImageError(f"an image of {image.width} x {image.height} pixels is empty.")
-    kind = {"F": "floating-point pixels", "I": "pixels of 32 bits"}.get(image.mode)
-    if kind and not (image.mode == "I" and image.format in FORMATS_16_BIT):
-        raise ImageError(f"{kind} have no range that is known; save it with 8 or 16 bits.")
-    tags = getattr(image, "tag_v2", {})
-    if isinstance(image.info.get("transparency"), int):
-        image.info["transparency"] *= grey_step(image)  # Pillow scales the pixels alone
+    if fault := _unreadable(image):
+        raise ImageError(f"{fault}.")
+    tags, clear = getattr(image, "tag_v2", {}), image.info.get("transparency")
+    # Pillow scales the pixels alone.
+    if isinstance(clear, int):
+        image.info["transparency"] = clear * grey_step(image)
+    elif isinstance(clear, tuple) and getattr(image, "tile", None) and image.tile[0][3] == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
     if upright:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
@@ -121,6 +153,8 @@ def to_rgb(image: Image.Image, upright: bool = True) -> UInt8[np.ndarray, "h w 3
         grey = ((levels * 255 + most // 2) // most).astype(np.uint8)[wide]
         grey[wide == image.info.get("transparency", -1)] = 255
         return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -280,66 +280,6 @@ def test_a_file_is_never_handed_to_another_program(tmp_path):
         read_image(tmp_path / "a.png")
 
 
-def png(depth, rows, *chunks):
-    """A grey PNG of packed rows with extra chunks (type, data)."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", len(rows[0]) * 8 // depth, len(rows), depth, 0, 0, 0, 0)
-    parts = [
-        (b"IHDR", header),
-        *chunks,
-        (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
-        (b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
-
-
-def tiff(data, width, bits, photometric=1, order="<"):
-    """An uncompressed grey TIFF of one row."""
-    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(data)}
-    entries = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
-    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data))
-    return start + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
-
-
-WIDE = np.array([0, 257, 32768, 65535])
-
-
-@pytest.mark.parametrize(
-    ("content", "grey"),
-    [
-        (png(16, [WIDE.astype(">u2").tobytes()]), [0, 1, 128, 255]),
-        (tiff(WIDE.astype("<u2").tobytes(), 4, 16), [0, 1, 128, 255]),
-        (tiff(WIDE.astype(">u2").tobytes(), 4, 16, order=">"), [0, 1, 128, 255]),
-        (tiff(WIDE.astype("<u2").tobytes(), 4, 16, photometric=0), [255, 254, 127, 0]),
-        (tiff(bytes([0x00, 0x00, 0x10, 0x80, 0x0F, 0xFF]), 4, 12), [0, 1, 128, 255]),
-        (tiff(bytes([0b00011011]), 4, 2, photometric=0), [255, 170, 85, 0]),
-        (png(2, [bytes([0b00011011])]), [0, 85, 170, 255]),
-        # A grey value that is transparent is named at the file's own depth.
-        (png(16, [WIDE.astype(">u2").tobytes()], (b"tRNS", struct.pack(">H", 257))), [0, 255, 128, 255]),
-        (png(8, [bytes([0, 1, 128, 255])], (b"tRNS", struct.pack(">H", 1))), [0, 255, 128, 255]),
-        (png(2, [bytes([0b00011011])], (b"tRNS", struct.pack(">H", 1))), [0, 255, 170, 255]),
-        (png(1, [bytes([0b00011011])], (b"tRNS", struct.pack(">H", 0))), [255] * 8),
-    ],
-)
-def test_grey_of_every_depth_is_what_a_viewer_shows(tmp_path, content, grey):
-    (tmp_path / "a.png").write_bytes(content)
-    assert read_image(tmp_path / "a.png")[0].tolist() == [[value] * 3 for value in grey]
-
-
-@pytest.mark.parametrize("mode", ["PA", "LA", "RGBa", "RGBA", "P"])
-def test_every_kind_of_transparency_is_laid_over_white(mode):
-    image = Image.fromarray(np.dstack([PIXELS, np.zeros((24, 32), np.uint8)]))
-    if mode == "P":
-        image = Image.new("P", (4, 4), 1)
-        image.putpalette([9, 9, 9, 255, 5, 5, 5, 0], "RGBA")
-    else:
-        image = image.convert(mode)
-    assert as_rgb(image).min() == 255
-
-
 def test_lab_becomes_rgb(tmp_path):
     rgb = Image.new("RGB", (4, 4), (200, 90, 5))
     profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
