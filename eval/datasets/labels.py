@@ -14,7 +14,9 @@ from gla_jax.support.errors import DataError
 
 WIDE_IGNORE = 65535
 LARGEST_NARROW = 254  # more classes than this need 16-bit labels: 255 is ignored
-CHANGING = ("JPEG", "MPO", "JPEG2000", "GIF")  # lossy formats, and one whose writers number colours anew
+# Lossy formats, and one whose writers number colours anew.
+CHANGING = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF")
+CHANGING_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _FOREIGN = 254  # marks values a table has no entry for; no narrow label has so many classes
 
 
@@ -56,6 +58,23 @@ def label_code(encoding: str, classes: int, tables: dict[str, dict[int, int]] | 
     return LabelCode(classes, bytes(index_of.get(raw, _FOREIGN) for raw in range(256)))
 
 
+def stored_values(image: Image.Image, what: str, upright: bool) -> np.ndarray:
+    """The numbers [h w] or [h w channels] that an opened file holds; black and white are 0 and 1.
+
+    what: names the file in the error; upright: they are turned as its EXIF says. Raises DataError for a format that
+    changes class indices.
+    """
+    if image.format in CHANGING or image.info.get("compression") in CHANGING_TIFF:
+        raise DataError(
+            f"{what} is a {image.format} file, which changes class indices when it is written; write labels as index "
+            "PNGs from the data that they were made of."
+        )
+    step = grey_step(image)  # a file of 2 or 4 bits holds indices, which Pillow spreads over 0..255
+    raw = np.asarray(ImageOps.exif_transpose(image) if upright else image)
+    raw = raw.astype(np.uint8 if raw.dtype == bool else raw.dtype.newbyteorder("="))
+    return raw // raw.dtype.type(step) if step > 1 else raw
+
+
 def read_label(source: Path | bytes, code: LabelCode, name: str, upright: bool = False) -> Integer[np.ndarray, "h w"]:
     """A label image as class indices and the ignored value, uint8 [h w] (uint16 above 254 classes).
 
@@ -68,14 +87,7 @@ def read_label(source: Path | bytes, code: LabelCode, name: str, upright: bool =
     Raises DataError for a file that is no label image or holds a value that the encoding does not have.
     """
     with opened(source, name, DataError) as image:
-        if image.format in CHANGING:
-            raise DataError(
-                f"label {name} is a {image.format} file, which changes class indices when it is written; write labels "
-                "as index PNGs from the data that they were made of."
-            )
-        step = grey_step(image)  # a file of 2 or 4 bits holds indices, which Pillow spreads over 0..255
-        raw = np.asarray(ImageOps.exif_transpose(image) if upright else image)
-    raw = raw.astype(np.uint8) if raw.dtype == bool else raw // raw.dtype.type(step) if step > 1 else raw
+        raw = stored_values(image, f"label {name}", upright)
     if raw.ndim != 2 or raw.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"label {name} is {raw.dtype} with shape {raw.shape}, but a label of {code.classes} classes is an index "

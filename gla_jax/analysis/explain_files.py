@@ -10,7 +10,8 @@ import numpy as np
 from gla_jax.analysis.explain import check_point, explain
 from gla_jax.analysis.explain_pictures import explanation_picture, stage_note
 from gla_jax.analysis.seams import boundary_picture, compare_methods, flip_note, label_flips
-from gla_jax.images.reading import grey_step, opened, read_image
+from gla_jax.eval.datasets.labels import stored_values
+from gla_jax.images.reading import opened, read_image
 from gla_jax.pictures.charts import require_matplotlib
 from gla_jax.predict.model import image_grid
 from gla_jax.segmenter import Segmenter
@@ -46,10 +47,9 @@ def parse_point(text: str) -> tuple[int, int]:
 
 
 def read_mask(path: Path | str, size: tuple[int, int]) -> Integer[np.ndarray, "h w"]:
-    """The values of an index or binary mask of an image of size (h, w). Raises ImageError."""
+    """The values of an index or binary mask of an image of size (h, w), turned as its EXIF says. Raises UserError."""
     with opened(path) as picture:
-        step = grey_step(picture)  # the file's own values, not Pillow's multiples of them
-        values = np.asarray(picture)
+        values = stored_values(picture, f"the mask {path}", upright=True)
     if values.ndim != 2 or values.dtype.kind not in "bui":
         raise ImageError(f"the mask {path} holds colours; give one channel, an index or a black and white PNG.")
     if values.shape != tuple(size):
@@ -57,7 +57,7 @@ def read_mask(path: Path | str, size: tuple[int, int]) -> Integer[np.ndarray, "h
             f"the mask {path} has {values.shape[1]} x {values.shape[0]} pixels, but the image has {size[1]} x "
             f"{size[0]}; give a mask of the image's size."
         )
-    return values.astype(np.int32) // step
+    return values.astype(np.int32)
 
 
 def read_request(

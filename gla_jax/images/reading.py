@@ -76,6 +76,8 @@ def _guard(name: str, error: type[UserError] = ImageError) -> Iterator[None]:
         yield
     except ImageError as fault:
         raise error(f"{name}: {fault}") from None
+    except UserError:
+        raise
     except Exception as fault:  # on damaged files Pillow's decoders raise nearly every kind
         match fault:
             case UnidentifiedImageError():

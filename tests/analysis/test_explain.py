@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gla_jax.analysis.explain import attention_stages, explain, methods_with_one_row, query_row, query_token
-from gla_jax.analysis.explain_files import parse_point, read_mask
+from gla_jax.analysis.explain_files import parse_point
 from gla_jax.analysis.explain_pictures import without_slivers
 from gla_jax.analysis.seams import boundary_picture, compare_methods, flip_note, label_flips
 from gla_jax.analysis.token_attention import cover
@@ -25,7 +25,7 @@ from gla_jax.pipeline import WindowTokens, aggregate_windows, segment_logits
 from gla_jax.predict.model import image_grid
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.segmenter import Segmenter
-from gla_jax.support.errors import ImageError, UserError
+from gla_jax.support.errors import UserError
 from gla_jax.text.prompts import parse_classes
 from gla_jax.towers.attention import QKV
 from tests import oracle
@@ -431,15 +431,3 @@ def test_a_mistake_is_one_sentence_before_any_weights_are_loaded(photo, capsys, 
     assert said.startswith("error: ")
     assert sentence in said
     assert said.count("\n") == 1
-
-
-def test_masks_that_do_not_fit_are_refused(tmp_path):
-    path = tmp_path / "mask.png"
-    Image.fromarray(IMAGE).save(path)
-    with pytest.raises(ImageError, match="holds colours"):
-        read_mask(path, (60, 90))
-    Image.fromarray(np.zeros((60, 91), np.uint8)).save(path)
-    with pytest.raises(ImageError, match="91 x 60 pixels, but the image has 90 x 60"):
-        read_mask(path, (60, 90))
-    Image.fromarray(np.ones((60, 90), bool)).save(path)
-    assert read_mask(path, (60, 90)).sum() == 60 * 90

@@ -12,6 +12,7 @@ from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.eval.datasets.labels import label_code, read_label
 from gla_jax.support.errors import DataError
 from tests.eval import trees
+from tests.images.test_depths import tiff
 
 SPLIT = "ImageSets/Segmentation/val.txt"
 
@@ -30,13 +31,22 @@ def test_split_files_are_bounded(tmp_path):
         open_dataset("voc21", data)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "GIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "GIF", "AVIF", "WEBP", "TIFF"])
 def test_formats_that_change_values_hold_no_labels(kind, tmp_path):
     """A GIF numbers its colours anew and JPEG smooths edges: both give classes that nobody wrote."""
     label = trees.label_of([2, 7, 40])
-    Image.fromarray(label).save(tmp_path / "a.png", format=kind, quality=100)
-    with pytest.raises(DataError, match=rf"a\.png is a {kind} file, which changes class indices"):
+    options = {"compression": "jpeg"} if kind == "TIFF" else {}
+    Image.fromarray(label).save(tmp_path / "a.png", format=kind, quality=100, **options)
+    with pytest.raises(DataError, match=rf"^label .*a\.png is a {kind} file, which changes class indices"):
         read_label(tmp_path / "a.png", label_code("plain", 171), str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_labels_of_16_bits_in_either_byte_order_are_read(order, tmp_path):
+    (tmp_path / "a.png").write_bytes(tiff(np.array([0, 2, 299, 65535], f"{order}u2").tobytes(), 4, 16, order=order))
+    read = read_label(tmp_path / "a.png", label_code("plain", 300), "a.png")
+    np.testing.assert_array_equal(read, [[0, 2, 299, 65535]])
+    assert read.dtype == np.uint16
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6])
