@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ Number = float | jax.Array
 Side = Literal["queries", "keys"]
 Feature = Literal["vfm", "queries", "keys"]
 Form = Literal["blockwise", "dense", "ring"]
+TowerAttention = Literal["together", "head_by_head", "chunked", "cudnn"]  # towers/attention.py
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("highest", "high", "default")  # JAX's names; all are float32 products on processors
 MAX_SIDE = 2**16  # pixels; more is a slip of the finger
@@ -135,25 +136,29 @@ BASELINES: dict[str, Baseline] = {
 
 
 class PlatformNumbers(NamedTuple):
-    """Numbers that depend on the device and change results by rounding alone.
+    """What depends on the device and changes results by rounding alone.
 
     block_size: queries and keys of an attention block at most; tower_batch: windows that go through the towers
-    together; skip_blocks: blocks of keys are tested for entries that survive; head_by_head: towers take one attention
-    head after the other.
+    together, None: as many as the device's memory takes (towers/placement.py); skip_blocks: blocks of keys are tested
+    for entries that survive; tower_attention: form of the towers' attention; scan_blocks: the blocks of a tower are one
+    program that is scanned, from parameters that are stacked when a model is placed.
     """
 
     block_size: int
-    tower_batch: int
+    tower_batch: int | None
     skip_blocks: bool
-    head_by_head: bool
+    tower_attention: TowerAttention
+    scan_blocks: bool
 
 
 # Without a platform, as in a pure function that is given a config of no model.
-REFERENCE = PlatformNumbers(512, 2, skip_blocks=False, head_by_head=False)
-# Measured on processors (eval/RESULTS.md). On accelerators a branch would stall the chip; their sizes are a guess, not
-# measured.
-PLATFORMS = {"cpu": PlatformNumbers(512, 2, skip_blocks=True, head_by_head=True)}
-ACCELERATOR = PlatformNumbers(4096, 16, skip_blocks=False, head_by_head=False)
+REFERENCE = PlatformNumbers(512, 2, False, "together", scan_blocks=False)
+# Measured on processors (eval/RESULTS.md). On accelerators a branch would stall the chip; their block size is a guess.
+PLATFORMS = {
+    "cpu": PlatformNumbers(512, 2, True, "head_by_head", scan_blocks=False),
+    "cuda": PlatformNumbers(4096, None, False, "cudnn", scan_blocks=True),
+}
+ACCELERATOR = PlatformNumbers(4096, None, False, "chunked", scan_blocks=True)
 
 
 @jax.tree_util.register_dataclass
@@ -300,8 +305,8 @@ class SegmenterConfig:
     """Everything a segmentation depends on besides weights, image and classes.
 
     threshold: pixels whose best class probability is below it become background (0 turns it off); dtype: of the
-    towers, all statistics stay float32; tower_batch and head_by_head are PlatformNumbers, None until a model is placed
-    on its devices.
+    towers, all statistics stay float32; tower_batch and tower_attention are PlatformNumbers, None until a model is
+    placed on its devices.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -310,7 +315,7 @@ class SegmenterConfig:
     threshold: Number = 0.0
     dtype: Literal["float32", "bfloat16"] = static("float32")
     tower_batch: int | None = static(None)
-    head_by_head: bool | None = static(None)
+    tower_attention: TowerAttention | None = static(None)
 
     def __post_init__(self):
         if isinstance(self.method, str):
@@ -323,7 +328,8 @@ class SegmenterConfig:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.tower_batch is not None:
             _check_number("tower_batch", self.tower_batch, at_least=1, whole=True)
-        _check_switch("head_by_head", self.head_by_head, optional=True)
+        if self.tower_attention not in (None, *(forms := get_args(TowerAttention))):
+            raise ValueError(f"tower_attention {self.tower_attention!r:.60} is not one of {', '.join(forms)}")
 
     @property
     def max_tower_batch(self) -> int:
@@ -332,7 +338,7 @@ class SegmenterConfig:
 
 
 def on_platform(config: SegmenterConfig, platform: str) -> SegmenterConfig:
-    """The settings with what depends on the platform ("cpu", "gpu", "tpu") as numbers; what is set stays."""
+    """The settings with what depends on the platform (of towers/placement.py) as numbers; what is set stays."""
     numbers = PLATFORMS.get(platform, ACCELERATOR)
 
     def filled(part: Any) -> Any:

@@ -4,7 +4,7 @@ Pure functions: they jit, vmap and differentiate. The same functions run as one 
 over chunks of windows and queries (segment_in_steps).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -14,12 +14,14 @@ from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer
 from gla_jax.attention.baselines import window_attention
 from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries, resample_tokens
 from gla_jax.checkpoints.model_folder import Params, VfmSpec, build_vfm
-from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
+from gla_jax.config import BASELINES, REFERENCE, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, normalise
 from gla_jax.support.arrays import Array, Float, inverse_norms, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
+from gla_jax.towers.attention import QKV
 from gla_jax.towers.clip import ClipImage, ClipImageSpec
-from gla_jax.towers.layers import QKV
+from gla_jax.towers.layers import STACKED, stack_blocks, unstack_blocks
+from gla_jax.towers.placement import even_batch
 
 QUERY_CHUNK = 4096  # queries of a step
 
@@ -39,6 +41,17 @@ class SegmenterParams:
         method = config.method
         source = self.vfm_spec if method.attends_by_features and method.reads_vfm else self.clip_spec
         return (config.windows.crop // source.patch_size) ** 2
+
+    def stacked(self) -> "SegmenterParams":
+        """The same with the blocks of each tower stacked, which run as one scanned program; CLIP's last stays apart."""
+        vfm = self.vfm and stack_blocks(self.vfm, self.vfm_spec.depth)
+        return replace(self, clip=stack_blocks(self.clip, self.clip_spec.depth - 1), vfm=vfm)
+
+    def unstacked(self) -> "SegmenterParams":
+        """The inverse of stacked: paths of the leaves as on disk."""
+        if not any(STACKED in tower for tower in (self.clip, self.vfm or {})):
+            return self
+        return replace(self, clip=unstack_blocks(self.clip), vfm=self.vfm and unstack_blocks(self.vfm))
 
 
 class WindowTokens(NamedTuple):
@@ -65,29 +78,37 @@ class WindowTokens(NamedTuple):
 
 @typed
 def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> WindowTokens:
-    """Run both towers over the windows, config.max_tower_batch of them at a time.
+    """Run both towers over the windows, at most config.max_tower_batch of them at a time.
 
     Raises ValueError when the baseline needs a vision foundation model and there is none.
     """
-    dtype, method = jnp.dtype(config.dtype), config.method
-    # head_by_head is None where the settings belong to no model: then all heads together.
-    options = {"precision": method.precision, "head_by_head": bool(config.head_by_head)}
+    dtype, method, limit = jnp.dtype(config.dtype), config.method, config.max_tower_batch
+    # The form is None where the settings belong to no model.
+    form = config.tower_attention or REFERENCE.tower_attention
+    options = {"precision": method.precision, "attention_form": form}
     if method.reads_vfm and params.vfm is None:
         raise ValueError(f"{method.baseline} compares features of a vision foundation model; none is given")
 
-    # One window a call: lax.map stacks them again in batches of the size that the platform likes.
-    def encode(pixels: Array) -> WindowTokens:
-        clip_pixels = normalise(pixels[None], params.clip_spec.pixel_mean, params.clip_spec.pixel_std)
+    def encode(pixels: Array) -> WindowTokens:  # [b 3 c c]
+        clip_pixels = normalise(pixels, params.clip_spec.pixel_mean, params.clip_spec.pixel_std)
         clip = ClipImage(params.clip_spec, dtype, **options)
         tokens = clip.apply({"params": params.clip}, clip_pixels, method="encode")
         features = None
         if method.reads_vfm:
-            vfm_pixels = normalise(pixels[None], IMAGENET_MEAN, IMAGENET_STD)
+            vfm_pixels = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)
             vfm = build_vfm(params.vfm_spec, dtype, **options)
-            features = vfm.apply({"params": params.vfm}, vfm_pixels).patch_tokens[0]
-        return WindowTokens(QKV(*(x[0] for x in tokens.qkv)), tokens.residual[0], features)
+            features = vfm.apply({"params": params.vfm}, vfm_pixels).patch_tokens
+        return WindowTokens(tokens.qkv, tokens.residual, features)
 
-    return jax.lax.map(encode, jnp.asarray(windows.pixels), batch_size=config.max_tower_batch)
+    pixels = jnp.asarray(windows.pixels)
+    size = even_batch(len(pixels), limit)
+    whole = len(pixels) // size
+    batches = pixels[: whole * size].reshape(whole, size, *pixels.shape[1:])
+    encoded = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), jax.lax.map(encode, batches))
+    if len(pixels) == whole * size:
+        return encoded
+    rest = encode(pixels[whole * size :])
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), encoded, rest)
 
 
 @typed

@@ -47,7 +47,7 @@ from gla_jax.config import (
         (lambda: MethodConfig(dynamic_shift=1e38), r"dynamic_shift is 1e\+38; give a number from -1000000 to 1000000"),
         (lambda: MethodConfig(masking="false"), "masking is 'false'; give True or False"),  # as text it would be true
         (lambda: MethodConfig(skip_blocks=1), "skip_blocks is 1; give True or False"),
-        (lambda: SegmenterConfig(head_by_head="no"), "head_by_head is 'no'; give True or False"),
+        (lambda: SegmenterConfig(tower_attention="no"), "tower_attention 'no' is not one of together, head_by_head"),
         (lambda: MethodConfig(baseline=["clip"]), "is not a baseline"),
         (lambda: SegmenterConfig(method="gla"), "method is 'gla'; give a MethodConfig"),
         (lambda: SegmenterConfig(windows={"crop": 224}), "windows is .*; give a WindowConfig"),
@@ -100,8 +100,18 @@ def test_a_model_takes_plain_numbers_alone():
 
 def test_the_platform_fills_in_what_is_not_set_and_nothing_else():
     cpu, gpu = (on_platform(SegmenterConfig(tower_batch=7), platform) for platform in ("cpu", "gpu"))
-    assert (cpu.tower_batch, cpu.head_by_head, cpu.method.block_size, cpu.method.skip_blocks) == (7, True, 512, True)
-    assert (gpu.tower_batch, gpu.head_by_head, gpu.method.block_size, gpu.method.skip_blocks) == (7, False, 4096, False)
+    assert (cpu.tower_batch, cpu.tower_attention, cpu.method.block_size, cpu.method.skip_blocks) == (
+        7,
+        "head_by_head",
+        512,
+        True,
+    )
+    assert (gpu.tower_batch, gpu.tower_attention, gpu.method.block_size, gpu.method.skip_blocks) == (
+        7,
+        "chunked",
+        4096,
+        False,
+    )
     assert on_platform(cpu, "gpu") == cpu
     numbers = settings_as_dict(cpu)
     assert numbers["method"]["block_size"] == 512  # as results.json shows it

@@ -13,7 +13,7 @@ from gla_jax.images.windows import Windows, cut_windows, window_grid
 from gla_jax.pipeline import SegmenterParams, WindowTokens, aggregate_windows, segment_features, segment_logits
 from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec
-from gla_jax.towers.layers import QKV
+from gla_jax.towers.attention import QKV
 
 CLIP = ClipSpec(ClipImageSpec(32, 8, 16, 2, 2, 32, 12), ClipTextSpec(20, 8, 16, 1, 2, 32, 12, 19))
 DINO = DinoSpec(32, 4, 12, 2, 2, 24)

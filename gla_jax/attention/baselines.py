@@ -8,7 +8,7 @@ import numpy as np
 
 from gla_jax.config import Baseline
 from gla_jax.support.arrays import Array, Float, typed
-from gla_jax.towers.layers import QKV, attention_weights, merge_heads, split_heads
+from gla_jax.towers.attention import QKV, attention_weights, merge_heads, split_heads
 
 
 def neighbourhood_bias(tokens: int, std: float) -> Float[np.ndarray, "t t"]:

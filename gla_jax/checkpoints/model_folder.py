@@ -65,7 +65,7 @@ class Checkpoint:
 
 
 def build_vfm(spec: VfmSpec, dtype: jnp.dtype = jnp.float32, **options: Any) -> nn.Module:
-    """The Linen module of a vision foundation model's spec; options: precision and head_by_head of its class."""
+    """The Linen module of a vision foundation model's spec; options: precision and attention_form of its class."""
     return (Dino if isinstance(spec, DinoSpec) else DinoV2)(spec, dtype, **options)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.ring import WINDOW_AXIS
-from gla_jax.config import SegmenterConfig, WindowConfig, on_platform, with_plain_numbers
+from gla_jax.config import ACCELERATOR, PLATFORMS, SegmenterConfig, WindowConfig, on_platform, with_plain_numbers
 from gla_jax.distributed.mesh import (
     DATA_AXIS,
     image_features,
@@ -25,6 +25,7 @@ from gla_jax.pipeline import SegmenterParams, segment_features, segment_in_steps
 from gla_jax.support.arrays import Array, Float, UInt8
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
+from gla_jax.towers.placement import device_memory, platform_of, tower_batch
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -83,11 +84,15 @@ def _batch_features(params: SegmenterParams, windows: Windows, config: Segmenter
 
 @dataclass(frozen=True)
 class Model:
-    """Parameters on a device, or on all devices of a mesh, and settings whose platform numbers are filled in."""
+    """Parameters on a device, or on all devices of a mesh, and settings.
+
+    config: with what depends on the device filled in; settings: without. On accelerators the parameters are stacked.
+    """
 
     params: SegmenterParams
     config: SegmenterConfig
     mesh: "Mesh | None" = None
+    settings: SegmenterConfig | None = None
 
     @classmethod
     def place(cls, params: SegmenterParams, config: SegmenterConfig, mesh: "Mesh | None" = None) -> "Model":
@@ -99,7 +104,9 @@ class Model:
         if mesh is not None and getattr(mesh, "axis_names", None) != (DATA_AXIS, WINDOW_AXIS):
             raise UserError(f"mesh is {mesh!r:.60}; give a mesh of gla_jax.make_mesh.")
         dtype = jnp.dtype(config.dtype)
-        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)  # on the host until all is as it stays
+        if PLATFORMS.get(platform_of(_first_device(mesh)), ACCELERATOR).scan_blocks:
+            params = params.stacked()
         if mesh is None:
             # Processors share the memory of aligned arrays of the right dtype.
             placed = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), params)
@@ -112,8 +119,7 @@ class Model:
         config = check_settings(config, self.params)
         if self.mesh is None and config.method.attention == "ring":
             raise UserError("the ring passes keys from device to device; give a mesh, or take blockwise attention.")
-        platform = jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
-        return replace(self, config=on_platform(config, platform))
+        return replace(self, config=on_device(config, self.params, _first_device(self.mesh)), settings=config)
 
     def steps_through(self, size: tuple[int, int]) -> int:
         """Number of windows of an image of size (h, w) that goes through in steps, 0 for any other."""
@@ -148,6 +154,19 @@ class Model:
         if len(windows) == 1:
             return [_segment_features(self.params, windows[0], self.config)]
         return list(_batch_features(self.params, _stacked(windows), self.config))
+
+
+def _first_device(mesh: "Mesh | None") -> jax.Device:
+    return jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
+def on_device(config: SegmenterConfig, params: SegmenterParams, device: jax.Device) -> SegmenterConfig:
+    """The settings with what depends on the device as numbers; what is set stays."""
+    config = on_platform(config, platform_of(device))
+    if config.tower_batch is not None:
+        return config
+    specs = [params.clip_spec] + ([params.vfm_spec] if config.method.reads_vfm else [])
+    return replace(config, tower_batch=tower_batch(specs, config.windows.crop, config.dtype, device_memory(device)))
 
 
 def _stacked(windows: Sequence[Windows]) -> Windows:

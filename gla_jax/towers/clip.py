@@ -75,13 +75,11 @@ class ClipImage(Tower):
 
         Raises ValueError when the patch size does not divide h and w.
         """
-        embedded = tokens = self.norm_pre(self.patch_tokens(pixels.astype(self.dtype)))
-        outputs = []
+        embedded = self.norm_pre(self.patch_tokens(pixels.astype(self.dtype)))
         # The last block is left open: methods replace its attention.
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-            outputs.append(tokens)
-        return ClipImageTokens(embedded, tuple(outputs), tokens, self.blocks[-1].project_in(tokens))
+        outputs = self.run_blocks(embedded, count=self.spec.depth - 1)
+        residual = outputs[-1] if outputs else embedded
+        return ClipImageTokens(embedded, outputs, residual, self.blocks[-1].project_in(residual))
 
     @typed
     def project(
@@ -145,10 +143,7 @@ class ClipText(Tower):
             raise ValueError(f"{length} tokens are more than the text tower's context of {self.spec.context}")
         tokens = self.token_embedding(token_ids) + self.positions[None, :length].astype(self.dtype)
         causal = jnp.tril(jnp.ones((length, length), bool))
-        outputs = [tokens]
-        for block in self.blocks:
-            outputs.append(block(outputs[-1], causal))
-        return tuple(outputs)
+        return tokens, *self.run_blocks(tokens, causal)
 
     @typed
     def __call__(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:

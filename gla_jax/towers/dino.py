@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from gla_jax.support.arrays import Array, Float, typed
-from gla_jax.towers.layers import Block, LayerNorm, PatchTokens, PositionResize, Tower, transformer_blocks
+from gla_jax.towers.layers import LayerNorm, PatchTokens, PositionResize, Tower, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,14 @@ class Dino(Tower):
 
         Raises ValueError when the patch size does not divide h and w.
         """
-        return run_vision_blocks(self.patch_tokens(pixels.astype(self.dtype)), self.blocks, self.norm, first_patch=1)
+        return _vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)), first_patch=1)
 
 
-def run_vision_blocks(embedded: Array, blocks: list[Block], norm: LayerNorm, first_patch: int) -> VisionTokens:
+def _vision_tokens(tower: Tower, embedded: Array, first_patch: int) -> VisionTokens:
     """Run the blocks and the last LayerNorm; first_patch is the index of the first patch token."""
-    tokens, outputs = embedded, []
-    for block in blocks:
-        tokens = block(tokens)
-        outputs.append(tokens)
-    final = norm(tokens)
-    return VisionTokens(embedded, tuple(outputs), final[:, 0], final[:, first_patch:])
+    outputs = tower.run_blocks(embedded)
+    final = tower.norm(outputs[-1])
+    return VisionTokens(embedded, outputs, final[:, 0], final[:, first_patch:])
 
 
 @dataclass(frozen=True)
@@ -132,5 +129,4 @@ class DinoV2(Tower):
 
         Raises ValueError when the patch size does not divide h and w.
         """
-        embedded = self.patch_tokens(pixels.astype(self.dtype))
-        return run_vision_blocks(embedded, self.blocks, self.norm, first_patch=1 + self.spec.registers)
+        return _vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)), first_patch=1 + self.spec.registers)

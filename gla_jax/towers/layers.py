@@ -1,24 +1,21 @@
 """Leaves and blocks shared by every tower: patch tokens, self-attention, MLP, pre-norm transformer block."""
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from gla_jax.config import TowerAttention
 from gla_jax.images.resize import bicubic_matrix
 from gla_jax.support.arrays import Array, Bool, Float, typed
+from gla_jax.towers.attention import QKV, multi_head_attention
 
 Activation = Literal["gelu", "quick_gelu", "swiglu"]
 PositionResize = Literal["bicubic", "bicubic_antialias"]
-
-
-class QKV(NamedTuple):
-    """Queries, keys and values of one attention layer, heads side by side: three arrays [B t C]."""
-
-    queries: Array
-    keys: Array
-    values: Array
+Params = Mapping[str, Any]
 
 
 def quick_gelu(x: Array) -> Array:
@@ -30,91 +27,6 @@ def gelu(x: Array) -> Array:
     """The exact GELU, x * Phi(x), by erf as PyTorch takes it; same shape and dtype."""
     half = jnp.asarray(0.5, x.dtype)
     return x * (half + half * jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
-
-
-def split_heads(x: Float[Array, "B t C"], num_heads: int) -> Float[Array, "B H t K"]:
-    """Heads side by side [B t C] to heads as an axis [B H t K]."""
-    return x.reshape(*x.shape[:-1], num_heads, -1).swapaxes(1, 2)
-
-
-def merge_heads(x: Float[Array, "B H t K"]) -> Float[Array, "B t C"]:
-    """The inverse of split_heads."""
-    batch, heads, tokens, width = x.shape
-    return x.swapaxes(1, 2).reshape(batch, tokens, heads * width)
-
-
-@typed
-def attention_weights(
-    queries: Float[Array, "B H t K"],
-    keys: Float[Array, "B H s K"],
-    mask: Bool[Array, "t s"] | None = None,
-    bias: Float[Array, "t s"] | None = None,
-    precision: str = "highest",
-) -> Float[Array, "B H t s"]:
-    """softmax(q k^T / sqrt K + bias) in float32 whatever the input's dtype.
-
-    Args:
-        queries, keys: one array a head.
-        mask: True where a key may be seen.
-        bias: added to the scaled scores of every head.
-        precision: of the matrix product, in JAX's words.
-    """
-    return jax.nn.softmax(attention_scores(queries, keys, mask, bias, precision), axis=-1)
-
-
-@typed
-def attention_scores(
-    queries: Float[Array, "B H t K"],
-    keys: Float[Array, "B H s K"],
-    mask: Bool[Array, "t s"] | None = None,
-    bias: Float[Array, "t s"] | None = None,
-    precision: str = "highest",
-) -> Float[Array, "B H t s"]:
-    """The scores of which attention_weights takes the softmax, with the same arguments."""
-    scores = jnp.einsum("bhtk,bhsk->bhts", queries, keys, precision=precision, preferred_element_type=jnp.float32)
-    scores = scores * (queries.shape[-1] ** -0.5)
-    if bias is not None:
-        scores = scores + bias[None, None]
-    if mask is not None:
-        scores = jnp.where(mask[None, None], scores, -jnp.inf)
-    return scores
-
-
-@typed
-def multi_head_attention(
-    qkv: QKV,
-    num_heads: int,
-    mask: Bool[Array, "t t"] | None = None,
-    precision: str = "highest",
-    head_by_head: bool = False,
-) -> Float[Array, "B t C"]:
-    """Softmax attention of a transformer block.
-
-    Args:
-        qkv: three arrays [B t C], heads side by side.
-        num_heads: H, which divides C.
-        mask: True where a key may be seen; None for all.
-        precision: of both matrix products, in JAX's words.
-        head_by_head: map over heads instead of taking all in one product; the results are the same.
-    """
-
-    def together(queries: Array, keys: Array, values: Array) -> Array:
-        scores = attention_scores(queries, keys, mask, precision=precision)  # [B H t t]
-        # The maximum cancels in the quotient, so no gradient goes through it.
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))).astype(values.dtype)
-        # Append ones to the values: the same product also yields the softmax denominator.
-        values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)  # [B H t K+1]
-        sums = jnp.einsum("bhts,bhsk->bhtk", weights, values, precision=precision, preferred_element_type=jnp.float32)
-        return (sums[..., :-1] / sums[..., -1:]).astype(values.dtype)
-
-    def one_by_one(*split: Array) -> Array:
-        # [B H t K] -> [H B 1 t K]: one head at a time, as an axis of length 1.
-        by_head = tuple(x.swapaxes(0, 1)[:, :, None] for x in split)
-        return jax.lax.map(lambda head: together(*head)[:, 0], by_head).swapaxes(0, 1)
-
-    split = (split_heads(x, num_heads) for x in qkv)
-    # On processors the weights of all heads together overflow the cache (1.8 times slower).
-    return merge_heads((one_by_one if head_by_head else together)(*split))
 
 
 @typed
@@ -282,7 +194,7 @@ class Block(nn.Module):
     layer_scale: bool = False
     dtype: jnp.dtype = jnp.float32
     precision: str = "highest"
-    head_by_head: bool = False
+    attention_form: TowerAttention = "together"
 
     def setup(self):
         self.norm_1 = LayerNorm(self.eps, self.dtype)
@@ -308,7 +220,7 @@ class Block(nn.Module):
 
     def __call__(self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
         qkv = self.project_in(tokens)
-        attended = multi_head_attention(qkv, self.num_heads, mask, self.precision, self.head_by_head)
+        attended = multi_head_attention(qkv, self.num_heads, mask, self.precision, self.attention_form)
         return self.feed_forward(tokens + self.project_out(attended))
 
 
@@ -316,13 +228,33 @@ class Tower(nn.Module):
     """Fields that every tower has.
 
     spec: sizes of the tower; dtype: of its arrays, statistics stay float32; precision: of every matrix product, in
-    JAX's words; head_by_head: map over attention heads instead of taking all in one product.
+    JAX's words; attention_form: of multi_head_attention.
     """
 
     spec: Any
     dtype: jnp.dtype = jnp.float32
     precision: str = "highest"
-    head_by_head: bool = False
+    attention_form: TowerAttention = "together"
+
+    def run_blocks(
+        self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None, count: int | None = None
+    ) -> tuple[Float[Array, "B t C"], ...]:
+        """The output of each of the first `count` blocks, None for all.
+
+        Stacked parameters (stack_blocks) run as one scanned block, whose unused outputs XLA drops.
+        """
+        if not self.has_variable("params", STACKED):
+            outputs = [tokens]
+            for block in self.blocks[:count]:
+                outputs.append(block(outputs[-1], mask))
+            return tuple(outputs[1:])
+        block = self.blocks[0].clone(parent=None, name=None)
+
+        def step(tokens: Array, params: Params) -> tuple[Array, Array]:
+            tokens = block.apply({"params": params}, tokens, mask)
+            return tokens, tokens
+
+        return tuple(jax.lax.scan(step, tokens, self.get_variable("params", STACKED))[1])
 
 
 def transformer_blocks(
@@ -348,7 +280,33 @@ def transformer_blocks(
             layer_scale,
             tower.dtype,
             tower.precision,
-            tower.head_by_head,
+            tower.attention_form,
         )
         for _ in range(spec.depth)
     ]
+
+
+STACKED = "blocks"  # in place of blocks_0, blocks_1, ...
+
+
+def stack_blocks(params: Params, count: int) -> Params:
+    """A tower's parameters with those of its first `count` blocks stacked, [count ...] each, as run_blocks scans them.
+
+    NumPy arrays stay on the host.
+    """
+    if not count or STACKED in params:
+        return params
+    names = [f"{STACKED}_{index}" for index in range(count)]
+    stack = np.stack if isinstance(jax.tree.leaves(params)[0], np.ndarray) else jnp.stack
+    stacked = jax.tree.map(lambda *leaves: stack(leaves), *(dict(params[name]) for name in names))
+    return {name: part for name, part in params.items() if name not in names} | {STACKED: stacked}
+
+
+def unstack_blocks(params: Params) -> Params:
+    """The inverse of stack_blocks."""
+    if STACKED not in params:
+        return params
+    rest = {name: part for name, part in params.items() if name != STACKED}
+    count = len(jax.tree.leaves(params[STACKED])[0])
+    blocks = {f"{STACKED}_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params[STACKED]) for i in range(count)}
+    return rest | blocks

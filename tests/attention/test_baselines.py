@@ -7,7 +7,7 @@ import pytest
 
 from gla_jax.attention.baselines import neighbourhood_bias, window_attention
 from gla_jax.config import BASELINES, METHODS, MethodConfig
-from gla_jax.towers.layers import QKV
+from gla_jax.towers.attention import QKV
 
 COUNT, WIDTH, SIDE = 2, 6, 3
 

@@ -7,9 +7,10 @@ import pytest
 
 from gla_jax.checkpoints.model_folder import ClipSpec, abstract_params, build_vfm
 from gla_jax.convert.verify import random_texts
+from gla_jax.towers.attention import attention_weights, merge_heads, split_heads
 from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
-from gla_jax.towers.layers import LayerNorm, attention_weights, merge_heads, split_heads
+from gla_jax.towers.layers import LayerNorm
 
 IMAGE = ClipImageSpec(image_size=32, patch_size=8, width=32, depth=2, num_heads=2, mlp_width=64, embed_dim=16)
 TEXT = ClipTextSpec(vocabulary=50, context=9, width=32, depth=2, num_heads=2, mlp_width=64, embed_dim=16, end_token=49)
