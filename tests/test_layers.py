@@ -1,4 +1,4 @@
-"""The structure that README and DESIGN show is the one that the imports have."""
+"""The structure that DESIGN and docs/structure.md show is the one that the imports have."""
 
 from tests.layers import check
 
