@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import platform
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +15,11 @@ import numpy as np
 from gla_jax.config import PRESET_ALIASES, settings_as_dict
 from gla_jax.eval.paper import PAPER_SOURCE, not_comparable, paper_miou
 from gla_jax.eval.protocols import common_windows, duplicates
-from gla_jax.eval.records import COUNT, ImageRecord
-from gla_jax.eval.runner import Outcome
+from gla_jax.eval.records import COUNT
+from gla_jax.eval.runner import Outcome, Run
 from gla_jax.eval.schema import ANY_KEY, Number, first_fault
+from gla_jax.eval.tally import Tally
 from gla_jax.outputs.files import writing_to
-from gla_jax.support.arrays import Float
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import read_json, write_json, write_text
 from gla_jax.support.version import VERSION
@@ -60,39 +59,20 @@ _KINDS = {
 }
 
 
-def image_miou(records: Iterable[ImageRecord], classes: int) -> Float[np.ndarray, " images"]:
-    """mIoU of every image by itself, percent; NaN without a labelled pixel."""
-    return np.array([record.counts(classes).areas.scores().miou for record in records], np.float64)
-
-
-def results(outcome: Outcome) -> dict[str, Any]:
-    """Everything about a finished run as JSON values; figures in percent, None where there is none.
-
-    common_edges: boundary figures at the edges of GLA's windows; paper: only where the run may stand beside it.
-    """
-    run, row = outcome.run, outcome.run.row
-    areas = outcome.areas()
-    scores = areas.scores()
-    paper = paper_miou(row.benchmark, row.setting, run.method)
+def facts(run: Run) -> dict[str, Any]:
+    """What results say of a run whatever its images come to: the same for all its shards but for the data's origin."""
+    row, paper = run.row, paper_miou(run.row.benchmark, run.row.setting, run.method)
     reasons = paper and not_comparable(row, run.method, run.segmenter.name, run.templates, run.images)
-    by_image = image_miou(outcome.records, len(row.classes)).tolist()
-    columns = ("class", "iou", "accuracy", "intersection", "prediction", "label")
-    per_class = zip(
-        row.classes, scores.iou.tolist(), scores.accuracy.tolist(), *map(np.ndarray.tolist, areas), strict=True
-    )
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    return {
         "benchmark": row.benchmark,
         "method": run.method,
-        "figures": {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **outcome.boundary().rates()},
-        "warnings": label_warnings(outcome),
+        "classes": list(row.classes),
+        "ignore": run.dataset.ignore,
         "paper": None
         if not paper or reasons
         else {"miou": paper, "whose": f"the paper's figure, not measured here: {PAPER_SOURCE}"},
         "not_comparable_with_paper": reasons or None,
-        "common_edges": {"windows": vars(common_windows(row.benchmark)), **outcome.common_boundary().rates()},
+        "common_windows": vars(common_windows(row.benchmark)),
         "images": {"measured": run.images, "in_data": len(run.dataset.ids), "labelled": run.dataset.labelled},
         "protocol": {
             "sha256": row.sha256,
@@ -108,7 +88,16 @@ def results(outcome: Outcome) -> dict[str, Any]:
         "settings": settings_as_dict(run.segmenter.config),
         "model": {"name": run.segmenter.name, "sha256": run.segmenter.model_hash},
         "data": {"origin": run.dataset.origin, "sha256": run.dataset.fingerprint},
-        "speed": _speed(outcome),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The machine of this process, and the most memory that it has held so far in MiB."""
+    device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    unit = 1 if platform.system() == "Darwin" else 1024  # macOS counts in bytes, Linux in KiB
+    host = resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {
+        "peak_memory_mib": {"host": host and round(host / 2**20, 1), "device": device and round(device / 2**20, 1)},
         "machine": {
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
@@ -116,21 +105,60 @@ def results(outcome: Outcome) -> dict[str, Any]:
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},
         },
+    }
+
+
+def results(outcome: Outcome) -> dict[str, Any]:
+    """Everything about a finished run as JSON values; figures in percent, None where there is none."""
+    return results_of(facts(outcome.run), outcome.tally, outcome.processes, machine())
+
+
+def results_of(facts: dict[str, Any], tally: Tally, processes: int, machine: dict[str, Any]) -> dict[str, Any]:
+    """Results of the images of a tally.
+
+    common_edges: boundary figures at the edges of GLA's windows; paper: only where the run may stand beside it.
+
+    Args:
+        facts: about the run.
+        tally: sums over its images.
+        processes: that worked at once.
+        machine: that of the run.
+    """
+    areas, boundary, common_boundary = tally.counts
+    scores = areas.scores()
+    columns = ("class", "iou", "accuracy", "intersection", "prediction", "label")
+    per_class = zip(
+        facts["classes"], scores.iou.tolist(), scores.accuracy.tolist(), *map(np.ndarray.tolist, areas), strict=True
+    )
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "benchmark": facts["benchmark"],
+        "method": facts["method"],
+        "figures": {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **boundary.rates()},
+        "warnings": label_warnings(facts, tally),
+        "paper": facts["paper"],
+        "not_comparable_with_paper": facts["not_comparable_with_paper"],
+        "common_edges": {"windows": facts["common_windows"], **common_boundary.rates()},
+        **{key: facts[key] for key in ("images", "protocol", "settings", "model", "data")},
+        "speed": _speed(tally, processes) | {"peak_memory_mib": machine["peak_memory_mib"]},
+        "machine": machine["machine"],
         "per_class": [dict(zip(columns, values, strict=True)) for values in per_class],
-        "per_image": {record.image_id: miou for record, miou in zip(outcome.records, by_image, strict=True)},
+        "per_image": dict(zip(tally.image_ids, tally.miou.tolist(), strict=True)),
     }
     return without_nan(content)
 
 
-def label_warnings(outcome: Outcome) -> list[str]:
+def label_warnings(facts: dict[str, Any], tally: Tally) -> list[str]:
     """A sentence for labels that do not look like the benchmark's: classes without a labelled pixel, ignored values."""
-    run, labelled = outcome.run, outcome.areas().label
-    missing = [name for name, pixels in zip(run.row.classes, labelled, strict=True) if not pixels]
-    if not missing or not run.dataset.labelled:
+    labelled = tally.counts.areas.label
+    missing = [name for name, pixels in zip(facts["classes"], labelled, strict=True) if not pixels]
+    if not missing or not facts["images"]["labelled"]:
         return []
     names = ", ".join(missing[:MAX_NAMES]) + (f" and {len(missing) - MAX_NAMES} more" * (len(missing) > MAX_NAMES))
-    share = 100 - 100 * labelled.sum() / max(sum(math.prod(record.size) for record in outcome.records), 1)
-    ignored = f"; {share:.1f} % of all pixels are ignored, as those of value {run.dataset.ignore}" if share else ""
+    share = 100 - 100 * labelled.sum() / max(tally.pixels, 1)
+    ignored = f"; {share:.1f} % of all pixels are ignored, as those of value {facts['ignore']}" if share else ""
     return [f"no pixel is labelled {names} ({len(missing)} of {len(labelled)} classes){ignored}"]
 
 
@@ -161,20 +189,14 @@ def read_results(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _speed(outcome: Outcome) -> dict[str, Any]:
+def _speed(tally: Tally, processes: int) -> dict[str, Any]:
     """Images a second over the whole run, kills and all, and the mean seconds of every stage of one image."""
-    count, stages = len(outcome.records), dict.fromkeys(stage for record in outcome.records for stage in record.seconds)
-    sums = {stage: sum(record.seconds.get(stage, 0.0) for record in outcome.records) for stage in stages}
-    total = sum(sums.values())
-    device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    unit = 1 if platform.system() == "Darwin" else 1024  # macOS counts in bytes, Linux in KiB
-    host = resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    count, total = len(tally.image_ids), sum(tally.seconds.values())
     return {
-        "images_per_second": count * outcome.processes / total if total else None,
-        "seconds_per_image": {stage: seconds / count for stage, seconds in sums.items()},
-        "median_seconds": float(np.median([sum(r.seconds.values()) for r in outcome.records])) if count else None,
-        "processes": outcome.processes,
-        "peak_memory_mib": {"host": host and round(host / 2**20, 1), "device": device and round(device / 2**20, 1)},
+        "images_per_second": count * processes / total if total else None,
+        "seconds_per_image": {stage: seconds / count for stage, seconds in tally.seconds.items()},
+        "median_seconds": float(np.median(tally.image_seconds)) if count else None,
+        "processes": processes,
     }
 
 

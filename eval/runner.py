@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from gla_jax.config import DEFAULT_PRESET, METHOD_ALIASES, WindowConfig
 from gla_jax.distributed.processes import Processes
+from gla_jax.distributed.shards import Shard
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.dataset import Dataset, Example, open_dataset
 from gla_jax.eval.datasets.labels import write_label
@@ -22,6 +22,7 @@ from gla_jax.eval.metrics.areas import Areas, image_areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts, boundary_counts
 from gla_jax.eval.protocols import Protocol, common_windows, protocol, without_duplicates
 from gla_jax.eval.records import Counts, ImageRecord, image_record, parse_line, read_records, record_file
+from gla_jax.eval.tally import Tally, tally_of
 from gla_jax.images.windows import WindowGrid
 from gla_jax.outputs.files import claim_folder, deciding_settings, writing_to
 from gla_jax.predict.model import image_grid
@@ -43,7 +44,7 @@ class Run:
 
     segmenter: its settings are those of the row for the method; limit: only the first images, None takes all; threads:
     that decode images; batch: images with one number of windows that go through the towers together; templates: the
-    model's own prompt templates, None when it takes CLIP's 80.
+    model's own prompt templates, None when it takes CLIP's 80; shard: measures only its part of the images.
     """
 
     dataset: Dataset
@@ -56,6 +57,7 @@ class Run:
     threads: int = 4
     batch: int = 1
     templates: tuple[str, ...] | None = None
+    shard: Shard | None = None
 
     def __post_init__(self):
         """Take a method by its present name."""
@@ -63,8 +65,18 @@ class Run:
 
     @property
     def images(self) -> int:
-        """Number of images to be measured."""
+        """Number of images to be measured, by all shards together."""
         return len(self.dataset.ids[: self.limit])
+
+    @property
+    def part(self) -> range:
+        """Indices of the images that this run measures."""
+        return self.shard.part(self.images) if self.shard else range(self.images)
+
+    @property
+    def folder(self) -> Path:
+        """Where its records are."""
+        return self.out / self.shard.place if self.shard else self.out
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the counts of an image: a run in the same folder must agree on all of it."""
@@ -101,22 +113,21 @@ class Outcome:
     processes: int
 
     @cached_property
-    def _counts(self) -> Counts:
-        classes = len(self.run.row.classes)
-        none = Counts(Areas.zeros(classes), BoundaryCounts.zeros(), BoundaryCounts.zeros())
-        return reduce(partial(jax.tree.map, np.add), (record.counts(classes) for record in self.records), none)
+    def tally(self) -> Tally:
+        """Sums over all images."""
+        return tally_of(self.records, len(self.run.row.classes))
 
     def areas(self) -> Areas:
         """Areas over all images."""
-        return self._counts.areas
+        return self.tally.counts.areas
 
     def boundary(self) -> BoundaryCounts:
         """Boundary counts over all images, at the edges of the run's windows."""
-        return self._counts.boundary
+        return self.tally.counts.boundary
 
     def common_boundary(self) -> BoundaryCounts:
         """Boundary counts over all images, at the edges of GLA's windows."""
-        return self._counts.common_boundary
+        return self.tally.counts.common_boundary
 
 
 def open_benchmark(
@@ -153,23 +164,23 @@ def measure(run: Run, processes: Processes | None = None, progress: Progress | N
     progress(done, of) is called after every image with the counts of this process's share. Raises UserError when the
     folder holds another run or more images of this one, or data cannot be read.
     """
-    processes = processes or Processes()
+    processes, folder = processes or Processes(), run.folder
     with ExitStack() as stack:
         if not processes.is_first:
             processes.wait("claimed")
         # The first process locks the folder before it looks: of two runs that start at once one is refused.
-        file = stack.enter_context(record_file(run.out, processes.index))
-        records = read_records(run.out, len(run.row.classes))
-        claim_folder(run.out, run.settings(), bool(records))
+        file = stack.enter_context(record_file(folder, processes.index))
+        records = read_records(folder, len(run.row.classes))
+        claim_folder(folder, run.settings(), bool(records))
         if processes.is_first:
             processes.wait("claimed")
         others = records.keys() - set(run.dataset.ids[: run.images])
-        if (run.out / "results.json").exists() and others:
+        if (folder / "results.json").exists() and others:
             raise UserError(
                 f"{run.out} holds results of {len(records)} images, of which this run measures "
                 f"{len(records) - len(others)}; leave out --limit or choose another --out."
             )
-        share = processes.share(run.images)
+        share = run.part[processes.index :: processes.count]
         left = [index for index in share if run.dataset.ids[index] not in records]
         progress = progress or (lambda done, of: None)
         progress(len(share) - len(left), len(share))
@@ -236,7 +247,7 @@ def prediction_path(out: Path, image_id: str) -> Path:
 
 def _gathered(run: Run, known: dict[str, ImageRecord], processes: Processes) -> tuple[ImageRecord, ...]:
     """The records of all processes in evaluation order, each image once."""
-    wanted = run.dataset.ids[: run.images]
+    wanted = [run.dataset.ids[index] for index in run.part]
     lines = "".join(known[image_id].line() for image_id in wanted if image_id in known)
     records: dict[str, ImageRecord] = {}
     for payload in processes.gather("records", zlib.compress(lines.encode())):

@@ -9,11 +9,10 @@ from PIL import Image
 
 from gla_jax.eval.benchmarks import ClassNames
 from gla_jax.eval.datasets.dataset import Example
-from gla_jax.eval.results import image_miou
-from gla_jax.eval.runner import Outcome, labels_of
+from gla_jax.eval.runner import Run, labels_of
 from gla_jax.images.windows import WindowGrid
 from gla_jax.pictures.drawing import palette, with_window_grid
-from gla_jax.support.arrays import Integer, UInt8
+from gla_jax.support.arrays import Float, Integer, UInt8
 
 PANEL_WIDTH = 400
 OPACITY = 0.62
@@ -37,9 +36,8 @@ def palette_of(names: ClassNames) -> UInt8[np.ndarray, "L 3"]:
     return palette(len(names.classes)) if names.palette is None else np.array(names.palette, np.uint8)
 
 
-def chosen(outcome: Outcome, each: int = 2) -> list[tuple[str, int]]:
+def chosen(miou: Float[np.ndarray, " images"], each: int = 2) -> list[tuple[str, int]]:
     """(kind, index) of the best, median and worst images by their own mIoU, up to `each` of a kind, no image twice."""
-    miou = image_miou(outcome.records, len(outcome.run.row.classes))
     order = [int(index) for index in np.argsort(-miou, kind="stable") if not np.isnan(miou[index])]
     if len(order) == 1:
         return [("the only one", order[0])]
@@ -50,11 +48,10 @@ def chosen(outcome: Outcome, each: int = 2) -> list[tuple[str, int]]:
     return [(kind, index) for kind, indices in picks.items() for index in indices]
 
 
-def report_pictures(outcome: Outcome, each: int = 2) -> list[Picture]:
-    """Pictures of the chosen images; they are segmented once more."""
-    run, pictures = outcome.run, []
-    miou = image_miou(outcome.records, len(run.row.classes))
-    for kind, index in chosen(outcome, each):
+def report_pictures(run: Run, miou: Float[np.ndarray, " images"], each: int = 2) -> list[Picture]:
+    """Pictures of the chosen images of a run, whose mIoU are in evaluation order; they are segmented once more."""
+    pictures = []
+    for kind, index in chosen(miou, each):
         example, labels, grid = labels_of(run, index)
         shown = panels(example, [labels], grid, run.dataset.names)
         pictures.append(Picture(kind, example.image_id, float(miou[index]), *shown))

@@ -1,5 +1,6 @@
-"""gla-jax eval BENCHMARK...; gla-jax eval prepare, compare, overhead."""
+"""gla-jax eval BENCHMARK...; gla-jax eval merge, prepare, compare, overhead."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,11 +9,12 @@ from typer.core import TyperGroup
 
 from gla_jax.cli import options
 from gla_jax.cli.options import prepare_jax
-from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
 
 if TYPE_CHECKING:
     from gla_jax.distributed.processes import Processes
+    from gla_jax.eval.job import Job
+    from gla_jax.eval.report.pictures import Picture
     from gla_jax.eval.runner import Run
 
 
@@ -50,7 +52,7 @@ def run(
     ),
     limit: options.Limit = None,
     dtype: options.Dtype = "float32",
-    precision: options.Precision = "highest",
+    precision: options.Precision = None,
     save_predictions: Annotated[
         bool,
         typer.Option("--save-predictions", help="Write index PNGs for a submission server; folder needs no labels."),
@@ -62,6 +64,7 @@ def run(
     ] = None,
     offline: options.Offline = False,
     distributed: options.Distributed = False,
+    shard: options.Shard = None,
     show_list: Annotated[
         bool, typer.Option("--list", help="Show all protocols; of named benchmarks with prompts.")
     ] = False,
@@ -69,7 +72,8 @@ def run(
     """Measure a method on benchmarks; the word run may be left out.
 
     Several processes share a run when JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set, or with
-    --distributed under a cluster's launcher.
+    --distributed under a cluster's launcher. With --shard any number of runs that know nothing of each other measure
+    the parts of one, which gla-jax eval merge puts together.
     """
     if show_list:
         from rich.console import Console
@@ -79,56 +83,69 @@ def run(
         Console().print(protocols_list(benchmarks or []))
         return
     from gla_jax.distributed.processes import joined
-    from gla_jax.eval.benchmarks import PAPER_BENCHMARKS, TINY_WORLD
+    from gla_jax.distributed.shards import read_shard
+    from gla_jax.eval.benchmarks import PAPER_BENCHMARKS
 
     keys = list(dict.fromkeys([*(benchmarks or ()), *(PAPER_BENCHMARKS if every else ())]))
     if not keys:
         raise UserError("no benchmark is named; gla-jax eval --list shows them, --all takes the paper's eight.")
+    part = shard and read_shard(shard)
     with joined(distributed, "finished images are kept, start all processes again to go on") as processes:
         prepare_jax()
-        from gla_jax.distributed.mesh import read_mesh
-        from gla_jax.eval.runner import Run, open_benchmark
-        from gla_jax.segmenter import Segmenter
-        from gla_jax.settings.options import with_fields
+        from gla_jax.eval.job import Job, open_runs
 
-        # Every data set is there, and every setting right, before a model is loaded.
-        asked = {"method": method, "drop_duplicates": drop_duplicates, "unlabelled": save_predictions}
-        rows = {key: open_benchmark(key, data, preset, **asked) for key in keys}
-        configs = {
-            key: with_fields(row.config(method, dtype), {"precision": precision}) for key, (_, row) in rows.items()
+        values = {
+            "data": data and str(data),
+            "model": model,
+            "method": method,
+            "preset": preset,
+            "drop_duplicates": drop_duplicates,
+            "limit": limit,
+            "dtype": dtype,
+            "precision": precision,
+            "save_predictions": save_predictions,
+            "threads": threads,
+            "batch": batch,
+            "mesh": mesh,
+            "offline": offline,
         }
-        devices = None if mesh is None else read_mesh(mesh, spanning=False)
-        segmenters: dict[str, Segmenter] = {}
-        runs = []
-        for key, (dataset, row) in rows.items():
-            name = model or (TINY_WORLD if key == TINY_WORLD else DEFAULT_MODEL)
-            if name not in segmenters:
-                segmenters[name] = Segmenter.from_pretrained(name, configs[key], offline=offline, mesh=devices)
-            segmenter = segmenters[name].with_config(configs[key])
-            runs.append(
-                Run(
-                    dataset,
-                    row,
-                    method,
-                    segmenter,
-                    out if len(rows) == 1 else out / key,
-                    limit=limit,
-                    save_predictions=save_predictions,
-                    threads=threads,
-                    batch=batch,
-                    templates=segmenter.clip.templates,
-                )
-            )
+        jobs = [Job(key, **values) for key in keys]
+        runs = open_runs(jobs, out)
+        if part:
+            for order, (job, one) in enumerate(zip(jobs, runs, strict=True)):
+                _measure_shard(job, order, replace(one, shard=part), processes)
+            return
         contents = [_measure(one, processes) for one in runs]
-        if processes.is_first and len(contents) > 1:
-            from rich.console import Console
+        if processes.is_first:
+            _summarize(contents, out)
 
-            from gla_jax.eval.report.summary import summary, summary_table, write_summary
 
-            content = summary(contents)
-            write_summary(out, content)
-            Console().print(summary_table(content))
-            typer.echo(f"summary: {out / 'summary.md'}")
+@app.command()
+def merge(
+    outs: Annotated[list[Path], typer.Argument(help="The --out folders of runs with --shard I/N.")],
+    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: the one folder named]")] = None,
+) -> None:
+    """Put the shards of a run together: the results of one run over all images, or why there are none.
+
+    Pictures need the model and the data; where they are not, the report goes without.
+    """
+    from gla_jax.eval.merge import find_shards, merge, pictures_of
+
+    if out is None and len(outs) > 1:
+        raise UserError("several folders are merged; name one for the results with --out.")
+    out, found = out or outs[0], find_shards(outs)
+    merged = {key: merge(shards) for key, shards in found.items()}  # all are checked before one is written
+    prepare_jax()
+    for key, (content, tally) in merged.items():
+        try:
+            pictures = pictures_of(found[key][0], tally)
+        except UserError as error:
+            typer.echo(f"warning: {key}: the report has no pictures, as {error}", err=True)
+            pictures = []
+        home = out if len(merged) == 1 else out / key
+        home.mkdir(parents=True, exist_ok=True)
+        _finish(content, home, pictures)
+    _summarize([content for content, _ in merged.values()], out)
 
 
 @app.command()
@@ -177,30 +194,65 @@ def overhead() -> None:
 
 def _measure(one: "Run", processes: "Processes") -> dict[str, Any]:
     """Measure one benchmark; the first process writes and prints the results, which every one returns."""
-    from gla_jax.eval.report.page import NAMES, counted, figure, write_report
     from gla_jax.eval.report.pictures import report_pictures
-    from gla_jax.eval.results import results, write_results
+    from gla_jax.eval.results import results
     from gla_jax.eval.runner import measure
     from gla_jax.support.progress import counter
 
     with counter(processes.named(one.row.benchmark)) as advance:
         outcome = measure(one, processes, advance)
     content = results(outcome)
-    if not processes.is_first:
-        return content
-    write_results(one.out, content)
-    write_report(one.out, content, report_pictures(outcome))
+    if processes.is_first:
+        _finish(content, one.out, report_pictures(one, outcome.tally.miou))
+    return content
+
+
+def _measure_shard(job: "Job", order: int, one: "Run", processes: "Processes") -> None:
+    """Measure a shard of a benchmark; the first process declares it finished."""
+    from gla_jax.eval.merge import finish_shard
+    from gla_jax.eval.report.page import counted
+    from gla_jax.eval.runner import measure
+    from gla_jax.support.progress import counter
+
+    name = f"{one.row.benchmark}, shard {one.shard}"
+    with counter(processes.named(name)) as advance:
+        outcome = measure(one, processes, advance)
+    if processes.is_first:
+        finish_shard(outcome, job, order)
+        typer.echo(f"{name}: {counted(len(one.part))} measured; gla-jax eval merge {one.out}, once all shards are done")
+
+
+def _finish(content: dict[str, Any], out: Path, pictures: "list[Picture]") -> None:
+    """Write the files of results and print the figures."""
+    from gla_jax.eval.report.page import NAMES, counted, figure, write_report
+    from gla_jax.eval.results import write_results
+
+    write_results(out, content)
+    write_report(out, content, pictures)
     for warning in content["warnings"]:
-        typer.echo(f"warning: {one.row.benchmark}: {warning}", err=True)
-    title = f"{one.row.benchmark}, {one.method}"
+        typer.echo(f"warning: {content['benchmark']}: {warning}", err=True)
+    title = f"{content['benchmark']}, {content['method']}"
     rate = content["speed"]["images_per_second"]
-    speed = f"{counted(len(outcome.records))}, {'' if rate is None else f'{rate:.2f} a second; '}{one.out}"
+    speed = f"{counted(content['images']['measured'])}, {'' if rate is None else f'{rate:.2f} a second; '}{out}"
     if not content["images"]["labelled"]:
         typer.echo(f"{title}: no labels, so nothing is measured; the predictions are saved\n  {speed}")
-        return content
+        return
     figures = ", ".join(f"{NAMES[key]} {figure(content['figures'][key])}" for key in ("miou", "macc", "aacc", "ber_1"))
     paper = f" (the paper's mIoU: {figure(content['paper']['miou'])})" if content["paper"] else ""
     if reasons := content["not_comparable_with_paper"]:
         paper = f" (not comparable with the paper: {', '.join(reasons)})"
     typer.echo(f"{title}: {figures}{paper}\n  {speed}")
-    return content
+
+
+def _summarize(contents: list[dict[str, Any]], out: Path) -> None:
+    """Write and print the table of several benchmarks."""
+    if len(contents) < 2:
+        return
+    from rich.console import Console
+
+    from gla_jax.eval.report.summary import summary, summary_table, write_summary
+
+    content = summary(contents)
+    write_summary(out, content)
+    Console().print(summary_table(content))
+    typer.echo(f"summary: {out / 'summary.md'}")

@@ -39,9 +39,13 @@ ShortSide = Annotated[str | None, typer.Option(help="Pixels the short side is re
 Crop = Annotated[int | None, typer.Option(min=1, max=2**15, help="Side of a window in pixels.")]
 Stride = Annotated[int | None, typer.Option(min=1, max=2**15, help="Step between windows in pixels.")]
 Dtype = Annotated[str, typer.Option(help="Of the towers: float32 or bfloat16.")]
-Precision = Annotated[str, typer.Option(help="Of all float32 products on accelerators: highest, high or default.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Of products: highest, high (split) or fast (one pass); by the device when not given."),
+]
 Batch = Annotated[int, typer.Option(min=1, help="Images with one number of windows that go through together.")]
 Distributed = Annotated[bool, typer.Option("--distributed", help="One of several processes of a cluster's launcher.")]
+Shard = Annotated[str | None, typer.Option(help="I/N: only the part I, from 0, of N parts of the images.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never reach for the network.")]
 Benchmark = Annotated[str, typer.Argument(help="What to measure on; gla-jax eval --list names all.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the data, or the folder that holds it.")]

@@ -86,7 +86,7 @@ def claim_folder(out: Path, settings: dict[str, Any], has_records: bool) -> None
     before = read_json(path, "the settings", f"choose another --out, or remove {out}")
     if found := differences(before, json.loads(json.dumps(settings))):
         raise UserError(
-            f"{out} holds a run with other settings ({"; ".join(found[:4])}); choose another --out, or remove it."
+            f"{out} holds a run with other settings ({'; '.join(found[:4])}); choose another --out, or remove it."
         )
 
 

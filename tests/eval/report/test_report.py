@@ -15,7 +15,7 @@ from gla_jax.eval.report.compare import compare, comparison_html, comparison_tab
 from gla_jax.eval.report.page import markdown, report_html, report_markdown, write_report
 from gla_jax.eval.report.pictures import chosen, report_pictures
 from gla_jax.eval.report.summary import summary, summary_table, write_summary
-from gla_jax.eval.results import image_miou, results, write_results
+from gla_jax.eval.results import results, write_results
 from gla_jax.eval.runner import measure, prediction_path
 from gla_jax.support.errors import UserError
 from tests.eval import trees
@@ -44,8 +44,8 @@ def other(data, tmp_path_factory):
 
 
 def test_the_best_median_and_worst_images_are_shown(outcome):
-    miou = image_miou(outcome.records, 21)
-    picks = chosen(outcome, each=2)
+    miou = outcome.tally.miou
+    picks = chosen(miou, each=2)
     assert [kind for kind, _ in picks] == ["best"] * 2 + ["median"] * 2 + ["worst"] * 2
     assert len({index for _, index in picks}) == 6
     best, worst = (np.mean([miou[i] for kind, i in picks if kind == wanted]) for wanted in ("best", "worst"))
@@ -55,7 +55,7 @@ def test_the_best_median_and_worst_images_are_shown(outcome):
 
 def test_the_page_needs_no_network_and_shows_everything(outcome, tmp_path):
     content = results(outcome)
-    pictures = report_pictures(outcome, each=1)
+    pictures = report_pictures(outcome.run, outcome.tally.miou, each=1)
     write_report(tmp_path, content, pictures)
     html = (tmp_path / "report.html").read_text()
     assert not ADDRESS.search(html)
@@ -69,7 +69,7 @@ def test_the_page_needs_no_network_and_shows_everything(outcome, tmp_path):
 
 def test_pictures_of_few_images_are_named_for_what_they_are(outcome):
     def kinds(count):
-        return [kind for kind, _ in chosen(replace(outcome, records=outcome.records[:count]))]
+        return [kind for kind, _ in chosen(outcome.tally.miou[:count])]
 
     assert kinds(1) == ["the only one"]
     assert kinds(2) == ["best", "worst"]

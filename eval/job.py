@@ -1,0 +1,95 @@
+"""Runs as the command line asks for them: plain values, by which another process or machine opens the same run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from beartype.door import is_bearable
+
+from gla_jax.eval.benchmarks import TINY_WORLD
+from gla_jax.eval.runner import Run, open_benchmark
+from gla_jax.models.registry import DEFAULT_MODEL
+from gla_jax.segmenter import Segmenter
+from gla_jax.settings.options import with_fields
+from gla_jax.support.errors import UserError
+
+_HINTS = {
+    **dict.fromkeys(("benchmark", "method", "preset", "dtype"), str),
+    **dict.fromkeys(("data", "model", "precision", "mesh"), str | None),
+    **dict.fromkeys(("drop_duplicates", "save_predictions", "offline"), bool),
+    **dict.fromkeys(("threads", "batch"), int),
+    "limit": int | None,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One benchmark with the options of `gla-jax eval`, in their words; model None: the benchmark's default."""
+
+    benchmark: str
+    data: str | None
+    model: str | None
+    method: str
+    preset: str
+    drop_duplicates: bool
+    limit: int | None
+    dtype: str
+    precision: str | None
+    save_predictions: bool
+    threads: int
+    batch: int
+    mesh: str | None
+    offline: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The job as JSON values."""
+        return asdict(self)
+
+
+def read_job(values: Any) -> Job:
+    """The job that a file holds. Raises UserError when it is none."""
+    if not isinstance(values, dict) or any(
+        not is_bearable(values.get(name, ...), hint) for name, hint in _HINTS.items()
+    ):
+        raise UserError("it does not say how its run was started.")
+    return Job(**{name: values[name] for name in _HINTS})
+
+
+def open_runs(jobs: Sequence[Job], out: Path) -> list[Run]:
+    """The runs of jobs, with results in `out` or, of several, in a folder of it for each.
+
+    Every data set is opened, and every setting checked, before a model is loaded. Raises UserError.
+    """
+    from gla_jax.distributed.mesh import read_mesh
+
+    opened = []
+    for job in jobs:
+        asked = {"drop_duplicates": job.drop_duplicates, "unlabelled": job.save_predictions}
+        dataset, row = open_benchmark(
+            job.benchmark, job.data and Path(job.data), job.preset, method=job.method, **asked
+        )
+        config = with_fields(row.config(job.method, job.dtype), {"precision": job.precision})
+        opened.append((job, dataset, row, config, job.mesh and read_mesh(job.mesh, spanning=False)))
+    segmenters: dict[str, Segmenter] = {}
+    runs = []
+    for job, dataset, row, config, mesh in opened:
+        name = job.model or (TINY_WORLD if job.benchmark == TINY_WORLD else DEFAULT_MODEL)
+        if name not in segmenters:
+            segmenters[name] = Segmenter.from_pretrained(name, config, offline=job.offline, mesh=mesh)
+        segmenter = segmenters[name].with_config(config)
+        runs.append(
+            Run(
+                dataset,
+                row,
+                job.method,
+                segmenter,
+                out if len(jobs) == 1 else out / job.benchmark,
+                limit=job.limit,
+                save_predictions=job.save_predictions,
+                threads=job.threads,
+                batch=job.batch,
+                templates=segmenter.clip.templates,
+            )
+        )
+    return runs
