@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import SegmenterConfig
-from gla_jax.images.windows import Windows, bucket
+from gla_jax.images.windows import Canvas, Windows, bucket, cut_canvas
 from gla_jax.pipeline import SegmenterParams, segment_features
 from gla_jax.support.arrays import Array, Float
 from gla_jax.support.errors import UserError
@@ -24,6 +24,8 @@ from gla_jax.support.errors import UserError
 Tree = TypeVar("Tree")
 DATA_AXIS = "data"
 BY_WINDOW = PartitionSpec(DATA_AXIS, WINDOW_AXIS)
+BY_IMAGE = PartitionSpec(DATA_AXIS)
+BY_CANVAS = Canvas(BY_IMAGE, BY_IMAGE, BY_WINDOW, BY_WINDOW)
 EVERYWHERE = PartitionSpec()
 
 
@@ -75,6 +77,11 @@ def place_windows(windows: Windows, mesh: Mesh) -> Windows:
     return _global(windows, NamedSharding(mesh, spec))
 
 
+def place_canvas(canvas: Canvas, mesh: Mesh) -> Canvas:
+    """Canvases [B ...] of a batch of images, from host arrays: every device of an image has all of its pixels."""
+    return Canvas(*(_global(part, NamedSharding(mesh, spec)) for part, spec in zip(canvas, BY_CANVAS, strict=True)))
+
+
 def _global(tree: Tree, sharding: NamedSharding) -> Tree:
     # Every process has the whole array and contributes the parts of its own devices.
     def put(leaf: np.ndarray) -> jax.Array:
@@ -86,22 +93,28 @@ def _global(tree: Tree, sharding: NamedSharding) -> Tree:
 
 @partial(jax.jit, static_argnames="mesh")
 def ring_features(
-    params: SegmenterParams, windows: Windows, config: SegmenterConfig, mesh: Mesh
+    params: SegmenterParams, windows: Windows | Canvas, config: SegmenterConfig, mesh: Mesh
 ) -> Float[Array, "B W S E"]:
     """segment_features of a batch of images whose windows are split over the mesh; the result is split likewise.
 
     Args:
         params: on every device (place_params).
-        windows: [B W ...] by place_windows; B is a multiple of the mesh's data axis, W of its window axis.
+        windows: [B W ...] by place_windows, or Canvas by place_canvas; B is a multiple of the mesh's data axis,
+            W of its window axis.
         config: settings; the form of attention is the ring.
         mesh: of make_mesh.
     """
     config = replace(config, method=replace(config.method, attention="ring"))
 
-    def local(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> Array:
-        return jax.lax.map(lambda own: segment_features(params, own, config), windows)
+    def local(params: SegmenterParams, windows: Windows | Canvas, config: SegmenterConfig) -> Array:
+        def features(own: Windows | Canvas) -> Array:
+            if isinstance(own, Canvas):
+                own = cut_canvas(own, config.windows.crop, params.clip_spec.pixel_mean)
+            return segment_features(params, own, config)
 
-    specs = (EVERYWHERE, BY_WINDOW, EVERYWHERE)
+        return jax.lax.map(features, windows)
+
+    specs = (EVERYWHERE, BY_CANVAS if isinstance(windows, Canvas) else BY_WINDOW, EVERYWHERE)
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=BY_WINDOW)(params, windows, config)
 
 

@@ -1,9 +1,13 @@
-"""Sliding windows over an image: their places, their pixels, and the padding that keeps compiled programs few."""
+"""Sliding windows over an image: their places, their pixels, and the padding that keeps compiled programs few.
+
+An image goes to the device as bytes, once, and its windows are cut there: they overlap and are float32.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +36,12 @@ def normalise(
     return (pixels - mean) / std
 
 
+PIECES = 16  # of a canvas: those behind an image's last byte need not be sent
+# x / 255 as the sum of two products, for every byte x to the bit: the first product is exact. XLA would divide by
+# multiplying with 1 / 255, which gives other numbers.
+PER_255 = np.float32(32897 * 2.0**-23), np.float32(1 / 255 - 32897 * 2.0**-23)
+
+
 class Windows(NamedTuple):
     """The windows of one image, padded to a bucket.
 
@@ -42,6 +52,19 @@ class Windows(NamedTuple):
     pixels: Float[Array, "W 3 c c"] | Float[np.ndarray, "W 3 c c"]
     valid: Bool[Array, " W"] | Bool[np.ndarray, " W"]
     origins: Int[Array, "W 2"] | Int[np.ndarray, "W 2"]
+
+
+class Canvas(NamedTuple):
+    """A resized image before its windows are cut: arrays of one size for all images of one padded number of windows.
+
+    pieces: together the RGB bytes of the image, row by row, after those of `crop` pixels and before as many; shape [2]
+    int32: its height and width; valid [W] and origins [W 2]: of Windows. Stacks of several images have one axis more.
+    """
+
+    pieces: tuple[UInt8[Array, "*B b"], ...]
+    shape: Int[Array, "*B 2"] | Int[np.ndarray, "*B 2"]
+    valid: Bool[Array, "*B W"] | Bool[np.ndarray, "*B W"]
+    origins: Int[Array, "*B W 2"] | Int[np.ndarray, "*B W 2"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +114,48 @@ def bucket(count: int) -> int:
     return -(-count // step) * step
 
 
+def padded_origins(grid: WindowGrid, padded: int) -> tuple[Bool[np.ndarray, " W"], Int[np.ndarray, "W 2"]]:
+    """valid and origins of Windows."""
+    origins = np.zeros((padded, 2), np.int32)
+    origins[: grid.count] = grid.origins
+    return np.arange(padded) < grid.count, origins
+
+
+def piece_bytes(windows: int, crop: int, stride: int) -> int:
+    """Bytes of a piece of the canvas of all images of up to `windows` windows, the largest of which is a strip."""
+    beside = crop - stride
+    pixels = beside**2 + beside * stride * (windows + 1) + stride**2 * windows + 2 * crop
+    return -(-3 * pixels // PIECES)
+
+
+def image_pieces(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], crop: int, length: int
+) -> list[UInt8[np.ndarray, "B b"]]:
+    """The pieces, `length` bytes each, of the canvases of some images, up to the last byte of the largest one."""
+    edge = 3 * crop
+    used = -(-(max(image.size for image in images) + 2 * edge) // length)
+    flat = np.zeros((len(images), used * length), np.uint8)
+    for row, image in zip(flat, images, strict=True):
+        row[edge : edge + image.size] = image.ravel()
+    return [flat[:, index * length : (index + 1) * length] for index in range(used)]
+
+
+def cut_canvas(canvas: Canvas, crop: int, mean: Channels) -> Windows:
+    """The windows of one image, cut on the device: those of cut_windows to the bit."""
+    bytes_, shape, valid, origins = jnp.concatenate(canvas.pieces), *map(jnp.asarray, canvas[1:])
+    steps, height, width = jnp.arange(crop, dtype=jnp.int32), shape[0], shape[1]
+    rows, columns = origins[:, :1] + steps[None], origins[:, 1:] + steps[None]
+    # The edges of `crop` pixels keep every line of a window inside, also where it begins left of a narrow image.
+    first = 3 * (crop + jnp.clip(rows, 0, height - 1) * width + origins[:, 1:])
+    lines = jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(bytes_, start, 3 * crop))(first.reshape(-1))
+    pixels = lines.reshape(*rows.shape, crop, 3).transpose(0, 3, 1, 2).astype(jnp.float32)
+    inside_rows = (rows >= 0) & (rows < height) & valid[:, None]
+    inside_columns = (columns >= 0) & (columns < width)
+    inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+    colour = jnp.asarray(mean, jnp.float32).reshape(1, 3, 1, 1)
+    return Windows(jnp.where(inside, pixels * PER_255[0] + pixels * PER_255[1], colour), valid, origins)
+
+
 def cut_windows(
     image: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, padded: int | None = None, mean: Channels = OPENAI_MEAN
 ) -> Windows:
@@ -108,12 +173,10 @@ def cut_windows(
     colour = np.array(mean, np.float32)[:, None, None]
     pixels = np.empty((padded, 3, crop, crop), np.float32)
     pixels[grid.count :] = colour
-    origins = np.zeros((padded, 2), np.int32)
-    origins[: grid.count] = grid.origins
     for window, (row, column) in enumerate(grid.origins):
         top, left = max(row, 0), max(column, 0)
         piece = planes[:, top : row + crop, left : column + crop]
         if piece.shape != pixels[window].shape:  # only the windows that reach beyond the image
             pixels[window] = colour
         pixels[window, :, top - row :, left - column :][:, : piece.shape[1], : piece.shape[2]] = piece
-    return Windows(pixels, np.arange(padded) < grid.count, origins)
+    return Windows(pixels, *padded_origins(grid, padded))

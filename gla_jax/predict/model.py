@@ -1,9 +1,9 @@
 """A model on its devices: parameters of the image towers and resolved settings; no text, no pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,26 @@ from gla_jax.distributed.mesh import (
     DATA_AXIS,
     image_features,
     padded_windows,
+    place_canvas,
     place_params,
-    place_windows,
     ring_features,
 )
 from gla_jax.images.resize import rescale_size, resize_uint8
-from gla_jax.images.windows import OPENAI_MEAN, Channels, WindowGrid, Windows, bucket, cut_windows, window_grid
+from gla_jax.images.windows import (
+    OPENAI_MEAN,
+    PIECES,
+    Canvas,
+    Channels,
+    WindowGrid,
+    Windows,
+    bucket,
+    cut_canvas,
+    cut_windows,
+    image_pieces,
+    padded_origins,
+    piece_bytes,
+    window_grid,
+)
 from gla_jax.pipeline import SegmenterParams, segment_features, segment_in_steps
 from gla_jax.support.arrays import Array, Float, UInt8
 from gla_jax.support.errors import UserError
@@ -31,17 +45,48 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 
-class Prepared(NamedTuple):
-    """An image cut into windows, padded; the grid they lie on; its own size (h, w) in pixels."""
+@dataclass(frozen=True)
+class Prepared:
+    """An image at its working size, before its windows are cut; it unpacks as its windows, their grid and its own size.
 
-    windows: Windows
+    pixels: uint8 RGB at the working size; grid: places of the windows; size: its own (h, w) in pixels; count: the
+    padded number of windows, those with the same one share a program; stride: of the windows; mean: RGB in 0..1 of
+    what surrounds it.
+    """
+
+    pixels: UInt8[np.ndarray, "_ _ 3"]
     grid: WindowGrid
     size: tuple[int, int]
+    count: int
+    stride: int
+    mean: Channels
 
-    @property
-    def count(self) -> int:
-        """The padded number of windows: images with the same one share a program."""
-        return len(self.windows.valid)
+    @cached_property
+    def windows(self) -> Windows:
+        """The windows, cut on the host."""
+        return cut_windows(self.pixels, self.grid, self.count, self.mean)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Its windows, their grid and its own size."""
+        return iter((self.windows, self.grid, self.size))
+
+
+def stack_canvas(images: Sequence[Prepared]) -> Canvas:
+    """The canvases [B ...] of images of one padded number of windows, on the host, without pieces that none needs."""
+    first = images[0]
+    pieces = image_pieces(
+        [image.pixels for image in images], first.grid.crop, piece_bytes(first.count, first.grid.crop, first.stride)
+    )
+    shapes = np.array([image.pixels.shape[:2] for image in images], np.int32)
+    valid, origins = zip(*(padded_origins(image.grid, image.count) for image in images), strict=True)
+    return Canvas(tuple(pieces), shapes, np.stack(valid), np.stack(origins))
+
+
+@lru_cache(maxsize=16)
+def _blank_piece(shape: tuple[int, ...], mesh: "Mesh | None") -> UInt8[Array, "*B b"]:
+    """A piece of a canvas behind the last byte of its images, which goes to the device once."""
+    blank = np.zeros(shape, np.uint8)
+    return jax.device_put(blank) if mesh is None else place_canvas(Canvas(*[(blank,)] * 4), mesh).pieces[0]
 
 
 @lru_cache(maxsize=64)
@@ -58,7 +103,7 @@ def prepare_image(
     padded: Callable[[int], int] = bucket,
     mean: Channels = OPENAI_MEAN,
 ) -> Prepared:
-    """The windows of an RGB image brought to its working size.
+    """An RGB image brought to its working size.
 
     Args:
         image: RGB.
@@ -68,18 +113,24 @@ def prepare_image(
     """
     grid = image_grid(image.shape[:2], settings)
     resized = resize_uint8(image, (grid.height, grid.width))
-    return Prepared(cut_windows(resized, grid, padded(grid.count), mean), grid, image.shape[:2])
+    return Prepared(resized, grid, image.shape[:2], padded(grid.count), settings.stride, mean)
 
 
 # An image of more windows goes through in steps, so that it can be watched and interrupted.
 MAX_PROGRAM_WINDOWS = 64
 
-_segment_features = jax.jit(segment_features)
+
+def _of_canvas(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig) -> Float[Array, "W S E"]:
+    return segment_features(params, cut_canvas(canvas, config.windows.crop, params.clip_spec.pixel_mean), config)
+
+
+_segment_features = jax.jit(_of_canvas)
+_cut = jax.jit(cut_canvas, static_argnums=(1, 2))
 
 
 @jax.jit
-def _batch_features(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> Float[Array, "B W S E"]:
-    return jax.vmap(lambda own: segment_features(params, own, config))(windows)
+def _batch_features(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig) -> Float[Array, "B W S E"]:
+    return jax.vmap(lambda own: _of_canvas(params, own, config))(canvas)
 
 
 @dataclass(frozen=True)
@@ -127,7 +178,7 @@ class Model:
         return count if self.mesh is None and count > MAX_PROGRAM_WINDOWS else 0
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
-        """The host's work on an RGB image, which can run ahead in a thread: its working size, cut into windows."""
+        """The host's work on an RGB image, which can run ahead in a thread: its working size."""
 
         def padded(count: int) -> int:
             if self.mesh is not None:
@@ -142,18 +193,33 @@ class Model:
 
         progress(steps done, steps) is called for images that go through in steps.
         """
-        windows = [image.windows for image in images]
         if self.mesh is not None:
-            groups = self.mesh.shape[DATA_AXIS]
-            # Every group of devices takes an image; what is left over takes the last one again.
-            batch = _stacked(windows + windows[-1:] * (-len(windows) % groups))
-            together = ring_features(self.params, place_windows(batch, self.mesh), self.config, self.mesh)
-            return [image_features(together, index, self.mesh) for index in range(len(windows))]
+            together = self.split_features(images)
+            return [image_features(together, index, self.mesh) for index in range(len(images))]
         if images[0].grid.count > MAX_PROGRAM_WINDOWS:
-            return [segment_in_steps(self.params, one, self.config, progress) for one in windows]
-        if len(windows) == 1:
-            return [_segment_features(self.params, windows[0], self.config)]
-        return list(_batch_features(self.params, _stacked(windows), self.config))
+            cuts = (_cut(self._canvas([image]), image.grid.crop, image.mean) for image in images)
+            return [segment_in_steps(self.params, windows, self.config, progress) for windows in cuts]
+        if len(images) == 1:
+            return [_segment_features(self.params, self._canvas(images), self.config)]
+        return list(_batch_features(self.params, self._canvas(images), self.config))
+
+    def split_features(self, images: Sequence[Prepared]) -> Float[Array, "B W S E"]:
+        """`features` of a model on a mesh, as they lie on it; B is padded to a multiple of the mesh's data axis."""
+        # Every group of devices takes an image; what is left over takes the last one again.
+        groups = self.mesh.shape[DATA_AXIS]
+        padded = [*images, *[images[-1]] * (-len(images) % groups)]
+        return ring_features(self.params, self._canvas(padded), self.config, self.mesh)
+
+    def _canvas(self, images: Sequence[Prepared]) -> Canvas:
+        """Canvases on their way to the devices; of one image without a mesh, its own."""
+        canvas = stack_canvas(images)
+        missing = PIECES - len(canvas.pieces)
+        if self.mesh is not None:
+            canvas = place_canvas(canvas, self.mesh)
+        else:
+            canvas = jax.device_put(jax.tree.map(lambda leaf: leaf[0], canvas) if len(images) == 1 else canvas)
+        blanks = (_blank_piece(canvas.pieces[0].shape, self.mesh),) * missing if missing else ()
+        return canvas._replace(pieces=canvas.pieces + blanks)
 
 
 def _first_device(mesh: "Mesh | None") -> jax.Device:
@@ -167,10 +233,6 @@ def on_device(config: SegmenterConfig, params: SegmenterParams, device: jax.Devi
         return config
     specs = [params.clip_spec] + ([params.vfm_spec] if config.method.reads_vfm else [])
     return replace(config, tower_batch=tower_batch(specs, config.windows.crop, config.dtype, device_memory(device)))
-
-
-def _stacked(windows: Sequence[Windows]) -> Windows:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *windows)
 
 
 def check_settings(config: SegmenterConfig, params: SegmenterParams) -> SegmenterConfig:

@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gla_jax.config import SegmenterConfig, WindowConfig, without_gla
-from gla_jax.images.windows import CLIP_MEAN, axis_starts, bucket, cut_windows, window_grid
+from gla_jax.images.windows import (
+    CLIP_MEAN,
+    OPENAI_MEAN,
+    PIECES,
+    axis_starts,
+    bucket,
+    cut_canvas,
+    cut_windows,
+    piece_bytes,
+    window_grid,
+)
 from gla_jax.pipeline import SegmenterParams, encode_windows
+from gla_jax.predict.model import image_grid, prepare_image, stack_canvas
 from gla_jax.towers.clip import ClipImage
 from tests import oracle
 from tests.small_models import IMAGE, random_params, small_clip
@@ -68,6 +79,44 @@ def test_windows_hold_the_pixels_at_their_origins():
     for pixels, (row, column) in zip(windows.pixels[: grid.count], windows.origins, strict=False):
         expected = image[row : row + 8, column : column + 8].transpose(2, 0, 1) / np.float32(255)
         np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("kind", [(8, 6), (32, 16), (16, 16)])
+@pytest.mark.parametrize("size", [(1, 1), (40, 3), (5, 61), (31, 33), (64, 48), (16, 70)])
+def test_windows_cut_on_the_device_are_those_of_the_host_to_the_bit(size, kind):
+    """A pixel that differs moves every figure compared with earlier ones."""
+    crop, stride = kind
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    mean = (0.5, 0.25, 0.125)
+    prepared = prepare_image(image, WindowConfig(None, crop, stride), mean=mean)
+    canvas = jax.tree.map(lambda leaf: leaf[0], stack_canvas([prepared]))
+    found = jax.jit(cut_canvas, static_argnums=(1, 2))(canvas, crop, mean)
+    for ours, theirs in zip(found, prepared.windows, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_byte_is_divided_by_255_to_the_bit_in_a_compiled_program():
+    image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    canvas = jax.tree.map(lambda leaf: leaf[0], stack_canvas([prepare_image(image, WindowConfig(None, 16, 8))]))
+    found = jax.jit(cut_canvas, static_argnums=(1, 2))(canvas, 16, OPENAI_MEAN).pixels
+    np.testing.assert_array_equal(found[0, 1].ravel(), np.arange(256, dtype=np.float32) / np.float32(255))
+
+
+@given(size=st.tuples(st.integers(1, 3000), st.integers(1, 3000)))
+def test_every_image_fits_the_canvas_of_its_number_of_windows(size):
+    """The canvas knows that number alone, so sizes of images add no programs."""
+    settings = WindowConfig(None, crop=224, stride=112)
+    grid = window_grid(*size, settings)
+    assert 3 * (size[0] * size[1] + 2 * 224) <= PIECES * piece_bytes(bucket(grid.count), 224, 112)
+
+
+def test_an_image_goes_up_once_and_not_window_by_window():
+    """Bytes of the windows as float32 over those that are sent, of VOC, Cityscapes and Cityscapes at its own size."""
+    for short_side, size, times in ((336, (375, 500), 7.5), (560, (1024, 2048), 11), (None, (1024, 2048), 15)):
+        settings = WindowConfig(short_side, crop=224, stride=112)
+        count = bucket(image_grid(size, settings).count)
+        sent = sum(map(np.size, stack_canvas([prepare_image(np.zeros((*size, 3), np.uint8), settings)]).pieces))
+        assert count * 3 * 224**2 * 4 > times * sent
 
 
 @pytest.mark.parametrize("wrong", [{"stride": 300}, {"crop": 0}, {"short_side": -1}])

@@ -1,4 +1,4 @@
-"""What is kept between images is bounded by bytes: photos of all sizes must not fill memory one matrix after the other."""
+"""What is kept between images is bounded by bytes: photos of all sizes must not fill memory."""
 
 import tracemalloc
 
