@@ -14,7 +14,7 @@ import numpy as np
 from gla_jax.config import DEFAULT_PRESET, METHOD_ALIASES, WindowConfig
 from gla_jax.distributed.processes import Processes
 from gla_jax.distributed.shards import Shard
-from gla_jax.eval.benchmarks import BENCHMARKS
+from gla_jax.eval.benchmarks import BENCHMARKS, TINY_WORLD
 from gla_jax.eval.datasets.dataset import Dataset, Example, open_dataset
 from gla_jax.eval.datasets.labels import write_label
 from gla_jax.eval.datasets.submission import submission_values
@@ -152,6 +152,8 @@ def open_benchmark(
     Raises UserError for unknown names and files that cannot be used, DataError when something is missing in `data`.
     """
     check_choice(key, BENCHMARKS, "benchmark")
+    if key == TINY_WORLD and data is not None:
+        raise UserError(f"{key} draws its own scenes: leave out --data, or name what {data} holds, such as folder.")
     dataset = open_dataset(key, data, unlabelled)
     classes = tuple(zip(dataset.names.classes, dataset.names.prompts["sclip"], strict=True))
     row = protocol(key, setting, classes, method)

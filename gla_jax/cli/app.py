@@ -19,6 +19,8 @@ from gla_jax.cli.eval import app as eval_app
 from gla_jax.cli.explain import explain
 from gla_jax.cli.info import info
 from gla_jax.cli.models import models
+from gla_jax.cli.options import remove_empty_folders
+from gla_jax.cli.raster import raster
 from gla_jax.cli.segment import segment
 from gla_jax.cli.tune import tune
 from gla_jax.support.errors import UserError, about_files
@@ -32,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(segment)
+app.command()(raster)
 app.command()(demo)
 app.add_typer(eval_app, name="eval")
 for command in (ablate, tune, explain, crossing, bench, convert, models, info):
@@ -85,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not _lacks_memory(error):
                 raise
             status = _failed("this needs more memory than there is; take a smaller --batch, --crop or --short-side.")
+        finally:
+            remove_empty_folders()
     if status in STOPPED:
         typer.echo("stopped; nothing half-written is left", err=True)
     return status

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -58,8 +59,15 @@ def warn_renamed(old: str, new: str, used: bool) -> None:
         warnings.warn(f"{old} is called {new} now; the old name goes with the next release", stacklevel=2)
 
 
+_made: list[Path] = []  # folders that the command of this process has made, the innermost first
+
+
 def results_folder(path: Path) -> Path:
-    """A folder for results, created where it is missing; that it can be written to is tried before the work."""
+    """A folder for results, created where it is missing; that it can be written to is tried before the work.
+
+    It is removed at the end of the command if it is still empty.
+    """
+    _made.extend(part for part in (path, *path.parents) if not os.path.lexists(part))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -78,6 +86,13 @@ def results_file(path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with --out.")
     return results_folder(path.parent) / path.name
+
+
+def remove_empty_folders() -> None:
+    """Remove the folders that were made for results and got none."""
+    while _made:
+        with suppress(OSError):  # it holds results, or could not be made
+            _made.pop(0).rmdir()
 
 
 def check_devices() -> None:

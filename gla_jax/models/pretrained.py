@@ -56,9 +56,11 @@ def _folders(part: str) -> list[Path]:
     command = f"gla-jax convert clip|dino|dinov2 {part} OUT"
     if os.path.isfile(folder):
         raise ModelError(f"{part} is a file, and a model is a folder; convert it first: {command}.")
+    if part and os.path.exists(folder) and not os.path.isdir(folder):
+        raise ModelError(f"{part} is a pipe, a socket or a device; name a model folder or one of gla-jax models.")
     if not part or not os.path.isdir(folder):
         # A mistyped folder is more like one beside it than like a name.
-        beside = [str(path) for path in folder.parent.glob("*")] if os.sep in part else []
+        beside = [str(path) for path in folder.parent.glob("*") if os.path.isdir(path)] if os.sep in part else []
         close = difflib.get_close_matches(str(folder), beside, n=1)
         close = close or difflib.get_close_matches(part.lower(), [EMBEDDED, *MODELS], n=3)
         advice = f"did you mean {' or '.join(close)}" if close else "gla-jax models lists the names"

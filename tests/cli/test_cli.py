@@ -220,7 +220,8 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(name, tmp_path, photo, cap
 
 
 def test_offline_names_the_way_by_hand(tmp_path, photo, capsys):
-    assert call("segment", photo, *CLASSES, "--offline", "--out", tmp_path / "out") == 2
+    assert call("segment", photo, *CLASSES, "--offline", "--out", tmp_path / "new" / "out") == 2
+    assert not (tmp_path / "new").exists()
     said = capsys.readouterr().err
     assert "openai/clip-vit-base-patch16" in said
     assert "gla-jax convert clip FOLDER OUT" in said
