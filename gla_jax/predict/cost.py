@@ -17,6 +17,7 @@ from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoV2Spec
 
 REPEATS, SECONDS_NOT_REPEATED = 4, 1.0
+SEVERAL = 4  # tower batches of the larger image that is measured
 
 
 @dataclass(frozen=True)
@@ -117,26 +118,43 @@ def image_flops(params: SegmenterParams, windows: int, config: SegmenterConfig) 
 
 
 def estimate(params: SegmenterParams, config: SegmenterConfig, windows: int) -> Cost:
-    """The cost of an image of some windows on one device, by an image of one tower batch that goes through in steps.
+    """The cost of an image of some windows on one device, by small images that go through in steps.
 
-    Towers and projection grow with the windows, the attention over all of them with their square; the label map is not
-    counted. Takes the time to compile and run that image; its towers are the large image's program.
+    Towers and projection grow with the windows. The attention has a part that does, every query's own, and one that
+    grows with their square: where it would take longer than the towers an image of SEVERAL tower batches tells the two
+    apart. The label map is not counted. Takes the time to compile and run those images; their towers are the large
+    image's program.
     """
-    runs: list[np.ndarray] = []
-    while len(runs) < 2 or (len(runs) < REPEATS and runs[-1].sum() < SECONDS_NOT_REPEATED):
-        runs.append(_step_seconds(params, config))
-    towers, *attention = np.median(runs[1:], axis=0)  # the first run compiles
-    projection = attention.pop() if attention else 0.0  # each window alone: one step is all
     scale = windows / config.max_tower_batch
-    seconds = (towers + projection) * scale + sum(attention) * scale**2
+    towers, attention, projection = _measured(params, config, 1)
+    quadratic = attention
+    if attention * scale > towers and scale > SEVERAL:
+        _, several, _ = _measured(params, config, SEVERAL)
+        quadratic = (several - SEVERAL * attention) / (SEVERAL**2 - SEVERAL)
+        # Of a part below zero, which is noise, nothing is left; the larger image says more about the other.
+        quadratic = min(max(quadratic, 0.0), several / SEVERAL**2)
+        attention = several / SEVERAL + quadratic * (1 - SEVERAL)
+    seconds = (towers + projection + attention - quadratic) * scale + quadratic * scale**2
     return Cost(windows * model_widths(params, config).tokens, image_flops(params, windows, config), float(seconds))
 
 
-def _step_seconds(params: SegmenterParams, config: SegmenterConfig) -> np.ndarray:
-    """Seconds of each step of an image of one tower batch: towers, attention in one or more, projection."""
+def _measured(params: SegmenterParams, config: SegmenterConfig, batches: int) -> np.ndarray:
+    """Seconds [3] of towers, attention and projection of an image of some tower batches."""
+    runs: list[np.ndarray] = []
+    while len(runs) < 2 or (len(runs) < REPEATS and runs[-1].sum() < SECONDS_NOT_REPEATED):
+        steps = _step_seconds(params, config, batches)
+        runs.append(np.array([part.sum() for part in np.split(steps, [batches, max(len(steps) - batches, batches)])]))
+    return np.median(runs[1:], axis=0)  # the first run compiles
+
+
+def _step_seconds(params: SegmenterParams, config: SegmenterConfig, batches: int) -> np.ndarray:
+    """Seconds of each step of an image of some tower batches: towers, attention, projection.
+
+    Where each window is alone there is one step for each batch.
+    """
     ends = [time.perf_counter()]
-    batch = blank_windows(config.max_tower_batch, config)
-    segment_in_steps(params, batch, config, lambda done, steps: ends.append(time.perf_counter()))
+    windows = blank_windows(batches * config.max_tower_batch, config)
+    segment_in_steps(params, windows, config, lambda done, steps: ends.append(time.perf_counter()))
     return np.diff(ends)
 
 

@@ -81,13 +81,23 @@ def test_cost_grows_with_the_square_of_the_windows(params):
 
 
 def test_seconds_of_windows_that_stay_alone_grow_with_their_number(params, monkeypatch):
-    """Towers and projection grow with the windows; the attention over all of them alone grows with the square."""
     clock = iter(range(1000))
     monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))  # every step takes a second
     alone = replace(CONFIG, method=METHODS["proxyclip"], tower_batch=2)
     assert cost.estimate(params, alone, 100).seconds == 50
-    together = replace(alone, method=METHODS["gla"])  # towers, anchors, attention, projection
-    assert cost.estimate(params, together, 100).seconds == 2 * 50 + 2 * 50**2
+
+
+@pytest.mark.parametrize(("linear", "quadratic"), [(5, 7), (600, 0.1), (0, 7), (5, 0)])
+def test_what_every_query_costs_by_itself_is_not_squared(params, monkeypatch, linear, quadratic):
+    """In a small image most of the attention's time is such: squared, an image of one minute was said to take eight."""
+
+    def steps(params, config, n):
+        halves = (linear * n + quadratic * n**2) / 2
+        return np.array([*[3] * n, halves, halves, *[2] * n])  # towers, anchors, attention, projection
+
+    monkeypatch.setattr(cost, "_step_seconds", steps)
+    found = cost.estimate(params, replace(CONFIG, tower_batch=2), 100).seconds
+    assert found == pytest.approx((3 + 2 + linear) * 50 + quadratic * 50**2)
 
 
 # Operations of an image of 12 windows of the published pair, in TFLOP, as release 0.1 counted them.
