@@ -38,7 +38,9 @@ SAFETENSORS_DTYPES: Mapping[str, Any] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "BOOL": np.dtype(np.bool_),
 }
-MAX_TOKENIZER_BYTES = 1 << 26  # of each file; those of the largest vocabularies have under 2^25
+MAX_CONFIG_BYTES = 1 << 23  # of a small file; indices of many shards and vocabularies have under 2^20
+MAX_HEADER_BYTES = 1 << 23  # of safetensors; that of the largest CLIP has under 2^18
+MAX_TOKENIZER_BYTES = 1 << 25  # of tokenizer.json; that of the largest vocabularies has just under it
 SECONDS_TO_REACH_THE_HUB = 5.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -177,9 +179,10 @@ def _open(name: str, folder: Path, weights: str) -> Source:
         configs.reverse()
     tokenizer = tuple(file for file in TOKENIZERS if file in beside)
     for file in tokenizer:
-        if (folder / file).stat().st_size > MAX_TOKENIZER_BYTES:
+        largest = MAX_TOKENIZER_BYTES if file == "tokenizer.json" else MAX_CONFIG_BYTES
+        if (folder / file).stat().st_size > largest:
             raise ConversionError(
-                f"{folder / file} is larger than any tokenizer's ({MAX_TOKENIZER_BYTES >> 20} MiB); download it again."
+                f"{folder / file} is larger than any tokenizer's ({largest >> 20} MiB); download it again."
             )
     pixels, pixels_from = _pixels(folder, beside)
     return Source(
@@ -219,6 +222,9 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with path.open("rb") as file:
+            if MAX_HEADER_BYTES < int.from_bytes(file.read(8), "little") < path.stat().st_size:
+                raise ConversionError(f"{path} has a header larger than any model's ({MAX_HEADER_BYTES >> 20} MiB).")
         safe_open(path, framework="np")  # checks the header against the file's size
     except (SafetensorError, OSError) as error:
         raise ConversionError(
@@ -270,7 +276,7 @@ def _shards(index: Path) -> tuple[str, ...]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path, "the file", "download it again", ConversionError)
+    content = read_json(path, "the file", "download it again", ConversionError, MAX_CONFIG_BYTES)
     if not isinstance(content, dict):
         raise ConversionError(f"{path} is not a JSON object; download it again.")
     return content

@@ -4,6 +4,7 @@ A file of this format is an uncompressed zip of a pickle and the bytes of its st
 the archive are only looked up, and tensors are views of the mapped file.
 """
 
+import io
 import math
 import re
 import zipfile
@@ -22,7 +23,8 @@ from gla_jax.support.errors import ConversionError
 
 # Where checkpoints of training runs keep the weights; DINO is evaluated with its teacher.
 WRAPPERS = ("state_dict", "model_state_dict", "teacher", "student", "model", "module")
-MAX_PICKLE = 1 << 23  # bytes; that of a 40-block model with its optimizer is under 2^20, and each opcode is looked at
+MAX_DIRECTORY = 1 << 22  # bytes of the list of entries; that of the largest CLIP with its optimizer has under 2^18
+MAX_PICKLE = 1 << 23  # bytes; that of the largest CLIP with its optimizer has under 2^19
 MAX_CODE = 1 << 22  # characters of TorchScript's source files that are read
 MAX_MODULES = 10_000
 # What TorchScript writes for the activations of a transformer; a tower has no other sigmoid.
@@ -46,13 +48,22 @@ class TorchFile:
     activation: str | None = None
 
 
+class _File(io.FileIO):
+    """A file of which zipfile reads no list of a million entries, which takes it seconds and gigabytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"its list of entries has {size} bytes")
+        return super().read(size)
+
+
 class _Archive:
     """The entries of a PyTorch zip file, mapped into memory."""
 
     def __init__(self, path: Path):
         self.path = path
         try:
-            with zipfile.ZipFile(path) as archive:
+            with _File(path) as file, zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
         except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
             raise ConversionError(f"it is a damaged or incomplete zip file ({error}); download it again.") from error
@@ -62,6 +73,7 @@ class _Archive:
             raise ConversionError("it is a zip file, but not one that PyTorch writes.")
         self.root = pickles[0].removesuffix("data.pkl")
         self.bytes = np.memmap(path, np.uint8, "r")
+        self.unread = self.bytes.size
         self.read = cache(self.read)  # a storage that many tensors view is checked once
 
     def read(self, name: str) -> np.ndarray:
@@ -78,17 +90,21 @@ class _Archive:
         lengths = header[26:30].view("<u2")
         start = entry.header_offset + 30 + int(lengths.sum(dtype=np.int64))
         content = np.asarray(self.bytes[start : start + entry.file_size])
+        self.unread -= content.size
+        if self.unread < 0:
+            raise ConversionError(f"its archive is damaged at {name}: entries overlap; download it again.")
         if content.size != entry.file_size or zlib.crc32(content) != entry.CRC:
             raise ConversionError(f"its archive is damaged at {name}; download it again.")
         return content
 
     def activation(self) -> str | None:
         """The activation that the code of a TorchScript archive computes, None where it shows none or several."""
-        names = [name for name in self.entries if name.startswith(f"{self.root}code/") and name.endswith(".py")]
+        plain = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        names = [name for name, entry in self.entries.items() if entry.compress_type in plain and name.endswith(".py")]
         code = ""
         try:
             with zipfile.ZipFile(self.path) as archive:
-                for name in names:
+                for name in names[:MAX_MODULES]:
                     with archive.open(name) as file:  # deflated: the size that it states proves nothing
                         code += file.read(MAX_CODE - len(code)).decode("utf-8", "replace")
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:

@@ -31,6 +31,7 @@ FORMAT = "gla-jax model 1"
 # How config.json names fields of a spec: folders written by earlier versions stay readable.
 STORED_NAMES = {"num_heads": "heads", "embed_dim": "joint_width", "pixel_std": "pixel_deviation"}
 ALIGNMENT = 64  # bytes, of arrays that XLA takes as they are
+MAX_CONFIG_BYTES = 1 << 20  # of config.json
 MAX_FILES = 10_000  # under params/; Orbax writes about 20
 MAX_RATIO = 16  # of a tree's size to its files' size; earlier versions compressed them, by 8 %
 JSON_NUMBERS = BeartypeConf(is_pep484_tower=True)  # JSON may hold 0 where a spec says float
@@ -200,7 +201,7 @@ def read_spec(folder: Path | str) -> tuple[str, Spec, dict[str, Any]]:
     path = Path(folder) / "config.json"
     if not os.path.exists(path):
         raise ModelError(f"{folder} is not a model folder: it has no config.json; make one with gla-jax convert.")
-    config = read_json(path, "the description of a model", "convert the weights again", ModelError)
+    config = read_json(path, "the description of a model", "convert the weights again", ModelError, MAX_CONFIG_BYTES)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ModelError(
             f"{folder} is not a folder of this program (its config.json does not say {FORMAT!r}); PyTorch and "

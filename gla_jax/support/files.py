@@ -23,8 +23,8 @@ LOCK_FILE = ".gla-jax.lock"
 
 
 @contextmanager
-def folder_lock(folder: Path, message: str, name: str = LOCK_FILE) -> Iterator[None]:
-    """Hold the lock of a folder for a block, without waiting for it; a folder that does not exist is created.
+def folder_lock(folder: Path, message: str, name: str = LOCK_FILE, wait: float = 0) -> Iterator[None]:
+    """Hold the lock of a folder for a block; a folder that does not exist is created.
 
     The empty lock file stays: removing it could leave two processes with a lock on two files of one name.
 
@@ -32,6 +32,7 @@ def folder_lock(folder: Path, message: str, name: str = LOCK_FILE) -> Iterator[N
         folder: the folder to lock.
         message: the sentence of the error when the lock is taken.
         name: lock file; processes that share a folder each take one of a name of their own.
+        wait: seconds to wait for a lock that is taken.
 
     Raises:
         UserError: another process, or another block of this one, holds the lock.
@@ -41,7 +42,7 @@ def folder_lock(folder: Path, message: str, name: str = LOCK_FILE) -> Iterator[N
 
     lock = FileLock(folder / name, thread_local=False)  # a generator may be closed by another thread
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise UserError(message) from None
     try:
@@ -151,7 +152,9 @@ def write_png(path: Path, image: "Image.Image") -> None:
     write_beside(path, lambda file: image.save(file, format="PNG", optimize=False))
 
 
-def read_json(path: Path, what: str, advice: str, error: type[UserError] = UserError) -> Any:
+def read_json(
+    path: Path, what: str, advice: str, error: type[UserError] = UserError, max_bytes: int = MAX_JSON_BYTES
+) -> Any:
     """The content of a JSON file; every fault is one sentence.
 
     Args:
@@ -159,13 +162,14 @@ def read_json(path: Path, what: str, advice: str, error: type[UserError] = UserE
         what: names the file in messages, as in "the preset".
         advice: ends the message, as in "write it with gla-jax tune".
         error: the kind of UserError that is raised.
+        max_bytes: a larger file is refused; in memory it can take sixty times as much.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{what} {path} is not a file; {advice}.")
-        if status.st_size > MAX_JSON_BYTES:
-            raise error(f"{what} {path} is larger than {MAX_JSON_BYTES >> 20} MiB; {advice}.")
+        if status.st_size > max_bytes:
+            raise error(f"{what} {path} is larger than {max_bytes >> 20} MiB; {advice}.")
         text = Path(path).read_text("utf-8-sig")  # some editors put a byte order mark in front
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=without_repeats)
     except OSError as fault:

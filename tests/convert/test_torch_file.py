@@ -3,6 +3,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -151,16 +152,27 @@ def test_a_pickle_cannot_write_to_the_reader_itself(code):
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        pytest.param(b"\x80\x02Nr\xff\xff\xff\x7f.", "memo", id="memo of gigabytes"),
         pytest.param(b"\x80\x02\x8d" + b"\xff" * 7 + b"\x7f" + b"a.", "damaged", id="string of exabytes"),
         pytest.param(b"\x80\x02(((.", "damaged", id="unbalanced"),
         pytest.param(b"", "damaged", id="nothing"),
         pytest.param(b"\x80\x02K\x01Q.", "damaged", id="storage that is a number"),
+        pytest.param(b"\x80\x02)" + b"\x85" * 4_000_000 + b".", "tuples nested", id="deep tuple"),
+        # Hashing these ends the process, for the stack overflows.
+        pytest.param(b"\x80\x02})" + b"\x85" * 4_000_000 + b"Ns.", "tuples nested", id="deep tuple as a key"),
+        pytest.param(b"\x80\x04()" + b"\x85" * 4_000_000 + b"\x91.", "tuples nested", id="deep tuple in a set"),
+        pytest.param(b"\x80\x02]q\0" + b"h\0h\0\x86q\0" * 1_000_000 + b".", "tuples nested", id="doubled tuples"),
+        pytest.param(b"\x80\x02" + b"(" * 4_000_000 + b"t" * 4_000_000, "more steps", id="marks"),
+        pytest.param(b"\x80\x02" + b"]" * 4_000_000 + b"a" * 3_999_999, "more steps", id="deep list"),
+        pytest.param(b"\x80\x02(" + b"K\1" * 2_000_000 + b"t.", "more steps", id="many numbers"),
     ],
 )
 def test_absurd_pickles_are_damaged(code, reason):
     with pytest.raises(ConversionError, match=reason):
         unpickle(code)
+
+
+def test_a_memo_of_gigabytes_is_not_allocated():
+    assert unpickle(b"\x80\x02Nr\xff\xff\xff\x7f.") is None
 
 
 def tensor_pickle(offset=0, shape=(2, 2), strides=(2, 1), count=4) -> bytes:
@@ -314,3 +326,25 @@ def test_a_pickle_of_many_megabytes_is_not_looked_at(tmp_path):
         saved({"x": torch.ones(1)}, tmp_path), lambda name, c, _: bytes(9 << 20) if name.endswith("data.pkl") else c
     )
     assert "larger than any model's (8 MiB)" in refused(path)
+
+
+def test_a_zip_of_a_million_entries_is_not_listed(tmp_path):
+    """Listing it takes seconds and a gigabyte."""
+    saved({"x": torch.ones(2)}, tmp_path)
+    with zipfile.ZipFile(tmp_path / "weights.pt", "a") as archive:
+        for index in range(100):
+            archive.writestr(f"{index:060000}", b"")
+    assert "its list of entries has" in refused(tmp_path / "weights.pt")
+
+
+def test_entries_that_overlap_are_not_read_over_and_over(tmp_path):
+    """A thousand storages in the same gigabyte would each be checked."""
+    path = saved({f"x{i}": torch.ones(1 << 16) for i in range(4)}, tmp_path)
+    path = rezipped(path, lambda name, content, _: None if name[-7:] in ("/data/1", "/data/2", "/data/3") else content)
+    with zipfile.ZipFile(path, "a") as archive:
+        first = next(entry for entry in archive.infolist() if entry.filename.endswith("/data/0"))
+        archive.writestr("x", b"")  # so that the list is written anew
+        for index in "123":
+            archive.filelist.append(copy(first))
+            archive.filelist[-1].filename = first.filename[:-1] + index
+    assert "entries overlap" in refused(path)
