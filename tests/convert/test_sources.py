@@ -219,10 +219,10 @@ def test_safetensors_that_name_a_tensor_twice(tmp_path):
 def test_files_of_a_tokenizer_are_bounded(name, tmp_path):
     save_file({"x": X}, tmp_path / "model.safetensors")
     with (tmp_path / name).open("wb") as file:
-        file.truncate(sources.MAX_TOKENIZER_BYTES + 1)
-    limit = 32 if name == "tokenizer.json" else 8
+        limit = 32 if name == "tokenizer.json" else 8
+        file.truncate((limit << 20) + 1)
     assert f"{name} is larger than any tokenizer's ({limit} MiB)" in refused(tmp_path)
-    os.truncate(tmp_path / name, sources.MAX_TOKENIZER_BYTES)
+    os.truncate(tmp_path / name, limit << 20)
     assert open_source(tmp_path).tokenizer == (name,)
 
 
