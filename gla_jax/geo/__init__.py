@@ -1,0 +1,1 @@
+"""Rasters of any size, block by block, with their place on the ground."""

@@ -1,0 +1,181 @@
+"""A GeoTIFF goes through in blocks and keeps its place on the ground."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from gla_jax import Segmenter
+from gla_jax.cli import main
+from gla_jax.config import SegmenterConfig, WindowConfig
+from gla_jax.geo.blocks import Area, cut_blocks
+from gla_jax.geo.raster import RasterTask, segment_raster
+from gla_jax.support.errors import UserError
+from gla_jax.text.prompts import parse_classes
+from gla_jax.tiny_world.scenes import render
+
+# Of affine, through rasterio, which does not use the new operator yet.
+pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+NAMES = ["sand", "water", "brick", "grass", "wood", "gravel"]
+CONFIG = SegmenterConfig(windows=WindowConfig(short_side=96, crop=64, stride=32))
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return Segmenter.from_pretrained("tiny-world", CONFIG)
+
+
+def save(path, pixels, **more):
+    """Pixels [h w bands] as a GeoTIFF of half a metre."""
+    profile = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_200_000, 0.5, 0.5), "dtype": pixels.dtype}
+    height, width, count = pixels.shape
+    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=count, **(profile | more)) as out:
+        out.write(pixels.transpose(2, 0, 1))
+    return path
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A scene of 200 x 260 pixels whose right edge is nodata."""
+    pixels = render(3, 200, 260, "test").image.clip(1)
+    pixels[:, 250:] = 0
+    return save(tmp_path / "scene.tif", pixels, nodata=0)
+
+
+def run(segmenter, source, folder, **options):
+    folder.mkdir(exist_ok=True)
+    task = RasterTask(segmenter, parse_classes(NAMES), block=96, **options)
+    return segment_raster(task, source, folder, lambda text: None)
+
+
+def test_labels_of_a_block_are_those_of_its_region_alone(tmp_path, segmenter, source):
+    """Whoever opens one block's pixels and a window around it in the segmenter must get the same labels."""
+    run(segmenter, source, tmp_path / "out")
+    with rasterio.open(source) as raster, rasterio.open(tmp_path / "out" / "labels.tif") as out:
+        assert (out.crs, out.transform, out.shape) == (raster.crs, raster.transform, raster.shape)
+        assert out.nodata == 255
+        assert json.loads(out.tags()["classes"]) == NAMES
+        pixels, labels = raster.read().transpose(1, 2, 0), out.read(1)
+    assert (labels[:, 250:] == 255).all()
+    assert (labels[:, :250] < len(NAMES)).all()
+    core, region = np.s_[96:192, 96:192], np.s_[32:200, 32:256]  # a block of 96 and a halo of 64
+    alone = segmenter.with_settings(short_side=168)(np.ascontiguousarray(pixels[region]), NAMES).labels
+    assert (labels[core] == alone[64:160, 64:160]).all()
+
+
+def test_a_window_of_the_raster_lies_where_it_was(tmp_path, segmenter, source):
+    """The part has the labels that the whole has there, and its corner on the ground."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run(segmenter, source, whole)
+    run(segmenter, source, part, area=Area(96, 96, 96, 96))
+    with rasterio.open(whole / "labels.tif") as a, rasterio.open(part / "labels.tif") as b:
+        assert (a.read(1)[96:192, 96:192] == b.read(1)).all()
+        assert b.xy(0, 0) == a.xy(96, 96)
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path, segmenter, source, monkeypatch):
+    """Blocks that are done are not done again, and the result is the same to the byte."""
+    run(segmenter, source, tmp_path / "whole")
+    calls = []
+    call = Segmenter.__call__
+
+    def stop(self, *words, **more):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return call(self, *words, **more)
+
+    monkeypatch.setattr(Segmenter, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(segmenter, source, tmp_path / "out")
+    assert not (tmp_path / "out" / "labels.tif").exists()
+    run(segmenter, source, tmp_path / "out")
+    assert len(calls) == 1 + 9
+    for name in ("labels.tif", "results.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(UserError, match="other settings"):
+        run(segmenter, source, tmp_path / "out", bands=(3, 2, 1))
+
+
+def test_regions_cover_the_labels(tmp_path, segmenter, source):
+    """Every pixel with a label lies in one polygon of its class, on the ground."""
+    document = run(segmenter, source, tmp_path / "out", vectors=True)
+    info = pyogrio.read_info(tmp_path / "out" / "regions.gpkg")
+    assert info["crs"] == "EPSG:32632"
+    assert list(info["fields"]) == ["class", "name", "pixels"]
+    _, _, geometry, (classes, names, pixels) = pyogrio.raw.read(tmp_path / "out" / "regions.gpkg")
+    assert len(geometry) > 1
+    assert {NAMES[value] for value in classes} == set(names)
+    assert pixels.sum() == document["pixels"] == 200 * 250
+    for name, share in document["shares"].items():
+        assert pixels[names == name].sum() / document["pixels"] == pytest.approx(share, abs=1e-6)
+
+
+def test_values_of_other_bands_and_depths(tmp_path, segmenter, source):
+    """16-bit values of chosen bands, scaled as the range says, give the labels of the 8-bit raster."""
+    with rasterio.open(source) as raster:
+        deep = raster.read().transpose(1, 2, 0).astype(np.uint16) * 10
+    stack = np.concatenate([np.zeros_like(deep[..., :1]), deep[..., ::-1]], axis=2)  # nothing, blue, green, red
+    save(tmp_path / "deep.tif", stack)
+    run(segmenter, source, tmp_path / "out")
+    run(segmenter, tmp_path / "deep.tif", tmp_path / "deep", bands=(4, 3, 2), value_range=(0, 2550))
+    with rasterio.open(tmp_path / "out" / "labels.tif") as a, rasterio.open(tmp_path / "deep" / "labels.tif") as b:
+        assert (a.read(1) == b.read(1))[:, :96].all()  # away from the nodata edge, which is black here
+
+
+def test_overviews_and_colours(tmp_path, segmenter):
+    pixels = np.tile(render(3, 64, 64, "test").image, (8, 9, 1))
+    save(tmp_path / "wide.tif", pixels)
+    segmenter = segmenter.with_settings(method="maskclip")
+    task = RasterTask(segmenter, parse_classes(NAMES), block=256)
+    (tmp_path / "out").mkdir()
+    segment_raster(task, tmp_path / "wide.tif", tmp_path / "out", print)
+    with rasterio.open(tmp_path / "out" / "labels.tif") as out:
+        assert out.overviews(1) == [2]
+        assert out.colormap(1)[0] == (230, 75, 53, 255)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--bands", "1,2,9"], "has 3 bands and no band 9"),
+        (["--bands", "1,2"], "is not 3 numbers"),
+        (["--range", "5,5"], "does not rise"),
+        (["--range", "nan,5"], "is not 2 numbers"),
+        (["--window", "0,0,300,10"], "reaches beyond the 260 x 200 pixels"),
+        (["--window", "0,0,0,10"], "is no part of an image"),
+        (["--block", "8000"], "give a smaller --block"),
+    ],
+)
+def test_wrong_words_get_a_sentence(source, tmp_path, capsys, words, sentence):
+    classes = [word for name in NAMES for word in ("--classes", name)]
+    out = ["--out", str(tmp_path / "out"), "--model", "tiny-world"]
+    assert main(["raster", str(source), *classes, *out, *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_other_files_are_refused(tmp_path, segmenter, source):
+    """A VRT could open any file of the machine; a truncated raster must not look complete."""
+    (tmp_path / "x.tif").write_text(f'<VRTDataset rasterXSize="9" rasterYSize="9">{source}</VRTDataset>')
+    with pytest.raises(UserError, match="cannot be read as a GeoTIFF"):
+        run(segmenter, tmp_path / "x.tif", tmp_path / "vrt")
+    (tmp_path / "cut.tif").write_bytes(source.read_bytes()[:90_000])
+    with pytest.raises(UserError, match="damaged"):
+        run(segmenter, tmp_path / "cut.tif", tmp_path / "cut")
+    assert not (tmp_path / "cut" / "labels.tif").exists()
+
+
+def test_blocks_cover_an_area_once():
+    native = replace(CONFIG, windows=replace(CONFIG.windows, short_side=None))
+    blocks = cut_blocks(Area(10, 20, 205, 150), Area(0, 0, 400, 300), 100, native)
+    seen = np.zeros((400, 300), int)
+    for block in blocks:
+        seen[block.core.within(Area(0, 0, 400, 300))] += 1
+        assert block.region.row == max(block.core.row - 64, 0)
+        assert block.region.column + block.region.width == min(block.core.column + block.core.width + 64, 300)
+    assert (seen[10:215, 20:170] == 1).all()
+    assert seen.sum() == 205 * 150
