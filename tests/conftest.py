@@ -7,8 +7,9 @@ import tempfile
 # Before jax or huggingface_hub are imported: both read these once. A machine with an accelerator can ask for it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# The suite compiles much and runs little.
+# The suite compiles much and runs little; small programs, too, are the same in all processes.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import jax
@@ -35,7 +36,6 @@ def pytest_configure(config):
         config.stash[_FOLDER] = tempfile.TemporaryDirectory(prefix="gla-jax-programs-")
         os.environ[PROGRAMS] = config.stash[_FOLDER].name
     jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_unconfigure(config):
