@@ -76,6 +76,7 @@ class WindowTokens(NamedTuple):
         return self.qkv.values[:, 1:]
 
 
+@jax.named_scope("gla-towers")
 @typed
 def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> WindowTokens:
     """Run both towers over the windows, at most config.max_tower_batch of them at a time.
@@ -176,6 +177,7 @@ def aggregate_windows(
     return sum(passes).reshape(len(windows.valid), -1, tokens.values.shape[-1])
 
 
+@jax.named_scope("gla-projection")
 @typed
 def patch_features(
     attended: Float[Array, "W S C"],
@@ -201,6 +203,7 @@ def patch_features(
     return joint.astype(jnp.float32)
 
 
+@jax.named_scope("gla-labels")
 @typed
 def token_logits(
     features: Float[Array, "W S E"], text_embeddings: Float[Array, "Q E"], precision: str = "highest"

@@ -26,6 +26,7 @@ class Queries(NamedTuple):
     norm: Normalization
 
 
+@jax.named_scope("gla-anchors")
 @typed
 def proxy_anchors(
     first: Float[Array, "q D"], own_keys: Float[Array, "q D"], buffer: Buffer, method: MethodConfig
@@ -47,10 +48,12 @@ def proxy_anchors(
     return anchors
 
 
+@jax.named_scope("gla-attention")
 def _attend(rows: Array, norm: Normalization, buffer: Buffer, method: MethodConfig) -> Array:
     return FORMS[method.attention].attend(rows, norm, buffer, method)
 
 
+@jax.named_scope("gla-attention")
 def _normalization(rows: Array, counts: Array, buffer: Buffer, windows: Array, method: MethodConfig) -> Normalization:
     return normalization(rows, counts, buffer, windows, method, FORMS[method.attention].sum_over_shards)
 

@@ -3,6 +3,7 @@
 The table itself is data in config.py; a baseline of your own brings its function along (config.register_baseline).
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,6 +23,7 @@ def neighbourhood_bias(tokens: int, std: float) -> Float[np.ndarray, "t t"]:
     return np.pad(np.exp(distance / (-2 * std**2)), ((1, 0), (1, 0))).astype(np.float32)
 
 
+@jax.named_scope("gla-attention")
 @typed
 def window_attention(qkv: QKV, baseline: Baseline, num_heads: int, precision: str = "highest") -> Float[Array, "W t C"]:
     """A baseline's own attention inside each window, CLS among the keys.

@@ -41,6 +41,7 @@ def resample_tokens(values: Float[Array, "W n C"], tokens: int, precision: str =
     return resampled.reshape(windows, tokens, width)
 
 
+@jax.named_scope("gla-attention")
 @typed
 def fill_buffer(
     features: Float[Array, "W S D"], values: Float[Array, "W n C"], valid: Bool[Array, " W"], method: MethodConfig
@@ -93,6 +94,7 @@ def sums_of_neighbours(features: Float[Array, "W S D"]) -> PixelSums:
     return PixelSums(total.reshape(-1, width), jnp.tile(count.reshape(-1), windows))
 
 
+@jax.named_scope("gla-anchors")
 @typed
 def neighbourhood_queries(
     features: Float[Array, "W S D"],

@@ -12,7 +12,7 @@ from gla_jax.bench.memory import GIB
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import WindowGrid
 from gla_jax.predict.model import image_grid
-from gla_jax.settings.options import check_choice, settings_from_options
+from gla_jax.settings.options import check_choice, settings_from_options, with_fields
 from gla_jax.support.errors import UserError
 
 RANDOM = "random"
@@ -60,10 +60,13 @@ def read_options(**typed: Any) -> Options:
     if limit is not None and not 0 < limit < math.inf:
         raise UserError(f"memory limit {limit:g} is not an amount of memory; give GiB above 0.")
     windows = {name: typed.get(name) for name in ("crop", "stride")}
+    config = settings_from_options(short_side="native", dtype=typed["dtype"], **windows)
+    if typed.get("precision") is not None:
+        config = with_fields(config, {"precision": typed["precision"]})
     return Options(
         typed["model"],
         size,
-        settings_from_options(short_side="native", dtype=typed["dtype"], **windows),
+        config,
         PARTS if ALL_PARTS in parts else tuple(part for part in PARTS if part in parts),
         max_windows=typed.get("max_windows", 64) if typed.get("sweep") else None,
         memory_limit=None if limit is None else limit * GIB,

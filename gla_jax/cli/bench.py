@@ -1,12 +1,16 @@
 """gla-jax bench."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gla_jax.cli import options
 from gla_jax.cli.options import check_devices, results_folder
+from gla_jax.support.errors import UserError
+
+APART = ("out", "offline", "queries", "compile_for", "mesh")  # no settings of what is measured
+RUNNING = ("sweep", "memory_limit", "devices", "profile")  # options of programs that run
 
 
 def bench(
@@ -19,6 +23,9 @@ def bench(
     crop: options.Crop = None,
     stride: options.Stride = None,
     dtype: options.Dtype = "float32",
+    precision: Annotated[
+        str | None, typer.Option(help="Of the attention's products. [default: the platform's]")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each part, at most; the median counts.")] = 5,
     parts: Annotated[str, typer.Option(help="Of towers,attention,labels,image; all for all four.")] = "all",
     sweep: Annotated[
@@ -30,17 +37,32 @@ def bench(
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Above 1 the attention is also split over so many.")] = 1,
     profile: Annotated[Path | None, typer.Option(help="Folder for a JAX trace of each part.")] = None,
+    compile_for: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHIP", help="Measure nothing; compile for tpu:v5e:2x4, tpu:v6e:1x1, tpu:v5p:2x2x1, gpu:h100."
+        ),
+    ] = None,
+    mesh: Annotated[
+        str | None, typer.Option(help="With --compile-for: DATAxWINDOW. [default: one image over all chips]")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("gla-jax-bench"),
     offline: options.Offline = False,
     queries: Annotated[int | None, typer.Option("--queries", hidden=True, min=1)] = None,
 ) -> None:
     """Measure seconds, operations a second, memory and compile time of each part, dense against blockwise attention.
 
-    Writes bench.json, bench.md and, with --sweep, bench.png.
+    Writes bench.json, bench.md and, with --sweep, bench.png. With --compile-for it prints what the programs need on a
+    chip that is not here (memory, operations, bytes, the least time by its published peaks) and writes compile.json.
     """
     options.warn_renamed("--queries", "--prompts", queries is not None)
     prompts = queries or prompts
-    chosen = {name: value for name, value in locals().items() if name not in ("out", "offline", "queries")}
+    chosen = {name: value for name, value in locals().items() if name not in APART}
+    if compile_for is not None:
+        _compile_for(compile_for, mesh, out, chosen)
+        return
+    if mesh is not None:
+        raise UserError("--mesh belongs to --compile-for; to measure several devices here, give --devices.")
     from gla_jax.bench import options as bench_options
     from gla_jax.bench.measure import run_bench
     from gla_jax.bench.report import markdown, write_report
@@ -55,3 +77,25 @@ def bench(
     written = write_report(report, folder)
     typer.echo(markdown(report))
     typer.echo("\n".join(map(str, written)))
+
+
+def _compile_for(chip: str, mesh: str | None, out: Path, chosen: dict[str, Any]) -> None:
+    """Print and write a plan. Raises UserError, also for options of programs that run."""
+    for name in RUNNING:
+        if chosen[name] not in (None, False) and not (name == "devices" and chosen[name] == 1):
+            raise UserError(f"--{name.replace('_', '-')} is of programs that run; leave it out with --compile-for.")
+    from gla_jax.bench import options as bench_options
+    from gla_jax.bench.chips import Target
+
+    target, checked = Target.read(chip), bench_options.read_options(**chosen)
+    target.mesh_shape(mesh)
+    folder = results_folder(out)
+    from gla_jax.bench.plan import make_plan
+    from gla_jax.bench.plan_report import print_plan, write_plan
+
+    kept = {name: chosen[name] for name in ("model", "size", "prompts", "crop", "stride", "dtype", "precision")}
+    command = bench_options.command_line({"compile_for": chip, "mesh": mesh, **kept})
+    plan = make_plan(checked, target, mesh, command)
+    written = write_plan(plan, folder)
+    print_plan(plan)
+    typer.echo(str(written))

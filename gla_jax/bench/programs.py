@@ -1,0 +1,242 @@
+"""The programs of an image from windows to labels, as shapes: what the package runs, traced for chips not here."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from gla_jax.attention.ring import WINDOW_AXIS
+from gla_jax.bench.options import RANDOM, Options
+from gla_jax.bench.sizes import model_specs
+from gla_jax.checkpoints.model_folder import abstract_params
+from gla_jax.config import ACCELERATOR, PLATFORMS, SegmenterConfig
+from gla_jax.distributed.mesh import (
+    BY_CANVAS,
+    BY_WINDOW,
+    EVERYWHERE,
+    image_features,
+    make_mesh,
+    padded_windows,
+    ring_features,
+)
+from gla_jax.images.windows import PIECES, Canvas, Windows, bucket, cut_canvas, piece_bytes
+from gla_jax.labels.label_map import ROW_BLOCK, label_tile, layout
+from gla_jax.models.registry import DEFAULT_MODEL
+from gla_jax.pipeline import QUERY_CHUNK, SegmenterParams, segment_features, token_logits
+from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, check_settings, on_device
+from gla_jax.support.steps import OneProgram
+from gla_jax.towers.clip import ClipImage
+from gla_jax.towers.placement import platform_of
+
+Shape = jax.ShapeDtypeStruct
+
+
+@dataclass
+class Program:
+    """A program to compile.
+
+    function(*arguments): of shapes with shardings; runs: how often an image, or a batch of images under a mesh, runs
+    it; beside: bytes on the device that are none of its own; devices: among which its operations are split where the
+    traced program shows all of them.
+    """
+
+    name: str
+    function: Callable
+    arguments: tuple
+    runs: int = 1
+    beside: int = 0
+    devices: int = 1
+
+
+@dataclass
+class Recorder(OneProgram):
+    """Notes the programs of an image that goes through in steps, while it is traced as if it were one.
+
+    shape: gives an argument its sharding; held: bytes of the parameters, which stay on the device in every step.
+    """
+
+    config: SegmenterConfig
+    shape: Callable[[Any], Any]
+    held: int
+    programs: list[Program] = field(default_factory=list)
+
+    def whole(self, function: Callable, *arguments: Any) -> Any:
+        """Note function(*arguments)."""
+        result = function(*arguments)
+        if jax.tree.leaves(result):
+            self._note(function, arguments)
+        return result
+
+    def windows(self, function: Callable, parts: tuple, *shared: Any) -> Any:
+        """Note function over chunks of windows."""
+        return self._chunks(self.config.max_tower_batch, function, parts, shared)
+
+    def queries(self, function: Callable, parts: tuple, *shared: Any) -> Any:
+        """Note function over chunks of queries."""
+        return self._chunks(QUERY_CHUNK, function, parts, shared)
+
+    def _chunks(self, size: int, function: Callable, parts: tuple, shared: tuple) -> Any:
+        result = function(*parts, *shared)
+        length = len(jax.tree.leaves(parts)[0])
+        full = tree_bytes((result, parts))  # is there beside a chunk of it
+        for rows, runs in ((size, length // size), (length % size, 1)):
+            if rows and runs:
+                chunk = jax.tree.map(lambda x, rows=rows: Shape((rows, *x.shape[1:]), x.dtype), parts)
+                self._note(function, (*chunk, *shared), runs, full * (length - rows) // length)
+        return result
+
+    def _note(self, function: Callable, arguments: tuple, runs: int = 1, beside: int = 0) -> None:
+        if not any(isinstance(each, SegmenterParams) for each in arguments):
+            beside += self.held
+        name = function.__name__.strip("_")
+        self.programs.append(Program(name, function, jax.tree.map(self.shape, arguments), runs, beside))
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
+
+
+def abstract_model(options: Options) -> SegmenterParams:
+    """The shapes of a model's image towers in the towers' dtype. Raises UserError for a name that is none."""
+    clip, vfm = model_specs(DEFAULT_MODEL if options.model == RANDOM else options.model)
+    pixels = Shape((1, 3, clip.patch_size, clip.patch_size), jnp.float32)
+    clip_params = jax.eval_shape(ClipImage(clip).init, jax.random.key(0), pixels)["params"]
+    params = SegmenterParams(clip_params, clip, None if vfm is None else abstract_params(vfm), vfm)
+    return jax.tree.map(lambda leaf: Shape(leaf.shape, jnp.dtype(options.config.dtype)), params)
+
+
+def on_chip(options: Options, params: SegmenterParams, device: Any) -> tuple[SegmenterParams, SegmenterConfig]:
+    """Parameters and settings as Model places them on a device. Raises UserError when they do not go together."""
+    config = on_device(check_settings(options.config, params), params, device)
+    if PLATFORMS.get(platform_of(device), ACCELERATOR).scan_blocks:
+        params = jax.eval_shape(lambda whole: whole.stacked(), params)
+    return params, config
+
+
+def placed(sharding: Any) -> Callable[[Any], Shape]:
+    """From an array, a shape or a number to its shape with a sharding."""
+
+    def shape(leaf: Any) -> Shape:
+        if not hasattr(leaf, "dtype"):  # a number of the settings, which jit takes as it is
+            return Shape((), jnp.float32, sharding=sharding, weak_type=True)
+        return Shape(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return shape
+
+
+@dataclass(frozen=True)
+class Work:
+    """An image, or `data` images at once on a mesh, on compile-only devices.
+
+    params: shapes of the model; config: settings of the platform.
+    """
+
+    options: Options
+    params: SegmenterParams
+    config: SegmenterConfig
+    devices: list[Any]
+    data: int = 1
+
+    @cached_property
+    def mesh(self) -> Mesh | None:
+        """The mesh over several devices."""
+        return make_mesh(self.data, self.devices) if len(self.devices) > 1 else None
+
+    @property
+    def in_steps(self) -> bool:
+        """True if the image goes through in steps, as Model does it."""
+        return self.mesh is None and self.options.grid.count > MAX_PROGRAM_WINDOWS
+
+    @property
+    def padded(self) -> int:
+        """The number of windows, padded as Model does it."""
+        count, batch = self.options.grid.count, self.config.max_tower_batch
+        if self.mesh:
+            return padded_windows(count, self.mesh)
+        return -(-count // batch) * batch if self.in_steps else bucket(count)
+
+    @property
+    def canvas(self) -> Canvas:
+        """Shapes of what goes to the device of an image."""
+        windows, padded = self.config.windows, self.padded
+        piece = Shape((piece_bytes(padded, windows.crop, windows.stride),), np.uint8)
+        places = Shape((2,), np.int32), Shape((padded,), np.bool_), Shape((padded, 2), np.int32)
+        return Canvas((piece,) * PIECES, *places)
+
+    def cut(self, canvas: Canvas) -> Windows:
+        """The windows of an image."""
+        return cut_canvas(canvas, self.config.windows.crop, self.params.clip_spec.pixel_mean)
+
+    @property
+    def features(self) -> Shape:
+        """Shape [W S E] of the features of an image."""
+        tokens, width = self.params.tokens(self.config), self.params.clip_spec.embed_dim
+        return Shape((self.padded, tokens, width), jnp.float32)
+
+    def placed(self, tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
+        """A tree of shapes on the mesh, or on the one device."""
+        return jax.tree.map(placed(NamedSharding(self.mesh, spec) if self.mesh else self._first), tree)
+
+    @property
+    def _first(self) -> SingleDeviceSharding:
+        return SingleDeviceSharding(self.devices[0])
+
+    def programs(self) -> list[Program]:
+        """All programs, in order."""
+        return [*self._feature_programs(), *self._label_programs()]
+
+    def _feature_programs(self) -> list[Program]:
+        params, config, mesh = self.params, self.config, self.mesh
+        if mesh:
+            batch, together = jax.tree.map(
+                lambda x: Shape((self.data, *x.shape), x.dtype), (self.canvas, self.features)
+            )
+            batch = Canvas(*(self.placed(part, spec) for part, spec in zip(batch, BY_CANVAS, strict=True)))
+            arguments = self.placed(params), batch
+            one = self.placed(together, BY_WINDOW), self.placed(np.int32(0))
+            return [
+                Program("image", lambda params, canvas: ring_features(params, canvas, config, mesh), arguments),
+                Program("image_features", lambda x, i: image_features(x, i, mesh), one, self.data, tree_bytes(params)),
+            ]
+        if self.in_steps:
+            recorder = Recorder(config, placed(self._first), tree_bytes(params))
+            windows = jax.eval_shape(self.cut, self.canvas)
+            jax.eval_shape(lambda p, w: segment_features(p, w, config, recorder), params, windows)
+            cut = Program("cut_windows", self.cut, (self.placed(self.canvas),), beside=recorder.held)
+            return [cut, *recorder.programs]
+        function = lambda params, canvas: segment_features(params, self.cut(canvas), config)  # noqa: E731
+        return [Program("image", function, self.placed((params, self.canvas)))]
+
+    def _label_programs(self) -> Iterator[Program]:
+        """From features to labels; all images of a mesh are labelled on its first device."""
+        config, prompts, held = self.config, self.options.prompts, tree_bytes(self.params)
+        precision, (padded, tokens, width) = config.method.precision, self.features.shape
+
+        def logits(features: jax.Array, text: jax.Array) -> jax.Array:
+            products = token_logits(features, text, precision)
+            if self.mesh is None:
+                return products
+            return jax.lax.with_sharding_constraint(products, NamedSharding(self.mesh, EVERYWHERE))
+
+        features = self.placed(self.features, PartitionSpec(WINDOW_AXIS))
+        split = self.mesh.shape[WINDOW_AXIS] if self.mesh else 1
+        text = self.placed(Shape((prompts, width), jnp.float32))
+        yield Program("token_logits", logits, (features, text), self.data, held, split)
+        tiles: dict[int, list[Any]] = {}
+        for down, _, rows, columns in layout(self.options.grid, tokens, self.options.size).tiles():
+            tiles.setdefault(-(-(down.stop - down.start) // ROW_BLOCK), []).append((rows, columns))
+        for blocks, each in tiles.items():
+
+            def tile(logits: jax.Array, rows: Any, columns: Any, classes: jax.Array, blocks: int = blocks) -> jax.Array:
+                scale = jnp.asarray(config.logit_scale, jnp.float32)
+                return label_tile(logits, rows, columns, blocks, classes, scale, 0.0, 0, False, precision)
+
+            shapes = Shape((padded, tokens, prompts), jnp.float32), *each[0], Shape((prompts,), jnp.int32)
+            arguments = jax.tree.map(placed(self._first), shapes)
+            yield Program("label_tile", tile, arguments, self.data * len(each), held)
