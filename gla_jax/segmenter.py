@@ -4,6 +4,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ from gla_jax.images.reading import as_rgb
 from gla_jax.models.pretrained import resolve
 from gla_jax.pipeline import SegmenterParams
 from gla_jax.predict.model import Model, Prepared
-from gla_jax.predict.predict import Question, predict
+from gla_jax.predict.predict import Question, Ready, label_images
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.settings.options import settings_from_options, with_fields
 from gla_jax.support.arrays import Array, Float, Int, UInt8
-from gla_jax.support.batches import grouped
+from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ClassesError, ImageError, UserError
 from gla_jax.support.steps import Progress
 from gla_jax.text.embeddings import load_tokenizer, text_embeddings
@@ -223,13 +224,15 @@ class Segmenter:
         with_background(parsed, background, self.config.threshold if threshold is None else threshold)
         segmenter = self if threshold is None else self.with_settings(threshold=threshold)
         names, question = segmenter.question(parsed, background, templates)
-        prepared = [segmenter.prepare(image) for image in pixels]
+        model = segmenter.model
+
+        def around(group: Sequence[Ready]) -> AbstractContextManager[Progress | None] | None:
+            return nullcontext(progress) if model.steps_through(group[0].prepared.size) else None
+
+        ready = read_ahead(range(len(pixels)), lambda index: Ready(index, model.prepare(pixels[index])), threads=1)
         results: list[Segmentation | None] = [None] * len(pixels)
-        for group in grouped(range(len(pixels)), lambda index: prepared[index].count, max(len(pixels), 1)):
-            together = [prepared[index] for index in group]
-            predictions = predict(segmenter.model, together, question, scores=scores, progress=progress)
-            for index, (labels, probabilities) in zip(group, predictions, strict=True):
-                results[index] = Segmentation(labels, names, pixels[index], probabilities, background)
+        for index, found in label_images(model, ready, question, Stopwatch(), scores=scores, around=around):
+            results[index] = Segmentation(found.labels, names, pixels[index], found.scores, background)
         return results
 
 

@@ -77,6 +77,11 @@ def place_windows(windows: Windows, mesh: Mesh) -> Windows:
     return _global(windows, NamedSharding(mesh, spec))
 
 
+def place_parts(tree: Tree, mesh: Mesh) -> Tree:
+    """Arrays [B d ...] of a batch of images, from host arrays: one of the d parts on each device of an image."""
+    return _global(tree, NamedSharding(mesh, BY_WINDOW))
+
+
 def place_canvas(canvas: Canvas, mesh: Mesh) -> Canvas:
     """Canvases [B ...] of a batch of images, from host arrays: every device of an image has all of its pixels."""
     return Canvas(*(_global(part, NamedSharding(mesh, spec)) for part, spec in zip(canvas, BY_CANVAS, strict=True)))

@@ -5,7 +5,7 @@ a tile touches; down rows a pixel sees so few tokens that they are added up one 
 only in buckets: the image's own are data.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from gla_jax.config import Number
 from gla_jax.images.windows import WindowGrid
 from gla_jax.labels.stitch import axis_matrix
 from gla_jax.pipeline import token_logits
-from gla_jax.support.arrays import Array, Float, Int, typed
+from gla_jax.support.arrays import Array, Float, Int, Integer, typed
 from gla_jax.support.sized_cache import cached_up_to
 
 TILE_SHAPE = 512, 256  # pixels of a tile: rows, columns
@@ -59,6 +59,25 @@ class Columns(NamedTuple):
 
     offsets: Int[Array, " x"] | Int[np.ndarray, " x"]
     matrix: Float[Array, "x w"] | Float[np.ndarray, "x w"]
+
+
+class LabelRule(NamedTuple):
+    """From a pixel's logits to its label.
+
+    class_of_prompt: index of the class of every prompt; logit_scale: factor before the softmax over prompts; threshold:
+    pixels whose best probability is below it take the label background; dtype: of the labels.
+    """
+
+    class_of_prompt: Int[np.ndarray, " Q"]
+    logit_scale: float
+    threshold: float = 0.0
+    background: int = 0
+    dtype: type = np.int32
+
+    def numbers(self) -> tuple[np.ndarray | np.generic, ...]:
+        """Those that a compiled program takes as data."""
+        scale, threshold = np.float32(self.logit_scale), np.float32(self.threshold)
+        return self.class_of_prompt, scale, threshold, np.int32(self.background)
 
 
 class Layout(NamedTuple):
@@ -219,9 +238,19 @@ def class_probabilities(
     return jnp.where((prompts >= 0).any(1)[None, :, None], best, 0.0)
 
 
-@jax.named_scope("gla-labels")
+@jax.named_scope("labels")
 def label_tile(
-    logits, rows, columns, blocks, class_of_prompt, logit_scale, threshold, background, thresholded, precision
+    logits,
+    rows,
+    columns,
+    blocks,
+    class_of_prompt,
+    logit_scale,
+    threshold,
+    background,
+    thresholded,
+    precision,
+    dtype=np.int32,
 ):
     """Labels [rows columns] of the first `blocks` blocks of rows of a tile, prompts in chunks."""
     # Under jax.disable_jit what comes from the host is still NumPy's.
@@ -254,12 +283,12 @@ def label_tile(
             state = jax.lax.scan(step, state, (chunks[1:], classes[1:]))[0]
         # Without a threshold the denominator is unused, so XLA eliminates the exponentials.
         block_labels = jnp.where(1.0 / state.total < threshold, background, state.label) if thresholded else state.label
-        return jax.lax.dynamic_update_slice_in_dim(labels, block_labels, first, 0)
+        return jax.lax.dynamic_update_slice_in_dim(labels, block_labels.astype(dtype), first, 0)
 
-    return jax.lax.fori_loop(0, blocks, block, jnp.zeros((TILE_SHAPE[0], columns.matrix.shape[1]), jnp.int32))
+    return jax.lax.fori_loop(0, blocks, block, jnp.zeros((TILE_SHAPE[0], columns.matrix.shape[1]), dtype))
 
 
-_label_tile = jax.jit(label_tile, static_argnames=("thresholded", "precision"))
+_label_tile = jax.jit(label_tile, static_argnames=("thresholded", "precision", "dtype"))
 _across_columns = jax.jit(across_columns, static_argnames="precision")
 
 
@@ -270,34 +299,35 @@ def _score_rows(across, taps, weights, prompts, logit_scale):
 
 
 def label_map(
-    logits: Float[Array, "W S Q"],
-    where: Layout,
-    class_of_prompt: Int[np.ndarray, " Q"],
-    logit_scale: float,
-    threshold: float = 0.0,
-    background: int = 0,
-    precision: str = "highest",
-) -> Int[np.ndarray, "h w"]:
-    """The label of every pixel of the image, int32 on the host, computed tile by tile.
+    logits: Float[Array, "W S Q"], where: Layout, rule: LabelRule, precision: str = "highest"
+) -> Callable[[], Integer[np.ndarray, "h w"]]:
+    """The label of every pixel of the image, handed to the device tile by tile; the function waits for all.
 
     Args:
         logits: of the tokens of all windows, before the logit scale.
         where: layout of the tokens among the pixels.
-        class_of_prompt: index of the class of every prompt.
-        logit_scale: factor before the softmax over prompts.
-        threshold: pixels whose best probability is below it take the background's label.
-        background: that label.
+        rule: from logits to a label.
         precision: of the matrix product, in JAX's words.
     """
-    scalars = class_of_prompt, np.float32(logit_scale), np.float32(threshold), np.int32(background)
-    # All are under way before the first one is fetched.
-    tiles = []
-    for down, across, rows, columns in where.tiles():
-        blocks = np.int32(-(-(down.stop - down.start) // ROW_BLOCK))
-        static = {"thresholded": threshold > 0, "precision": precision}
-        tiles.append((down, across, _label_tile(logits, rows, columns, blocks, *scalars, **static)))
-    labels = np.empty(where.size, np.int32)
-    for down, across, tile in tiles:
+    static = {"thresholded": rule.threshold > 0, "precision": precision, "dtype": rule.dtype}
+    tiles = [
+        _label_tile(logits, rows, columns, blocks_of(down), *rule.numbers(), **static)
+        for down, _, rows, columns in where.tiles()
+    ]
+    for tile in tiles:
+        tile.copy_to_host_async()
+    return lambda: join_tiles(where, tiles, rule.dtype)
+
+
+def blocks_of(rows: slice) -> np.int32:
+    """Blocks of pixel rows that a tile has in the image."""
+    return np.int32(-(-(rows.stop - rows.start) // ROW_BLOCK))
+
+
+def join_tiles(where: Layout, tiles: Sequence[Array | np.ndarray], dtype: type) -> Integer[np.ndarray, "h w"]:
+    """The label map of an image from those of its tiles, which are larger where the image ends."""
+    labels = np.empty(where.size, dtype)
+    for (down, across, _, _), tile in zip(where.tiles(), tiles, strict=True):
         labels[down, across] = np.asarray(tile)[: down.stop - down.start, : across.stop - across.start]
     return labels
 

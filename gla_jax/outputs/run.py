@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -206,22 +206,20 @@ def _segmented(
             pixels = read_image(file.path)
         except ImageError as error:
             return Ready(Read(file, stamp, None, str(error)), None)
-        # Windows of a large image fill memory: they are cut when its turn comes.
-        large = model.steps_through(pixels.shape[:2])
-        return Ready(Read(file, stamp, pixels), None if large else model.prepare(pixels))
+        return Ready(Read(file, stamp, pixels), model.prepare(pixels))
 
     def readable() -> Iterator[Ready]:
-        for item, prepared in read_ahead(files, read, threads=1):
-            if item.pixels is None:
-                say(item.error)
-                bad.append(item)
+        for ready in read_ahead(files, read, threads=1):
+            if ready.prepared is None:
+                say(ready.item.error)
+                bad.append(ready.item)
             else:
-                yield Ready(item, prepared or model.prepare(item.pixels))
+                yield ready
 
-    def around(group: Sequence[Ready]) -> AbstractContextManager[Progress | None]:
+    def around(group: Sequence[Ready]) -> AbstractContextManager[Progress] | None:
         read = group[0].item
         windows = model.steps_through(read.pixels.shape[:2])
-        return _watched(task, read.file.path, windows, say) if windows else nullcontext()
+        return _watched(task, read.file.path, windows, say) if windows else None
 
     images = label_images(model, readable(), question, watch, batch=task.batch, scores=task.scores, around=around)
     for read, prediction in images:

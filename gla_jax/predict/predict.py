@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.config import SegmenterConfig
-from gla_jax.labels.label_map import label_map, layout, score_map, whole_logits
-from gla_jax.predict.model import Model, Prepared
+from gla_jax.distributed.labels import split_logits, start_labels
+from gla_jax.distributed.mesh import DATA_AXIS
+from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map, whole_logits
+from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
 from gla_jax.support.arrays import Array, Float, Int, Integer, typed
 from gla_jax.support.batches import Stopwatch, grouped
 from gla_jax.support.errors import UserError
@@ -33,6 +35,12 @@ class Question(NamedTuple):
     background: int = 0
     area_threshold: float = 0.0
 
+    def rule(self, config: SegmenterConfig) -> LabelRule:
+        """From logits to a label under some settings."""
+        dtype = np.uint8 if self.classes <= 256 else np.uint16
+        scale, threshold = float(config.logit_scale), float(config.threshold)
+        return LabelRule(self.class_of_prompt, scale, threshold, self.background, dtype)
+
 
 class Prediction(NamedTuple):
     """labels: uint8 (uint16 above 256 classes); scores: probability of every class's best prompt, when asked for."""
@@ -42,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """Something that stands for an image, and the image cut into windows."""
+    """Something that stands for an image, and the image at its working size."""
 
     item: Any
     prepared: Prepared
@@ -55,7 +63,6 @@ def predict(
     *,
     scores: bool = False,
     progress: Progress | None = None,
-    watch: Stopwatch | None = None,
 ) -> Iterator[Prediction]:
     """Label images that have one padded number of windows, one after the other.
 
@@ -65,47 +72,101 @@ def predict(
         question: prompts and classes.
         scores: also the probability of every class.
         progress: called with (steps done, steps) for an image that goes through in steps.
-        watch: takes the seconds of "features" and "labels".
     """
-    watch = watch or Stopwatch()
-    features = jax.block_until_ready(model.features(images, progress))
-    watch.mark_group("features", len(images))
-    for image, own in zip(images, features, strict=True):
-        if not _all_finite(own):
+    started = start(model, images, question, len(images), scores=scores, progress=progress)
+    yield from (started.prediction(index) for index in range(len(images)))
+
+
+class Started(NamedTuple):
+    """Images that are on the device.
+
+    finite: of each whether its features are, which waits for the towers; labels: of each, waits for the rest.
+    """
+
+    finite: Sequence[Array] | Array
+    labels: Sequence[Callable[[], Prediction]]
+    dtype: str
+
+    def prediction(self, index: int) -> Prediction:
+        """The result of an image. Raises UserError when its features are no numbers."""
+        if not np.asarray(self.finite[index]):
             raise UserError(
-                f"the model gives numbers that are not finite in {model.config.dtype}; its weights are damaged or too "
-                "large for it: convert them again, or choose --dtype float32."
+                f"the model gives numbers that are not finite in {self.dtype}; its weights are damaged or too large "
+                "for it: convert them again, or choose --dtype float32."
             )
-        logits = whole_logits(own, question.text_embeddings, model.config.method.precision)
-        prediction = label_logits(logits, image, question, model.config, scores)
-        watch.mark("labels")
-        yield prediction
+        return self.labels[index]()
 
 
-def label_logits(
+def start(
+    model: Model,
+    images: Sequence[Prepared],
+    question: Question,
+    size: int,
+    *,
+    scores: bool = False,
+    progress: Progress | None = None,
+) -> Started:
+    """Hand images that have one padded number of windows to the device, without waiting for it.
+
+    Args:
+        model: parameters and settings.
+        images: at most `size`.
+        question: prompts and classes.
+        size: images of the program; what is left over takes the last one again.
+        scores: also the probability of every class.
+        progress: called with (steps done, steps) for an image that goes through in steps, which is waited for.
+    """
+    config, padded = model.config, [*images, *[images[-1]] * (size - len(images))]
+    precision = config.method.precision
+    if model.mesh is not None and not (scores or question.area_threshold):
+        features, embeddings = model.split_features(padded), np.asarray(question.text_embeddings)
+        logits, finite = split_logits(features, embeddings, model.mesh, precision)
+        padded += [images[-1]] * (len(finite) - len(padded))
+        places = [layout(image.grid, logits.shape[2], image.size) for image in padded]
+        labels = start_labels(logits, places, question.rule(config), model.mesh, precision)
+        return Started(finite, [lambda own=own: Prediction(own()) for own in labels], config.dtype)
+    features = model.features(padded, progress)[: len(images)]
+    labels = []
+    for image, own in zip(images, features, strict=True):
+        logits = whole_logits(own, question.text_embeddings, precision)
+        labels.append(start_label(logits, image, question, config, scores))
+    return Started([_all_finite(own) for own in features], labels, config.dtype)
+
+
+def start_label(
     logits: Float[Array, "W S Q"], image: Prepared, question: Question, config: SegmenterConfig, scores: bool = False
-) -> Prediction:
-    """Token logits to the labels of every pixel.
+) -> Callable[[], Prediction]:
+    """Hand token logits to the device; the function waits for the labels of every pixel.
 
     Args:
         logits: before the logit scale.
         image: where the windows lie, and the size of the result.
         question: prompts and classes.
         config: logit scale and threshold.
-        scores: also the probability of every class.
+        scores: also the probability of every class; all is then done when the function is called.
     """
-    where, scale = layout(image.grid, logits.shape[1], image.size), float(config.logit_scale)
-    class_of_prompt, threshold = question.class_of_prompt, float(config.threshold)
+    where, rule = layout(image.grid, logits.shape[1], image.size), question.rule(config)
     precision = config.method.precision
-    probabilities = None
-    if scores or question.area_threshold:
-        probabilities = score_map(logits, where, class_of_prompt, scale, question.classes, precision)
-    if question.area_threshold:
-        labels = without_small_classes(probabilities, question.area_threshold, threshold)
-    else:
-        labels = label_map(logits, where, class_of_prompt, scale, threshold, question.background, precision)
-    dtype = np.uint8 if question.classes <= 256 else np.uint16
-    return Prediction(labels.astype(dtype), probabilities if scores else None)
+    if not (scores or question.area_threshold):
+        labels = label_map(logits, where, rule, precision)
+        return lambda: Prediction(labels())
+
+    def scored() -> Prediction:
+        probabilities = score_map(logits, where, rule.class_of_prompt, rule.logit_scale, question.classes, precision)
+        if question.area_threshold:
+            found = without_small_classes(probabilities, question.area_threshold, rule.threshold).astype(rule.dtype)
+        else:
+            found = label_map(logits, where, rule, precision)()
+        return Prediction(found, probabilities if scores else None)
+
+    return scored
+
+
+def label_logits(
+    logits: Float[Array, "W S Q"], image: Prepared, question: Question, config: SegmenterConfig
+) -> Prediction:
+    """Token logits to the labels of every pixel; arguments as in start_label."""
+    return start_label(logits, image, question, config)()
 
 
 @typed
@@ -128,25 +189,58 @@ def label_images(
     question: Question,
     watch: Stopwatch,
     *,
-    batch: int = 1,
+    batch: int | None = None,
     scores: bool = False,
-    around: Callable[[Sequence[Ready]], AbstractContextManager[Progress | None]] = lambda group: nullcontext(),
+    around: Callable[[Sequence[Ready]], AbstractContextManager[Progress | None] | None] = lambda group: None,
 ) -> Iterator[tuple[Any, Prediction]]:
-    """The loop of `segment` and `eval`: images in groups through predict; yields (item, prediction).
+    """The loop of every command: images in groups through the device; yields (item, prediction).
+
+    While the device works on a group, the caller has the results of the group before and the next one is read.
 
     Args:
         model: parameters and settings.
-        images: read and cut ahead.
+        images: read and resized ahead.
         question: prompts and classes.
-        watch: takes the seconds of "read", "features" and "labels".
-        batch: images with one padded number of windows that go through the towers together.
+        watch: takes the seconds of "read", "features" and "labels": those that the loop waits.
+        batch: images with one padded number of windows that go through the towers together; None for as many as the
+            towers take at a time.
         scores: also the probability of every class.
-        around: entered around each group; gives the progress callback of images that go through in steps.
+        around: of a group that is to be alone on the device, such as an image that goes through in steps, the context
+            that is entered around it, which gives the progress callback; None for any other group.
     """
-    for group in grouped(images, lambda image: image.prepared.count, batch):
-        watch.mark_group("read", len(group), new=True)
-        with around(group) as progress:
+
+    def size(count: int) -> int:
+        if model.mesh is None and count > MAX_PROGRAM_WINDOWS:
+            return 1
+        groups = 1 if model.mesh is None else model.mesh.shape[DATA_AXIS]
+        wanted = -(-model.config.max_tower_batch // count) if batch is None else batch
+        return -(-wanted // groups) * groups
+
+    def finished(
+        group: Sequence[Ready], started: Started, seconds: dict[str, float]
+    ) -> Iterator[tuple[Any, Prediction]]:
+        jax.block_until_ready(started.finite)
+        watch.mark_group("features", len(group), seconds)
+        for index, image in enumerate(group):
+            prediction = started.prediction(index)
+            watch.mark("labels")
+            watch.turn_to(seconds)
+            yield image.item, prediction
+
+    before = None
+    for group, room in grouped(images, lambda image: image.prepared.count, size):
+        seconds: dict[str, float] = {}
+        watch.mark_group("read", len(group), seconds)
+        alone = around(group)
+        if alone is not None and before:
+            yield from finished(*before)
+            before = None
+        with alone or nullcontext() as progress:
             prepared = [image.prepared for image in group]
-            predictions = predict(model, prepared, question, scores=scores, progress=progress, watch=watch)
-            for image, prediction in zip(group, predictions, strict=True):
-                yield image.item, prediction
+            started = start(model, prepared, question, room, scores=scores, progress=progress)
+        watch.mark_group("features", len(group), seconds)
+        if before:
+            yield from finished(*before)
+        before = group, started, seconds
+    if before:
+        yield from finished(*before)

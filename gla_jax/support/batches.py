@@ -8,24 +8,34 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+Kind = TypeVar("Kind", bound=Hashable)
 # Groups' worth of items that wait for others like them before the fullest group goes on as it is.
 GROUPS_IN_WAITING = 4
 
 
-def grouped(items: Iterable[Item], key: Callable[[Item], Hashable], size: int) -> Iterator[list[Item]]:
-    """Groups of up to `size` items with an equal key, each item once; nothing is read ahead when size is 1.
+def grouped(
+    items: Iterable[Item], key: Callable[[Item], Kind], size: Callable[[Kind], int]
+) -> Iterator[tuple[list[Item], int]]:
+    """Groups of items with an equal key, each item once, and the number of items that the group's program takes.
 
-    A full group goes at once. At most 4 * size items wait, so that a stream of images of all sizes fits in memory.
+    A full group, of size(key) items, goes at once; nothing is read ahead for a size of 1. At most GROUPS_IN_WAITING
+    groups' worth wait, so that a stream of images of all sizes fits in memory. The program takes size(key), so that all
+    groups of a key share it, but no more than there are where the key has one group.
     """
-    waiting: dict[Hashable, list[Item]] = {}
+    waiting: dict[Kind, list[Item]] = {}
+    seen: set[Kind] = set()
     for item in items:
-        group = waiting.setdefault(key(item), [])
+        kind = key(item)
+        group = waiting.setdefault(kind, [])
         group.append(item)
-        if len(group) == size:
-            yield waiting.pop(key(item))
-        elif sum(map(len, waiting.values())) >= GROUPS_IN_WAITING * size:
-            yield waiting.pop(max(waiting, key=lambda name: len(waiting[name])))
-    yield from waiting.values()
+        if len(group) < size(kind):
+            if sum(map(len, waiting.values())) < GROUPS_IN_WAITING * size(kind):
+                continue
+            kind = max(waiting, key=lambda name: len(waiting[name]))
+        seen.add(kind)
+        yield waiting.pop(kind), size(kind)
+    for kind, group in waiting.items():
+        yield group, size(kind) if kind in seen else len(group)
 
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], Made], threads: int) -> Iterator[Made]:
@@ -56,9 +66,13 @@ class Stopwatch:
         """A stage of one image ends now."""
         self._own[stage] = self._own.get(stage, 0.0) + self._since()
 
-    def mark_group(self, stage: str, images: int, new: bool = False) -> None:
-        """A stage of a group ends now, of which each image gets an equal part; new: the first stage of a group."""
-        self._group = ({} if new else self._group) | {stage: self._since() / images}
+    def mark_group(self, stage: str, images: int, seconds: dict[str, float]) -> None:
+        """A stage of a group ends now; each image's part is added to the group's seconds."""
+        seconds[stage] = seconds.get(stage, 0.0) + self._since() / images
+
+    def turn_to(self, seconds: dict[str, float]) -> None:
+        """The image that is done next is of the group with these seconds."""
+        self._group = seconds
 
     def take(self) -> dict[str, float]:
         """Seconds of the image that is done: its part of the group's stages and its own, which are forgotten here."""

@@ -14,6 +14,8 @@ SIDE = 7  # tokens along a window
 class ColourModel:
     """Features are the mean colours of SIDE x SIDE cells."""
 
+    mesh = None
+
     def __init__(self, config: SegmenterConfig, seconds: float = 0.0):
         self.config = config
         self.seconds = seconds

@@ -7,7 +7,7 @@ import pytest
 from gla_jax.config import WindowConfig
 from gla_jax.images.resize import bilinear_matrix
 from gla_jax.images.windows import window_grid
-from gla_jax.labels.label_map import label_map, layout, score_map
+from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
 from tests import oracle
 
@@ -63,10 +63,10 @@ def test_labels_and_scores_equal_the_oracle(queries, canvas, size):
     decided = best[-1] - best[-2] > 1e-5
     threshold = float(np.median(best[-1]))
     decided &= np.abs(best[-1] - threshold) > 1e-5
-    labels = label_map(padded, where, classes, 4.0)
+    labels = label_map(padded, where, LabelRule(classes, 4.0))()
     assert labels.shape == size
     assert (labels == scores.argmax(0))[decided].all()
-    thresholded = label_map(padded, where, classes, 4.0, threshold, background=1)
+    thresholded = label_map(padded, where, LabelRule(classes, 4.0, threshold, background=1))()
     assert (thresholded == np.where(best[-1] < threshold, 1, scores.argmax(0)))[decided].all()
 
 
@@ -75,4 +75,4 @@ def test_of_equal_queries_the_first_wins():
     grid, logits = random_tokens((32, 32), 70)
     logits[..., 69] = logits[..., 0] = 5.0
     where = layout(grid, TOKENS, (32, 32))
-    assert (label_map(jnp.asarray(logits), where, np.arange(70, dtype=np.int32), 40.0) == 0).all()
+    assert (label_map(jnp.asarray(logits), where, LabelRule(np.arange(70, dtype=np.int32), 40.0))() == 0).all()
