@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Bytes of a chip by JAX's device_kind, where the device itself cannot be asked: a compiler without a device.
+# Bytes of a chip by the first words of JAX's device_kind, for a device that does not say: one that only compiles.
 CHIP_MEMORY = {
     "TPU v4": 32 * 2**30,
-    "TPU v5 lite": 16 * 2**30,
+    "TPU v5 lite": 16 * 2**30,  # v5e; what else begins with v5 is v5p
     "TPU v5": 95 * 2**30,
     "TPU v6 lite": 32 * 2**30,
     "NVIDIA H100": 80 * 10**9,
@@ -32,18 +32,18 @@ def device_memory(device: jax.Device) -> int:
     except jax.errors.JaxRuntimeError:  # a device that only compiles
         stats = {}
     named = (size for kind, size in CHIP_MEMORY.items() if device.device_kind.startswith(kind))
-    return stats.get("bytes_limit") or max(named, default=UNKNOWN_MEMORY)
+    return stats.get("bytes_limit") or next(named, UNKNOWN_MEMORY)
 
 
 def window_bytes(spec: Any, crop: int, dtype: str) -> int:
     """Bytes that a window takes at most in a tower, attention scores left out, of the tower's spec.
 
     t = 1 + registers + (crop / patch)^2 tokens: two arrays of the MLP's hidden units, of which a gated one has twice as
-    many, and eight of the width (XLA's plans for v5e and H100, eval/RESULTS.md).
+    many, and thirteen of the width (what XLA plans for H100; for v5e it is less, eval/RESULTS.md).
     """
     tokens = 1 + getattr(spec, "registers", 0) + (crop // spec.patch_size) ** 2
     hidden = spec.mlp_width * (2 if getattr(spec, "activation", "") == "swiglu" else 1)
-    return tokens * (2 * hidden + 8 * spec.width) * jnp.dtype(dtype).itemsize
+    return tokens * (2 * hidden + 13 * spec.width) * jnp.dtype(dtype).itemsize
 
 
 def tower_batch(specs: Sequence[Any], crop: int, dtype: str, memory: int) -> int:
