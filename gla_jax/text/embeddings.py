@@ -17,7 +17,7 @@ import numpy as np
 
 from gla_jax.checkpoints.model_folder import Checkpoint, Params
 from gla_jax.support.arrays import Array, Float, Int
-from gla_jax.support.errors import ModelError
+from gla_jax.support.errors import ClassesError, ModelError
 from gla_jax.support.files import usable_cache, warn_unusable, write_beside
 from gla_jax.text.prompts import Classes, average_templates, check_templates, clean_text, imagenet_templates, quote
 from gla_jax.towers.clip import ClipText, ClipTextSpec
@@ -140,7 +140,8 @@ def text_embeddings(
 ) -> Float[Array, "Q E"]:
     """Text features of length one of every prompt, float32, computed once and then kept on disk.
 
-    Warns of words that the model does not know. A damaged file is computed again.
+    Warns of words that the model does not know. A damaged file is computed again. Raises ClassesError for a name with
+    the model's end token in it.
 
     Args:
         clip: both towers.
@@ -155,7 +156,10 @@ def text_embeddings(
     folder = usable_cache("text", cache_dir)
     path = folder and folder / f"{key}.npy"
     # Before the file is read, so that every run warns; bare, so that words are named once and not once a template.
-    tokenizer(prompts, clip.spec.text.context)
+    ended = (tokenizer(prompts, clip.spec.text.context) == clip.spec.text.end_token).sum(1) > 1
+    if ended.any():  # the tower would read what stands before it alone
+        name = quote(prompts[int(ended.argmax())])
+        raise ClassesError(f"the class name {name} holds the mark that ends a text for the model; leave it out.")
     shape = len(prompts), clip.spec.text.embed_dim
     embeddings = path and _read(path, shape)
     if embeddings is None:

@@ -19,6 +19,7 @@ SEPARATOR = ";"
 ENTITY = re.compile(r"&(?:amp;)*(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 MAX_SHOWN = 60  # characters of a name in messages
 MAX_FILE_BYTES = 2**24
+MAX_CLASSES = 2**16 - 1  # index PNGs have 16 bits, and of labels the last value is ignored
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def parse_classes(classes: Iterable[str] | Mapping[str, str | Sequence[str]]) ->
                 warnings.warn(f"{quote(word)} stands in two classes; {quote(first)} takes its pixels", stacklevel=2)
     if not names:
         raise ClassesError("there are no classes; name at least one.")
+    if len(names) > MAX_CLASSES:
+        raise ClassesError(f"there are {len(names):,} classes; index PNGs tell {MAX_CLASSES:,} apart, so name fewer.")
     indices = tuple(index for index, synonyms in enumerate(rows) for _ in synonyms)
     return Classes(tuple(names), tuple(word for synonyms in rows for word in synonyms), indices)
 

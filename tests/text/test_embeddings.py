@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gla_jax.checkpoints.model_folder import read_checkpoint
-from gla_jax.support.errors import ModelError
+from gla_jax.support.errors import ClassesError, ModelError
 from gla_jax.text import embeddings as module
 from gla_jax.text.embeddings import encode_texts, load_tokenizer, openai_tokenizer_files, text_embeddings
 from gla_jax.text.prompts import parse_classes
@@ -34,6 +34,12 @@ def test_features_do_not_depend_on_the_texts_beside_them(clip, tokenizer):
     np.testing.assert_allclose(together[0], alone[0], atol=1e-6)
     np.testing.assert_allclose(together[:3], together[117:], atol=1e-5)
     assert np.abs(together[0] - together[2]).max() > 1e-3
+
+
+def test_a_name_with_the_end_of_a_text_in_it_is_refused(clip, tokenizer, tmp_path):
+    """The text tower would read "sand" alone."""
+    with pytest.raises(ClassesError, match=r"the class name 'sand<\|endoftext\|>water' holds the mark that ends"):
+        text_embeddings(clip, tokenizer, parse_classes(["red", "sand<|endoftext|>water"]), TEMPLATES, tmp_path)
 
 
 def test_rows_are_unit_means_over_the_templates(clip, tokenizer, tmp_path):

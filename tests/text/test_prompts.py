@@ -150,6 +150,12 @@ def test_unusable_classes_are_one_sentence(lines, reason):
         parse_classes(lines)
 
 
+def test_more_classes_than_a_picture_tells_apart_are_refused():
+    """Their indices would wrap, and class 65536 become class 0."""
+    with pytest.raises(ClassesError, match="there are 65,536 classes; index PNGs tell 65,535 apart"):
+        parse_classes([f"class {index}" for index in range(65536)])
+
+
 def test_a_file_has_one_class_a_line(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("\ufeff# animals\ncat; tabby\n\n  grass \r\n  # dog\n", encoding="utf-8")
