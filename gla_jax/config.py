@@ -5,8 +5,8 @@ released run of GLA-CLIP: rho is 0.55 there, since its script names 0.6 and neve
 """
 
 import dataclasses
-import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,15 +14,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
+from gla_jax.support.checks import MAX_NUMBER, check_number, check_switch
+
 Number = float | jax.Array
 Side = Literal["queries", "keys"]
 Feature = Literal["vfm", "queries", "keys"]
 Form = Literal["blockwise", "dense", "ring"]
 TowerAttention = Literal["together", "head_by_head", "chunked", "cudnn"]  # towers/attention.py
 DTYPES = ("float32", "bfloat16")
-PRECISIONS = ("highest", "high", "default")  # JAX's names; all are float32 products on processors
+PRECISIONS = ("highest", "high", "fast")  # DESIGN 5
 MAX_SIDE = 2**16  # pixels; more is a slip of the finger
-MAX_NUMBER = 1e6  # of numbers of a method; far beyond it float32 products overflow to infinity and scores to NaN
 MAX_ITERATIONS = 1000  # of anchors; each takes all similarities, inside one program that cannot be interrupted
 
 
@@ -31,36 +32,8 @@ def static(default: Any) -> Any:
     return field(default=default, metadata={"static": True})
 
 
-def _check_number(
-    name: str,
-    value: Any,
-    *,
-    at_least: float = -MAX_NUMBER,
-    at_most: float = MAX_NUMBER,
-    above: float = -math.inf,
-    whole: bool = False,
-) -> None:
-    """Raise ValueError for a plain number that a field does not take.
-
-    Arrays pass, and so does what jax.tree and jax.vmap put in place of leaves: None and objects of their own.
-    """
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if isinstance(value, bool | str | bytes) or (whole and not isinstance(value, kinds)):
-        raise ValueError(f"{name} is {value!r:.60}; give a {'whole ' if whole else ''}number")
-    if not isinstance(value, kinds):
-        return
-    if value != value or value in (math.inf, -math.inf):  # math.isfinite fails for large whole numbers
-        raise ValueError(f"{name} is {value}; give a finite number")
-    if not at_least <= value <= at_most or value <= above:
-        limit = f"to {at_most:.7g}"
-        limit = f"from {at_least:.7g} {limit}" if above == -math.inf else f"above {above:g}, up {limit}"
-        raise ValueError(f"{name} is {value!s:.60}; give a {'whole ' if whole else ''}number {limit}")
-
-
-def _check_switch(name: str, value: Any, optional: bool = False) -> None:
-    """Raise ValueError for anything but True and False, since any text, "false" too, would count as True."""
-    if not isinstance(value, bool | np.bool_) and not (optional and value is None):
-        raise ValueError(f"{name} is {value!r:.60}; give True or False")
+def _all_of(values: Any, choices: list[Any]) -> bool:
+    return isinstance(values, tuple) and all(value in choices for value in values)
 
 
 @dataclass(frozen=True)
@@ -86,13 +59,17 @@ class Baseline:
     attention: Callable[..., jax.Array] | None = None
 
     def __post_init__(self):
-        for name in (self.name, self.gla):
-            if name is not None and not (isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)):
+        for name in (self.name, *([] if self.gla is None else [self.gla])):
+            if not (isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)):
                 raise ValueError(f"{name!r} cannot name a method; use small letters, digits and hyphens")
-        if not all(len(pair) == 2 and set(pair) <= {"queries", "keys"} for pair in self.pairs):
+        sides = ("queries", "keys")
+        if not _all_of(self.pairs, [(left, right) for left in sides for right in sides]):
             raise ValueError(f'pairs of {self.name} are {self.pairs!r}; each is two of "queries" and "keys"')
-        if not set(self.features) <= {"vfm", "queries", "keys"}:
+        if not _all_of(self.features, ["vfm", *sides]):
             raise ValueError(f'features of {self.name} are {self.features!r}; choose from "vfm", "queries" and "keys"')
+        for name in ("whole_block", "from_neighbours"):
+            check_switch(f"{name} of {self.name}", getattr(self, name))
+        check_number(f"neighbourhood of {self.name}", self.neighbourhood, above=0)
         if bool(self.gla) != bool(self.features):
             raise ValueError(f"{self.name} needs both gla and features, or neither: GLA compares features")
         if self.attention is not None and (self.pairs or not callable(self.attention)):
@@ -172,8 +149,8 @@ class MethodConfig:
     alpha_gamma, None falls back to the fixed shift (beta) and scale (gamma); masking: attention drops entries below the
     shift, as ProxyCLIP does; the softmax divides by temperature; mask_temperature: None for the published masks, a
     number t for sigmoids of width t in their place, which differentiate in every setting and become the masks as t goes
-    to 0. How it is computed: attention, one of three forms of one method; precision of every matrix product, towers
-    included; block_size and skip_blocks are PlatformNumbers, None until a model is placed on its devices.
+    to 0. How it is computed: attention, one of three forms of one method; precision of every matrix product (DESIGN 5),
+    block_size and skip_blocks, None until a model is placed on its devices.
     """
 
     baseline: str = static("proxyclip")
@@ -190,29 +167,32 @@ class MethodConfig:
     temperature: Number = 1.0
     mask_temperature: Number | None = None
     attention: Form = static("blockwise")
-    precision: Literal["highest", "high", "default"] = static("highest")
+    precision: Literal["highest", "high", "fast"] | None = static(None)
     block_size: int | None = static(None)
     skip_blocks: bool | None = static(None)
 
     def __post_init__(self):
         if not isinstance(self.baseline, str) or self.baseline not in BASELINES:
             raise ValueError(f"{self.baseline!r} is not a baseline; there are {', '.join(BASELINES)}")
-        if self.attention not in ("blockwise", "dense", "ring"):
+        if not isinstance(self.attention, str) or self.attention not in ("blockwise", "dense", "ring"):
             raise ValueError(f"attention {self.attention!r} is not blockwise, dense or ring")
-        if self.precision not in PRECISIONS:
+        if self.precision == "default":  # until 0.1, for JAX's word
+            warnings.warn('the precision "default" is called "fast" now', stacklevel=3)
+            object.__setattr__(self, "precision", "fast")
+        if self.precision not in (None, *PRECISIONS):
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
         for name in ("global_buffer", "proxy_anchors", "row_mean", "masking", "skip_blocks"):
-            _check_switch(name, getattr(self, name), optional=name == "skip_blocks")
-        _check_number("anchor_iterations", self.anchor_iterations, at_least=0, at_most=MAX_ITERATIONS, whole=True)
+            check_switch(name, getattr(self, name), optional=name == "skip_blocks")
+        check_number("anchor_iterations", self.anchor_iterations, at_least=0, at_most=MAX_ITERATIONS, whole=True)
         if self.block_size is not None:
-            _check_number("block_size", self.block_size, at_least=1, whole=True)
+            check_number("block_size", self.block_size, at_least=1, whole=True)
         # A tree of axes for vmap has None for numbers that are not mapped, and 0 for those that are.
         if not any(n is None for n in (self.anchor_threshold, self.shift, self.scale, self.temperature)):
             for name in ("anchor_threshold", "shift", "scale", "dynamic_shift", "dynamic_scale"):
-                _check_number(name, getattr(self, name))
+                check_number(name, getattr(self, name))
             for name in ("temperature", "mask_temperature"):
-                _check_number(name, getattr(self, name), above=0)
-                _check_number(name, getattr(self, name), at_least=1 / MAX_NUMBER)
+                check_number(name, getattr(self, name), above=0)
+                check_number(name, getattr(self, name), at_least=1 / MAX_NUMBER)
         if self._uses_gla and BASELINES[self.baseline].gla is None:
             raise ValueError(f"GLA is not defined on the baseline {self.baseline}: it has no features to compare")
 
@@ -220,6 +200,16 @@ class MethodConfig:
     def drops_entries(self) -> bool:
         """True if attention leaves entries out; otherwise its softmax is an ordinary one over all keys."""
         return self.masking and self.mask_temperature is None
+
+    @property
+    def products(self) -> Literal["highest", "high", "fast"]:
+        """The precision of the attention's products."""
+        return self.precision or "highest"
+
+    @property
+    def plain_precision(self) -> Literal["highest", "default"]:
+        """The precision of every other product, in JAX's words: only `fast` gives any of it up."""
+        return "default" if self.precision == "fast" else "highest"
 
     @property
     def max_block(self) -> int:
@@ -289,7 +279,7 @@ class WindowConfig:
         for name in ("short_side", "crop", "stride", "long_side"):
             value = getattr(self, name)
             if value is not None or name != "short_side":
-                _check_number(name, value, at_least=1, at_most=MAX_SIDE, whole=True)
+                check_number(name, value, at_least=1, at_most=MAX_SIDE, whole=True)
         if (self.short_side or 0) > self.long_side:
             raise ValueError(
                 f"short_side {self.short_side} is larger than {self.long_side}, the most that the other side may have; "
@@ -318,16 +308,17 @@ class SegmenterConfig:
     tower_attention: TowerAttention | None = static(None)
 
     def __post_init__(self):
-        if isinstance(self.method, str):
+        # None, 0 and objects of JAX's own stand for a whole MethodConfig in trees of axes.
+        if not isinstance(self.method, MethodConfig) and type(self.method) not in (int, object, type(None)):
             raise ValueError(f"method is {self.method!r:.60}; give a MethodConfig, as METHODS holds them by name")
         if not isinstance(self.windows, WindowConfig):
             raise ValueError(f"windows is {self.windows!r:.60}; give a WindowConfig")
-        _check_number("logit_scale", self.logit_scale, above=0)
-        _check_number("threshold", self.threshold, at_least=0, at_most=1)
-        if self.dtype not in DTYPES:
+        check_number("logit_scale", self.logit_scale, above=0)
+        check_number("threshold", self.threshold, at_least=0, at_most=1)
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.tower_batch is not None:
-            _check_number("tower_batch", self.tower_batch, at_least=1, whole=True)
+            check_number("tower_batch", self.tower_batch, at_least=1, whole=True)
         if self.tower_attention not in (None, *(forms := get_args(TowerAttention))):
             raise ValueError(f"tower_attention {self.tower_attention!r:.60} is not one of {', '.join(forms)}")
 
@@ -342,9 +333,11 @@ def on_platform(config: SegmenterConfig, platform: str) -> SegmenterConfig:
     numbers = PLATFORMS.get(platform, ACCELERATOR)
 
     def filled(part: Any) -> Any:
-        return replace(part, **{k: v for k, v in numbers._asdict().items() if getattr(part, k, v) is None})
+        return replace(part, **{k: v for k, v in numbers._asdict().items() if getattr(part, k, 0) is None})
 
-    return replace(filled(config), method=filled(config.method))
+    method = filled(config.method)
+    precision = method.precision or ("highest" if platform == "cpu" else "high")
+    return replace(filled(config), method=replace(method, precision=precision))
 
 
 def with_plain_numbers(config: SegmenterConfig) -> SegmenterConfig:

@@ -86,7 +86,7 @@ def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterC
     dtype, method, limit = jnp.dtype(config.dtype), config.method, config.max_tower_batch
     # The form is None where the settings belong to no model.
     form = config.tower_attention or REFERENCE.tower_attention
-    options = {"precision": method.precision, "attention_form": form}
+    options = {"precision": method.plain_precision, "attention_form": form}
     if method.reads_vfm and params.vfm is None:
         raise ValueError(f"{method.baseline} compares features of a vision foundation model; none is given")
 
@@ -166,7 +166,7 @@ def aggregate_windows(
     """
     if not method.attends_by_features:
         row = BASELINES[method.baseline]
-        return window_attention(tokens.qkv, row, params.clip_spec.num_heads, method.precision)[:, 1:]
+        return window_attention(tokens.qkv, row, params.clip_spec.num_heads, method.plain_precision)[:, 1:]
     count = window_count(windows, method) if count is None else count
     if not method.global_buffer:
         return sum(
@@ -193,7 +193,7 @@ def patch_features(
         params: of CLIP's image tower.
         config: baseline, dtype and precision.
     """
-    dtype, precision = jnp.dtype(config.dtype), config.method.precision
+    dtype, precision = jnp.dtype(config.dtype), config.method.plain_precision
     if BASELINES[config.method.baseline].whole_block:
         residual = resample_tokens(residual[:, 1:], attended.shape[1], precision).astype(dtype)
     else:
@@ -298,4 +298,4 @@ def segment_logits(
         text_embeddings: a row of length one for every prompt.
         config: method, dtype and precision.
     """
-    return token_logits(segment_features(params, windows, config), text_embeddings, config.method.precision)
+    return token_logits(segment_features(params, windows, config), text_embeddings, config.method.plain_precision)

@@ -1,6 +1,6 @@
 """Checks the method against recorded outputs of the official implementation:
 
-python -m tests.golden FILE... [--form blockwise|dense|ring]
+python -m tests.golden FILE... [--form blockwise|dense|ring] [--precision highest|high|fast]
 
 One line a case: the largest error relative to the largest entry and the share of rows over 1e-5, of what the method
 gives, of the stitched logits and of DINO's tokens; the agreement of labels. Exits with 1 when a case is outside the
@@ -27,7 +27,7 @@ from jax.sharding import AxisType, PartitionSpec
 from gla_jax.attention.attend import aggregate_values
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.checkpoints.model_folder import build_vfm
-from gla_jax.config import Form, MethodConfig, SegmenterConfig, WindowConfig, without_gla
+from gla_jax.config import PRECISIONS, Form, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.convert import convert_clip_image, convert_state
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, cut_windows, normalise, window_grid
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
@@ -116,8 +116,11 @@ class Result:
         return "  ".join(filter(None, columns))
 
 
-def method_of(config: Mapping[str, Any], baseline: str, form: Form, global_buffer: bool) -> MethodConfig:
-    """The official settings, by their official names, as ours. Raises ValueError for a name it does not know."""
+def method_of(config: Mapping[str, Any], baseline: str, global_buffer: bool, **fields: str) -> MethodConfig:
+    """The official settings, by their official names, as ours, with the fields on top.
+
+    Raises ValueError for a name it does not know.
+    """
     unknown = sorted(config.keys() - SETTINGS)
     if unknown:
         raise ValueError(f"unknown settings {', '.join(unknown)}")
@@ -131,7 +134,7 @@ def method_of(config: Mapping[str, Any], baseline: str, form: Form, global_buffe
         dynamic_shift=config.get("beta_alpha", 0.3) if config.get("dynamic_beta") else None,
         dynamic_scale=config.get("gamma_alpha", 30.0) if config.get("dynamic_gamma") else None,
         temperature=config.get("temperature", 1.0),
-        attention=form,
+        **fields,
     )
 
 
@@ -170,14 +173,16 @@ def _attended(features: Array, values: Array, valid: Array, method: MethodConfig
     return aggregate_values(features, values, valid, method)
 
 
-def check_attention(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form) -> Iterator[Result]:
+def check_attention(
+    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, precision: str
+) -> Iterator[Result]:
     """The attention stage alone: features [W S D] and values [W H n K] to [W S H*K]."""
     features = jnp.asarray(data["features"])
     values = data["values"].transpose(0, 2, 1, 3)
     values = jnp.asarray(values.reshape(*values.shape[:2], -1))
     valid = jnp.ones(len(features), bool)
     for case in meta["cases"]:
-        method = method_of(case["config"], "proxyclip", form, global_buffer=True)
+        method = method_of(case["config"], "proxyclip", True, attention=form, precision=precision)
         attended = program(_attended, 3, form)(features, values, valid, method)
         yield Result(case["name"], compare(attended, data[f"out/{case['name']}"]))
 
@@ -195,7 +200,9 @@ def load_params(data: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Segm
     return SegmenterParams(clip=next(arrays), clip_spec=clip.spec, vfm=next(arrays), vfm_spec=dino.spec)
 
 
-def check_end_to_end(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form) -> Iterator[Result]:
+def check_end_to_end(
+    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, precision: str
+) -> Iterator[Result]:
     """From image and weights to patch features, stitched logits and labels."""
     params = load_params(data, meta)
     text_embeddings = jnp.asarray(data["text_features"])
@@ -207,7 +214,8 @@ def check_end_to_end(data: Mapping[str, np.ndarray], meta: Mapping[str, Any], fo
         shared = case["config"].get("KV_token_extension", False)
         if case["clip_type"] not in BASELINES:
             raise ValueError(f"unknown clip_type {case['clip_type']}")
-        method = method_of(case["config"], BASELINES[case["clip_type"]], form, shared)
+        baseline = BASELINES[case["clip_type"]]
+        method = method_of(case["config"], baseline, shared, attention=form, precision=precision)
         config = SegmenterConfig(method=method, windows=WindowConfig(None, meta["crop"], meta["stride"]))
         grid = window_grid(height, width, config.windows)
         windows = cut_windows(data[f"image/{height}x{width}"], grid)
@@ -252,7 +260,7 @@ def _finish(tokens: WindowTokens, windows: Windows, params: SegmenterParams, con
     return patch_features(aggregate_windows(tokens, windows, params, config.method), tokens.residual, params, config)
 
 
-def check_file(path: Path, form: Form = "blockwise") -> Iterator[Result]:
+def check_file(path: Path, form: Form = "blockwise", precision: str = "highest") -> Iterator[Result]:
     """Every case of a file. Raises ValueError when it is not of the format or has no cases."""
     try:
         # Opened here: NumPy leaves a file that it opened itself open when the archive is broken.
@@ -261,7 +269,7 @@ def check_file(path: Path, form: Form = "blockwise") -> Iterator[Result]:
         meta = json.loads(bytes(data["meta_json"]), object_hook=Content)
         if not isinstance(meta, Content) or not meta["cases"]:
             raise ValueError("it has no cases")
-        yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form)
+        yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form, precision)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, ConversionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a golden file: {reason.rstrip('.')}.") from error
@@ -272,6 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--form", choices=get_args(Form), default="blockwise")
+    parser.add_argument("--precision", choices=PRECISIONS, default="highest")
     options = parser.parse_args(arguments)
     if options.form == "ring":
         jax.config.update("jax_num_cpu_devices", 8)  # accelerators are not affected
@@ -279,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in options.files:
         print(path.name)
         try:
-            for result in check_file(path, options.form):
+            for result in check_file(path, options.form, options.precision):
                 print(f"  {result}")
                 passed &= result.passed
         except ValueError as error:

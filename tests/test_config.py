@@ -50,9 +50,36 @@ from gla_jax.config import (
         (lambda: SegmenterConfig(tower_attention="no"), "tower_attention 'no' is not one of together, head_by_head"),
         (lambda: MethodConfig(baseline=["clip"]), "is not a baseline"),
         (lambda: SegmenterConfig(method="gla"), "method is 'gla'; give a MethodConfig"),
+        *(
+            (lambda wrong=wrong: SegmenterConfig(method=wrong), "method is .*; give a MethodConfig")
+            for wrong in (math.nan, [], {}, MethodConfig, np.zeros(2), WindowConfig(), True)
+        ),
+        *(
+            (lambda wrong=wrong, make=make, name=name: make(**{name: wrong}), f"{name} is .*; give .*number")
+            for wrong in (
+                [0.5],
+                (0.5,),
+                {},
+                "0.5",
+                b"1",
+                1j,
+                float,
+                np.bool_(True),
+                np.array(["a"]),
+                np.array(math.nan),
+            )
+            for make, name in (
+                (SegmenterConfig, "logit_scale"),
+                (MethodConfig, "dynamic_scale"),
+                (MethodConfig, "anchor_iterations"),
+                (WindowConfig, "short_side"),
+            )
+        ),
+        (lambda: MethodConfig(shift=np.array([0.5, math.inf])), "shift is .*; give finite numbers"),
+        (lambda: SegmenterConfig(dtype=np.array(["float32", "x"])), "dtype .* is not one of"),
         (lambda: SegmenterConfig(windows={"crop": 224}), "windows is .*; give a WindowConfig"),
         (lambda: MethodConfig(block_size=True), "block_size is True; give a whole number"),
-        (lambda: MethodConfig(precision="exact"), "precision 'exact' is not one of highest, high, default"),
+        (lambda: MethodConfig(precision="exact"), "precision 'exact' is not one of highest, high, fast"),
         (lambda: MethodConfig(attention="streaming"), "attention 'streaming' is not blockwise, dense or ring"),
         (lambda: WindowConfig(short_side=math.nan), "short_side is nan; give a whole number"),
         (lambda: WindowConfig(short_side=1.5), "short_side is 1.5; give a whole number"),
@@ -88,7 +115,6 @@ def test_a_model_takes_plain_numbers_alone():
     for wrong, reason in (
         (jnp.array([0.1, 0.2]), "anchor_threshold is Array.*; give a number"),
         (None, "anchor_threshold is None; give a number"),
-        ([0.1], "anchor_threshold is .*; give a number"),
         (jnp.float32(jnp.nan), "anchor_threshold is nan; give a finite number"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -113,6 +139,7 @@ def test_the_platform_fills_in_what_is_not_set_and_nothing_else():
         False,
     )
     assert on_platform(cpu, "gpu") == cpu
+    assert (cpu.method.precision, gpu.method.precision) == ("highest", "high")
     numbers = settings_as_dict(cpu)
     assert numbers["method"]["block_size"] == 512  # as results.json shows it
     json.dumps(numbers, allow_nan=False)
@@ -140,6 +167,12 @@ def test_a_registered_baseline_is_a_method_and_so_is_gla_on_it(tables):
     [
         ({"name": "My Method"}, "'My Method' cannot name a method; use small letters, digits and hyphens"),
         ({"pairs": (("queries", "values"),)}, 'each is two of "queries" and "keys"'),
+        ({"pairs": 3}, 'each is two of "queries" and "keys"'),
+        ({"pairs": "queries"}, 'each is two of "queries" and "keys"'),
+        ({"features": ["keys"], "gla": "gla-mine"}, 'choose from "vfm", "queries" and "keys"'),
+        ({"neighbourhood": math.nan}, "neighbourhood of mine is nan; give a finite number"),
+        ({"whole_block": "no"}, "whole_block of mine is 'no'; give True or False"),
+        ({"name": None}, "None cannot name a method"),
         ({"features": ("dino",), "gla": "gla-mine"}, 'choose from "vfm", "queries" and "keys"'),
         ({"features": ("keys",)}, "needs both gla and features, or neither"),
         ({"attention": 3}, "is a function in place of pairs"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import jax
@@ -13,11 +14,10 @@ from jax.lax import Precision
 
 import gla_jax
 from gla_jax.bench.parts import random_params
-from gla_jax.config import METHODS, PRECISIONS, SegmenterConfig, WindowConfig, on_platform
+from gla_jax.config import BASELINES, METHODS, PRECISIONS, SegmenterConfig, WindowConfig, on_platform
 from gla_jax.distributed.mesh import make_mesh, place_params, place_windows, ring_features
 from gla_jax.labels import label_map as labels
-from gla_jax.pipeline import segment_in_steps
-from gla_jax.predict import model as predict_model
+from gla_jax.pipeline import segment_features, segment_in_steps
 from gla_jax.predict.cost import blank_windows
 from gla_jax.predict.model import image_grid
 from gla_jax.text import embeddings
@@ -28,22 +28,30 @@ from tests.small_models import IMAGE, VFM, small_clip
 DINOV2 = DinoV2Spec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
 SPECS = {"dino": VFM, "dinov2": DINOV2, "dinov2, gated": replace(DINOV2, activation="swiglu", registers=2)}
 # What products without a precision of their own would take: another one than the settings name.
-OTHER = {"highest": "default", "high": "highest", "default": "highest"}
+OTHER = {"highest": "default", "high": "default", "fast": "highest"}
 ROWS = jnp.ones((3, IMAGE.embed_dim)) / IMAGE.embed_dim**0.5
 
 
 def products(function, *arguments, other):
-    """Precision of every matrix product and convolution of a traced function, those of inner functions too."""
+    """How many matrix products and convolutions of each kind a traced function has, inner functions included.
+
+    A kind is "bfloat16" for parts of the attention, which are added up in float32, else JAX's word for the precision.
+    """
     with jax.default_matmul_precision(other):
         traced = jax.make_jaxpr(function)(*arguments)
-    return list(precisions(traced.jaxpr))
+    return Counter(precisions(traced.jaxpr))
 
 
 def precisions(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             of_sides = equation.params["precision"]
-            yield set(of_sides) if isinstance(of_sides, tuple) else {of_sides}
+            (precision,) = set(of_sides) if isinstance(of_sides, tuple) else {of_sides}
+            if {side.aval.dtype.name for side in equation.invars} == {"bfloat16"}:
+                assert (precision, equation.outvars[0].aval.dtype) == (Precision.DEFAULT, jnp.float32)
+                yield "bfloat16"
+            else:
+                yield precision and precision.name.lower()
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
             if isinstance(inner, Jaxpr | ClosedJaxpr):
                 yield from precisions(getattr(inner, "jaxpr", inner))
@@ -53,6 +61,27 @@ def settings(method, precision, crop=32, **fields):
     """Settings of a method on a crop, with what depends on the platform as numbers."""
     method = replace(METHODS[method], precision=precision, **fields)
     return on_platform(SegmenterConfig(method, WindowConfig(None, crop, crop // 2)), "cpu")
+
+
+def of_attention(method):
+    """Products of parts that a blockwise program has: of T anchors, cosines and sums; then cosines and values."""
+    if method.products == "highest" or not method.attends_by_features:
+        return 0
+    anchored = method.proxy_anchors or method.dynamic_scale is not None
+    values = {"high": 2, "fast": 1}[method.products]  # two parts of the weights
+    return len(BASELINES[method.baseline].features) * (2 * method.anchor_iterations * anchored + 1 + values)
+
+
+def kinds(method):
+    """Towers, projections and labels in full or in one pass; of the attention only means are always in full."""
+    return {method.plain_precision} | ({"highest", "bfloat16"} if of_attention(method) else set())
+
+
+def assert_counts(found, method):
+    assert set(found) == kinds(method)
+    assert found["bfloat16"] == of_attention(method)
+    if method.products == "fast":
+        assert found["highest"] == 2 * len(BASELINES[method.baseline].features) * method.attends_by_features
 
 
 def test_products_of_inner_functions_are_seen():
@@ -70,7 +99,7 @@ def test_products_of_inner_functions_are_seen():
         return jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: jax.jit(jnp.matmul)(x, x), x)
 
     found = products(function, jnp.ones((2, 4, 4)), other="highest")
-    assert sorted(map(str, found)) == sorted(map(str, [{Precision.HIGH}, {Precision.HIGHEST}, {Precision.HIGHEST}]))
+    assert found == {"high": 1, "highest": 2}
 
 
 CASES = [
@@ -86,8 +115,8 @@ def test_the_jitted_call_of_the_readme(method, spec, precision):
         config = settings(method, precision, attention=form)
         arguments = params, blank_windows(3, config), ROWS, config
         found = products(jax.jit(gla_jax.segment_logits), *arguments, other=OTHER[precision])
-        assert len(found) > 10
-        assert all(each == {Precision[precision.upper()]} for each in found)
+        assert found.total() > 10
+        assert_counts(found, config.method)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -96,10 +125,10 @@ def test_resized_positions_keep_the_highest(spec):
     config = settings("gla", "highest", crop=48)
     arguments = random_params(IMAGE, SPECS[spec]), blank_windows(3, config), ROWS, config
     found = products(jax.jit(gla_jax.segment_logits), *arguments, other="default")
-    assert all(each == {Precision.HIGHEST} for each in found)
+    assert set(found) == {"highest"}
 
 
-@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", ["gla", "gla-clearclip", "proxyclip", "clip"])
 def test_what_a_model_runs(method, precision):
     """One image, a batch, an image in steps and a mesh of devices, then the labels."""
@@ -110,20 +139,24 @@ def test_what_a_model_runs(method, precision):
     grid = image_grid((40, 60), config.windows)
     _, _, rows, columns = next(labels.layout(grid, 16, (40, 60)).tiles())
     logits, of_prompt = jnp.ones((grid.count, 16, 3)), np.arange(3, dtype=np.int32)
+    plain = config.method.plain_precision
     scalars = np.int32(2), of_prompt, np.float32(40), np.float32(0), np.int32(0)
     programs = {
-        "image": lambda: predict_model._segment_features(params, windows, config),
-        "batch": lambda: predict_model._batch_features(params, batch, config),
+        "image": lambda: segment_features(params, windows, config),
+        "batch": lambda: jax.vmap(segment_features, (None, 0, None))(params, batch, config),
         "steps": lambda: segment_in_steps(params, windows, config),
         "ring": lambda: ring_features(place_params(params, mesh), on_mesh, config, mesh),
-        "text": lambda: labels._token_logits(jnp.ones((1, 16, IMAGE.embed_dim)), ROWS, None, precision),
-        "labels": lambda: labels._label_tile(logits, rows, columns, *scalars, thresholded=True, precision=precision),
-        "scores": lambda: labels._across_columns(logits, rows, columns, precision=precision),
+        "text": lambda: labels._token_logits(jnp.ones((1, 16, IMAGE.embed_dim)), ROWS, None, plain),
+        "labels": lambda: labels.label_tile(logits, rows, columns, *scalars, thresholded=True, precision=plain),
+        "scores": lambda: labels._across_columns(logits, rows, columns, precision=plain),
     }
     for name, program in programs.items():
         found = products(program, other=OTHER[precision])
         assert found, name
-        assert all(each == {Precision[precision.upper()]} for each in found), name
+        if name in ("image", "batch"):
+            assert_counts(found, config.method)
+        else:  # a ring and steps have some products in several programs
+            assert set(found) == (kinds(config.method) if name in ("ring", "steps") else {plain}), name
 
 
 def test_the_text_tower_runs_in_the_highest():
@@ -131,8 +164,7 @@ def test_the_text_tower_runs_in_the_highest():
     clip = small_clip()
     weights = small_models.random_params(clip, 0)["text"]
     found = products(lambda: embeddings._encode(weights, np.ones((2, 8), np.int32), spec=clip.text), other="default")
-    assert found
-    assert all(each == {Precision.HIGHEST} for each in found)
+    assert set(found) == {"highest"}
 
 
 def test_settings_load_no_towers():

@@ -71,7 +71,7 @@ def encoded_logits(
     """
     attended = pipeline.aggregate_windows(tokens, windows, params, config.method)
     features = pipeline.patch_features(attended, tokens.residual, params, config)
-    return pipeline.token_logits(features, text_embeddings, config.method.precision)
+    return pipeline.token_logits(features, text_embeddings, config.method.plain_precision)
 
 
 def vocabulary_question(segmenter: Segmenter, classes: Classes) -> Question:

@@ -152,7 +152,7 @@ def query_row(
         before = replace(method, anchor_iterations=max(method.anchor_iterations - 1, 0))
         (mask,) = positives(proxy_anchors(first_one, own_key, buffer, before).queries, buffer, method)
         mask = (mask | ((jnp.arange(len(mask)) == query) & ~mask.any())).reshape(by_window)
-    attended = jnp.einsum("k,kc->c", weights, buffer.values, precision=method.precision)
+    attended = jnp.einsum("k,kc->c", weights, buffer.values, precision=method.plain_precision)
     beta, gamma = shift(count, method), queries.norm.scale[0]
     return Row(weights.reshape(by_window), mask, queries.counts[0], beta, gamma, attended)
 
@@ -211,9 +211,8 @@ def _answer(
     count, token = place
     window = jnp.broadcast_to(attended, (1, count, len(attended)))  # the residual is resampled to a window's tokens
     features = pipeline.patch_features(window, residual[None], segmenter.params, segmenter.config)[:, token : token + 1]
-    logits = pipeline.token_logits(features, segmenter.text_embeddings(classes), segmenter.config.method.precision)[
-        0, 0
-    ]
+    embeddings, precision = segmenter.text_embeddings(classes), segmenter.config.method.plain_precision
+    logits = pipeline.token_logits(features, embeddings, precision)[0, 0]
     probabilities = np.asarray(jax.nn.softmax(float(segmenter.config.logit_scale) * logits))
     best = int(probabilities.argmax())
     return classes.names[classes.class_of_prompt[best]], float(probabilities[best])

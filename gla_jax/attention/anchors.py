@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer
+from gla_jax.attention.products import for_anchors, key_sums, similarities
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Bool, Float, l2_normalize, typed
 
@@ -37,27 +38,24 @@ def zero_sums(queries: Float[Array, "q D"]) -> AnchorSums:
 @typed
 def positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> Bool[Array, "q b"]:
     """Mask M: keys that are valid and resemble a query by more than rho."""
-    similarity = jnp.einsum("qd,bd->qb", queries, buffer.keys, precision=method.precision)  # cosines: rows are unit
-    return (similarity > method.anchor_threshold) & buffer.valid[None]
+    return (similarities(queries, for_anchors(buffer, method)) > method.anchor_threshold) & buffer.valid[None]
 
 
 @typed
 def soft_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> Float[Array, "q b"]:
     """Mask M with sigmoids of width mask_temperature around rho, 0 where a key is not valid."""
-    similarity = jnp.einsum("qd,bd->qb", queries, buffer.keys, precision=method.precision)
-    mask = jax.nn.sigmoid((similarity - method.anchor_threshold) / method.mask_temperature)
+    mask = jax.nn.sigmoid(
+        (similarities(queries, for_anchors(buffer, method)) - method.anchor_threshold) / method.mask_temperature
+    )
     return mask * buffer.valid.astype(jnp.float32)[None]
 
 
 @typed
 def positive_sums(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> AnchorSums:
     """Sum and count of the positives of every query among some keys."""
-    if method.mask_temperature is None:
-        mask = positives(queries, buffer, method).astype(jnp.float32)
-    else:
-        mask = soft_positives(queries, buffer, method)
-    total = jnp.einsum("qb,bd->qd", mask, buffer.keys, precision=method.precision)  # [q b] x [b D] -> [q D]
-    return AnchorSums(total, mask.sum(1))
+    buffer = for_anchors(buffer, method)
+    mask = (positives if method.mask_temperature is None else soft_positives)(queries, buffer, method)
+    return AnchorSums(key_sums(mask, buffer, method), mask.astype(jnp.float32).sum(1))
 
 
 @typed

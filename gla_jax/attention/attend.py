@@ -13,6 +13,7 @@ from gla_jax.attention.normalize import Normalization, normalization
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Bool, Float, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Steps
+from gla_jax.towers.placement import even_batch
 
 # One protocol: sum_positives, attend, sum_over_shards, fold_shards.
 FORMS = {"dense": dense, "blockwise": blockwise, "ring": ring}
@@ -114,7 +115,7 @@ def attend_alone(
     method: MethodConfig,
     first: Float[Array, "N D"] | None = None,
 ) -> Float[Array, "W S C"]:
-    """Every window attends over a buffer of its own tokens.
+    """Every window attends over a buffer of its own tokens, as many together as have the similarities of one block.
 
     Args:
         features: before normalisation.
@@ -133,7 +134,9 @@ def attend_alone(
         return attend_buffer(buffer, windows, method, own_first)
 
     own_first = None if first is None else first.reshape(*features.shape[:2], -1)
-    return jax.lax.map(alone, (features, values, own_first))
+    together = even_batch(len(features), max(1, method.max_block**2 // features.shape[1] ** 2))
+    # A batch of one would be a vmap, under which a block that is skipped is computed all the same.
+    return jax.lax.map(alone, (features, values, own_first), batch_size=together if together > 1 else None)
 
 
 @typed

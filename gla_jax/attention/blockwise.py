@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gla_jax.attention.anchors import AnchorSums, positive_sums, zero_sums
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
+from gla_jax.attention.products import for_anchors, for_attention, value_sums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
 
@@ -66,7 +67,7 @@ def block_logits(
     queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, method: MethodConfig
 ) -> Float[Array, "q b"]:
     """Logits of some queries over one block of keys, before the softmax; NOTHING where a key is not valid."""
-    logits = attention_logits(queries, norm, keys.keys, method.precision)
+    logits = attention_logits(queries, norm, keys, method)
     if not method.drops_entries:
         logits = ordinary_logits(logits, method)
     return jnp.where(keys.valid[None], logits, NOTHING)
@@ -80,8 +81,7 @@ def softmax_partial(logits: Float[Array, "q b"], keys: Buffer, method: MethodCon
     # Keep every entry >= 0, or the maximum alone where all are negative (DESIGN 3.2).
     keep = (logits >= jnp.minimum(maximum, 0.0)[:, None]) & valid if drops else valid
     weights = jnp.where(keep, jnp.exp(exponents / method.temperature if drops else exponents), 0.0)
-    weighted = jnp.einsum("qk,kc->qc", weights, keys.values, precision=method.precision)  # [q b] x [b C] -> [q C]
-    return SoftmaxPartial(maximum, weights.sum(1), weighted)
+    return SoftmaxPartial(maximum, weights.sum(1), value_sums(weights, for_attention(keys, method), method))
 
 
 @typed
@@ -142,9 +142,14 @@ def split_blocks(tree: State, size: int) -> State:
     def split(leaf: Array) -> Array:
         missing = -leaf.shape[0] % size
         leaf = jnp.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
-        return leaf.reshape(-1, size, *leaf.shape[1:])
+        return leaf.reshape(len(leaf) // size, size, *leaf.shape[1:])
 
     return jax.tree.map(split, tree)
+
+
+def key_blocks(buffer: Buffer, method: MethodConfig) -> Buffer:
+    """The buffer in blocks of keys: leaves [blocks b ...]."""
+    return split_blocks(buffer, balanced(buffer.keys.shape[0], method.max_block))
 
 
 def fold_keys(further: Callable[[State, Buffer], State], start: State, keys: Buffer) -> State:
@@ -161,7 +166,7 @@ def fold_keys(further: Callable[[State, Buffer], State], start: State, keys: Buf
 def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> AnchorSums:
     """Positives of every query among all keys."""
     size = balanced(queries.shape[0], method.max_block)
-    keys = split_blocks(buffer, balanced(buffer.keys.shape[0], method.max_block))
+    keys = key_blocks(for_anchors(buffer, method), method)
 
     def one_block(block: Array) -> AnchorSums:
         return fold_keys(lambda sums, part: sums.merge(positive_sums(block, part, method)), zero_sums(block), keys)
@@ -176,7 +181,7 @@ def attend_partial(
 ) -> SoftmaxPartial:
     """The softmax of the queries over one buffer, by a running maximum; partials of other buffers merge with it."""
     size = balanced(queries.shape[0], method.max_block)
-    keys = split_blocks(buffer, balanced(buffer.keys.shape[0], method.max_block))
+    keys = key_blocks(for_attention(buffer, method), method)
 
     def one_block(block: tuple[Array, Normalization]) -> SoftmaxPartial:
         return fold_keys(

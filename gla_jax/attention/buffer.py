@@ -15,11 +15,17 @@ MARGIN = 2**12
 
 
 class Buffer(NamedTuple):
-    """keys [N D] unit rows, values [N C], valid [N]: False for tokens of padded windows; all float32."""
+    """Keys and values of N tokens.
+
+    keys [N D]: unit rows, float32; values [N C]: float32, or the towers' bfloat16 where products take bfloat16 parts;
+    valid [N]: False for tokens of padded windows; key_parts, value_parts: those parts (products.py).
+    """
 
     keys: Float[Array, "N D"]
     values: Float[Array, "N C"]
     valid: Bool[Array, " N"]
+    key_parts: Float[Array, "N p"] | None = None
+    value_parts: Float[Array, "N r"] | None = None
 
 
 @typed
@@ -48,7 +54,8 @@ def fill_buffer(
 ) -> Buffer:
     """One buffer over all windows; the values are resampled to the feature grid."""
     windows, tokens, width = features.shape
-    values = resample_tokens(values, tokens, method.precision).astype(jnp.float32)
+    dtype = jnp.float32 if method.products == "highest" else values.dtype
+    values = resample_tokens(values, tokens, method.plain_precision).astype(dtype)
     return Buffer(
         l2_normalize(features).reshape(windows * tokens, width),
         values.reshape(windows * tokens, -1),

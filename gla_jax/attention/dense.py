@@ -7,6 +7,7 @@ from gla_jax.attention.anchors import AnchorSums, positive_sums
 from gla_jax.attention.blockwise import fold_shards, sum_over_shards
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
+from gla_jax.attention.products import for_attention, value_sums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
 
@@ -24,7 +25,7 @@ def attention_weights(
     queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "q N"]:
     """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0), all without masking."""
-    logits = attention_logits(queries, norm, buffer.keys, method.precision)
+    logits = attention_logits(queries, norm, buffer, method)
     if not method.drops_entries:
         return jax.nn.softmax(jnp.where(buffer.valid[None], ordinary_logits(logits, method), -jnp.inf), axis=1)
     logits = jnp.where(buffer.valid[None], logits, -jnp.inf)
@@ -38,5 +39,5 @@ def attend(
     queries: Float[Array, "N D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "N C"]:
     """Attention weights times the values."""
-    weights = attention_weights(queries, norm, buffer, method)  # [N N]
-    return jnp.einsum("qk,kc->qc", weights, buffer.values, precision=method.precision)
+    buffer = for_attention(buffer, method)
+    return value_sums(attention_weights(queries, norm, buffer, method), buffer, method)  # [N N] x [N C]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer
+from gla_jax.attention.products import for_attention, similarities
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
 
@@ -49,8 +50,8 @@ def mean_similarity(
     valid = buffer.valid.astype(jnp.float32)
     count = sum_over_shards(valid.sum())
     # One key in place of all N: no pass over the similarities is needed for their mean.
-    mean_key = sum_over_shards(jnp.einsum("n,nd->d", valid, buffer.keys, precision=method.precision)) / count
-    rows = jnp.einsum("nd,d->n", queries, mean_key, precision=method.precision)
+    mean_key = sum_over_shards(jnp.einsum("n,nd->d", valid, buffer.keys, precision="highest")) / count
+    rows = jnp.einsum("nd,d->n", queries, mean_key, precision="highest")
     if method.row_mean:
         return jnp.maximum(rows, 0.0)
     # One number for all rows, repeated, so that both kinds have one shape.
@@ -83,11 +84,10 @@ def normalization(
 
 @typed
 def attention_logits(
-    queries: Float[Array, "q D"], norm: Normalization, keys: Float[Array, "b D"], precision: str = "highest"
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "q b"]:
-    """a_ij = scale_i * s_ij - offset_i; precision is that of the matrix product, in JAX's words."""
-    similarity = jnp.einsum("qd,kd->qk", queries, keys, precision=precision)
-    return norm.scale[:, None] * similarity - norm.offset[:, None]
+    """a_ij = scale_i * s_ij - offset_i."""
+    return norm.scale[:, None] * similarities(queries, for_attention(buffer, method)) - norm.offset[:, None]
 
 
 @typed

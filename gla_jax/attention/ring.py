@@ -46,7 +46,8 @@ def fold_shards(part: Part, step: Callable[[Part], State], merge: Callable[[Stat
 @typed
 def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> AnchorSums:
     """Positives of this device's queries among the keys of all devices."""
-    return fold_shards(buffer, lambda part: blockwise.sum_positives(queries, part, method), AnchorSums.merge)
+    keys = buffer._replace(values=buffer.values[:, :0])  # values stay at home
+    return fold_shards(keys, lambda part: blockwise.sum_positives(queries, part, method), AnchorSums.merge)
 
 
 @typed

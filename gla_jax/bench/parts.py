@@ -98,7 +98,7 @@ class Subject(NamedTuple):
     def labels(self, features: Array) -> np.ndarray:
         """The label map of the image by features [W S E]."""
         config = self.model.config
-        logits = whole_logits(features, self.question.text_embeddings, config.method.precision)
+        logits = whole_logits(features, self.question.text_embeddings, config.method.plain_precision)
         return label_logits(logits, self.prepared, self.question, config).labels
 
 

@@ -117,7 +117,7 @@ def start(
         progress: called with (steps done, steps) for an image that goes through in steps, which is waited for.
     """
     config, padded = model.config, [*images, *[images[-1]] * (size - len(images))]
-    precision = config.method.precision
+    precision = config.method.plain_precision
     if model.mesh is not None and not (scores or question.area_threshold):
         features, embeddings = model.split_features(padded), np.asarray(question.text_embeddings)
         logits, finite = split_logits(features, embeddings, model.mesh, precision)
@@ -146,7 +146,7 @@ def start_label(
         scores: also the probability of every class; all is then done when the function is called.
     """
     where, rule = layout(image.grid, logits.shape[1], image.size), question.rule(config)
-    precision = config.method.precision
+    precision = config.method.plain_precision
     if not (scores or question.area_threshold):
         labels = label_map(logits, where, rule, precision)
         return lambda: Prediction(labels())

@@ -139,10 +139,10 @@ def test_a_grid_over_the_towers_runs_them_under_each_setting(segmenter, data, mo
     """Precision is the towers' too: one pass for all would report figures of settings that were not run."""
     seen, encode = [], encoded._encode
     monkeypatch.setattr(encoded, "_encode", lambda *inputs: seen.append(inputs[2]) or encode(*inputs))
-    compared = grid_of("precision=highest,default", "tower_batch=1,3", "rho=0.2,0.9")
+    compared = grid_of("precision=highest,fast", "tower_batch=1,3", "rho=0.2,0.9")
     ablate.measure(segmenter, compared, *benchmark(data), limit=1)
     assert [(config.method.precision, config.tower_batch) for config in seen] == [
-        ("highest", 1), ("highest", 3), ("default", 1), ("default", 3)]  # fmt: skip
+        ("highest", 1), ("highest", 3), ("fast", 1), ("fast", 3)]  # fmt: skip
 
 
 def test_figures_are_those_of_gla_jax_eval(segmenter, data, tmp_path):

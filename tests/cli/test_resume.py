@@ -114,7 +114,7 @@ def test_a_bad_image_is_tried_again(tmp_path, segment, capsys):
         (("--scores",), CLASSES, "scores was false and is true"),
         (("--method", "proxyclip"), CLASSES, "settings.method."),
         (("--stride", "16"), CLASSES, "settings.windows.stride was 32 and is 16"),
-        (("--precision", "default"), CLASSES, 'settings.method.precision was "highest"'),
+        (("--precision", "fast"), CLASSES, 'settings.method.precision was "highest"'),
     ],
 )
 def test_other_settings_are_refused(tmp_path, segment, capsys, more, classes, name):
