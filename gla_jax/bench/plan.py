@@ -156,7 +156,7 @@ def compile_program(program: Program, chip: Chip) -> tuple[Compiled, Products, T
     """Compile one program; where it needs more memory than the chip has, XLA's sentence stands in its place."""
     lowering = "cuda" if chip.platform == "gpu" else "tpu"
     traced = jax.jit(program.function).trace(*program.arguments)
-    products = count_products(traced.jaxpr.jaxpr, chip.platform)
+    products = count_products(traced.jaxpr.jaxpr, chip.platform, program.part)
     begun = time.perf_counter()
     lowered = traced.lower(lowering_platforms=(lowering,))
     try:
@@ -177,7 +177,7 @@ def compile_program(program: Program, chip: Chip) -> tuple[Compiled, Products, T
         sizes.generated_code_size_in_bytes,
         program.beside,
     )
-    return result, products, read_traffic(compiled.as_text())
+    return result, products, read_traffic(compiled.as_text(), program.part)
 
 
 def part_costs(products: Products, traffic: Traffic, chip: Chip) -> Iterator[PartCost]:

@@ -52,10 +52,11 @@ class Traffic:
 
 
 class Instruction(NamedTuple):
-    """One line of a computation; arrays: bytes of each array of its result, 0 for those on the chip."""
+    """A line of a computation; sizes: bytes of each array of its result; arrays: the same, 0 for those on the chip."""
 
     root: bool
     name: str
+    sizes: tuple[int, ...]
     arrays: tuple[int, ...]
     op: str
     operands: tuple[str, ...]
@@ -88,14 +89,14 @@ class Computation:
         return next(each for each in self.instructions.values() if each.root)
 
 
-def array_bytes(text: str) -> tuple[int, ...]:
-    """Bytes of every array of an HLO type; 0 for memory spaces other than the device's memory, as S(1) in a layout."""
-    sizes = []
+def array_bytes(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bytes of every array of an HLO type, and those in the device's memory: 0 for other spaces, S(1) in a layout."""
+    sizes, moved = [], []
     for kind, shape, layout in ARRAY.findall(text):
         bits = BITS.get(kind) or int(re.search(r"\d+", kind)[0])
-        on_chip = re.search(r"S\([1-9]", layout)
-        sizes.append(0 if on_chip else math.prod(map(int, filter(None, shape.split(",")))) * bits // 8)
-    return tuple(sizes)
+        sizes.append(math.prod(map(int, filter(None, shape.split(",")))) * bits // 8)
+        moved.append(0 if re.search(r"S\([1-9]", layout) else sizes[-1])
+    return tuple(sizes), tuple(moved)
 
 
 def read_hlo(text: str) -> tuple[dict[str, Computation], str]:
@@ -108,7 +109,7 @@ def read_hlo(text: str) -> tuple[dict[str, Computation], str]:
         elif current is not None and (match := INSTRUCTION.match(line)):
             root, name, kind, op, rest = match.groups()
             operands = tuple(NAME.findall(_balanced(rest)))
-            current.instructions[name] = Instruction(bool(root), name, array_bytes(kind), op, operands, rest)
+            current.instructions[name] = Instruction(bool(root), name, *array_bytes(kind), op, operands, rest)
     return computations, entry
 
 
@@ -122,8 +123,8 @@ def _balanced(text: str) -> str:
     return text
 
 
-def read_traffic(text: str) -> Traffic:
-    """The traffic of a compiled program, by jax.stages.Compiled.as_text."""
+def read_traffic(text: str, part: str = REST) -> Traffic:
+    """The traffic of a compiled program, by jax.stages.Compiled.as_text; part: of what lies in no scope."""
     computations, entry = read_hlo(text)
     done: dict[tuple[str, str], Traffic] = {}
 
@@ -135,7 +136,7 @@ def read_traffic(text: str) -> Traffic:
             done[name, part] = total
         return done[name, part]
 
-    return whole(entry, REST)
+    return whole(entry, part)
 
 
 def _add(total: Traffic, each: Instruction, computations: dict, name: str, part: str, whole) -> None:
@@ -159,8 +160,9 @@ def _add(total: Traffic, each: Instruction, computations: dict, name: str, part:
     kind = each.op.removesuffix("-start")
     if kind in COLLECTIVES:
         # A started one has operand and result side by side, and sometimes signals.
-        result = max(each.arrays, default=0) if each.op.endswith("-start") else sum(each.arrays)
-        total.sent[part, kind] += COLLECTIVES[kind](sum(operands), result)
+        result = max(each.sizes, default=0) if each.op.endswith("-start") else sum(each.sizes)
+        sent = sum(sum(own[operand].sizes) for operand in each.operands if operand in own)
+        total.sent[part, kind] += COLLECTIVES[kind](sent, result)
         total.calls[part, kind] += 1
     total.moved[part] += _moved(each, operands, computations)
     return None

@@ -60,7 +60,8 @@ def test_a_loop_moves_its_bytes_as_often_as_it_runs():
 
 
 def test_what_xla_keeps_on_the_chip_is_not_moved():
-    assert array_bytes("(f32[16,16]{1,0:T(8,128)S(1)}, bf16[8]{0:T(256)(2,1)}, pred[], u4[6])") == (0, 16, 1, 3)
+    kind = "(f32[16,16]{1,0:T(8,128)S(1)}, bf16[8]{0:T(256)(2,1)}, pred[], u4[6])"
+    assert array_bytes(kind) == ((KB, 16, 1, 3), (0, 16, 1, 3))
 
 
 TPU = """HloModule jit_f
@@ -68,9 +69,11 @@ TPU = """HloModule jit_f
 ENTRY %main (w: bf16[64,64], k: f32[16,16]) -> f32[64,16] {
   %w = bf16[64,64]{1,0:T(8,128)(2,1)} parameter(0)
   %k = f32[16,16]{1,0:T(8,128)} parameter(1)
+  %k-start = (f32[16,16]{1,0:T(8,128)S(1)}, f32[16,16]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%k)
+  %k-done = f32[16,16]{1,0:T(8,128)S(1)} copy-done(%k-start)
   %copy-start = (bf16[64,64]{1,0:T(8,128)(2,1)S(1)}, bf16[64,64]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%w)
   %copy-done = bf16[64,64]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
-  %gather = f32[64,16]{1,0:T(8,128)} all-gather(%k), dimensions={0}, metadata={op_name="jit(f)/gla-labels/gather"}
+  %gather = f32[64,16]{1,0:T(8,128)} all-gather(%k-done), dimensions={0}, metadata={op_name="jit(f)/gla-labels/gather"}
   ROOT %dot = f32[64,16]{1,0:T(8,128)} convolution(%copy-done, %gather), metadata={op_name="vmap(gla-towers)/dot"}
 }
 """
