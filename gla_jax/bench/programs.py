@@ -12,20 +12,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.bench.options import RANDOM, Options
+from gla_jax.bench.products import REST
 from gla_jax.bench.sizes import model_specs
 from gla_jax.checkpoints.model_folder import abstract_params
 from gla_jax.config import ACCELERATOR, PLATFORMS, SegmenterConfig
+from gla_jax.distributed.labels import split_logits
 from gla_jax.distributed.mesh import (
     BY_CANVAS,
     BY_WINDOW,
     EVERYWHERE,
-    image_features,
     make_mesh,
     padded_windows,
     ring_features,
 )
 from gla_jax.images.windows import PIECES, Canvas, Windows, bucket, cut_canvas, piece_bytes
-from gla_jax.labels.label_map import ROW_BLOCK, label_tile, layout
+from gla_jax.labels.label_map import LabelRule, blocks_of, label_tile, layout
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.pipeline import QUERY_CHUNK, SegmenterParams, segment_features, token_logits
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, check_settings, on_device
@@ -42,7 +43,7 @@ class Program:
 
     function(*arguments): of shapes with shardings; runs: how often an image, or a batch of images under a mesh, runs
     it; beside: bytes on the device that are none of its own; devices: among which its operations are split where the
-    traced program shows all of them.
+    traced program shows all of them; part: of what lies in no scope.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Program:
     runs: int = 1
     beside: int = 0
     devices: int = 1
+    part: str = REST
 
 
 @dataclass
@@ -194,16 +196,10 @@ class Work:
     def _feature_programs(self) -> list[Program]:
         params, config, mesh = self.params, self.config, self.mesh
         if mesh:
-            batch, together = jax.tree.map(
-                lambda x: Shape((self.data, *x.shape), x.dtype), (self.canvas, self.features)
-            )
-            batch = Canvas(*(self.placed(part, spec) for part, spec in zip(batch, BY_CANVAS, strict=True)))
-            arguments = self.placed(params), batch
-            one = self.placed(together, BY_WINDOW), self.placed(np.int32(0))
-            return [
-                Program("image", lambda params, canvas: ring_features(params, canvas, config, mesh), arguments),
-                Program("image_features", lambda x, i: image_features(x, i, mesh), one, self.data, tree_bytes(params)),
-            ]
+            parts = zip(_batch(self.canvas, self.data), BY_CANVAS, strict=True)
+            canvas = Canvas(*(self.placed(part, spec) for part, spec in parts))
+            function = lambda params, canvas: ring_features(params, canvas, config, mesh)  # noqa: E731
+            return [Program("image", function, (self.placed(params), canvas))]
         if self.in_steps:
             recorder = Recorder(config, placed(self._first), tree_bytes(params))
             windows = jax.eval_shape(self.cut, self.canvas)
@@ -214,29 +210,30 @@ class Work:
         return [Program("image", function, self.placed((params, self.canvas)))]
 
     def _label_programs(self) -> Iterator[Program]:
-        """From features to labels; all images of a mesh are labelled on its first device."""
-        config, prompts, held = self.config, self.options.prompts, tree_bytes(self.params)
-        precision, (padded, tokens, width) = config.method.precision, self.features.shape
-
-        def logits(features: jax.Array, text: jax.Array) -> jax.Array:
-            products = token_logits(features, text, precision)
-            if self.mesh is None:
-                return products
-            return jax.lax.with_sharding_constraint(products, NamedSharding(self.mesh, EVERYWHERE))
-
-        features = self.placed(self.features, PartitionSpec(WINDOW_AXIS))
-        split = self.mesh.shape[WINDOW_AXIS] if self.mesh else 1
-        text = self.placed(Shape((prompts, width), jnp.float32))
-        yield Program("token_logits", logits, (features, text), self.data, held, split)
+        """From features to labels; on a mesh the devices of an image share its tiles, one after the other."""
+        config, prompts, held, mesh = self.config, self.options.prompts, tree_bytes(self.params), self.mesh
+        precision, tokens = config.method.plain_precision, self.features.shape[1]
+        text = self.placed(Shape((prompts, self.features.shape[2]), jnp.float32))
+        if mesh:
+            features = self.placed(_batch(self.features, self.data), BY_WINDOW)
+            function = lambda features, text: split_logits(features, text, mesh, precision)  # noqa: E731
+            yield Program("token_logits", function, (features, text), 1, held, mesh.size, "labels")
+        else:
+            function = lambda features, text: token_logits(features, text, precision)  # noqa: E731
+            yield Program("token_logits", function, (self.placed(self.features), text), 1, held, part="labels")
         tiles: dict[int, list[Any]] = {}
         for down, _, rows, columns in layout(self.options.grid, tokens, self.options.size).tiles():
-            tiles.setdefault(-(-(down.stop - down.start) // ROW_BLOCK), []).append((rows, columns))
+            tiles.setdefault(int(blocks_of(down)), []).append((rows, columns))
+        rule = LabelRule(np.arange(prompts, dtype=np.int32), config.logit_scale, dtype=np.uint8)
         for blocks, each in tiles.items():
 
-            def tile(logits: jax.Array, rows: Any, columns: Any, classes: jax.Array, blocks: int = blocks) -> jax.Array:
-                scale = jnp.asarray(config.logit_scale, jnp.float32)
-                return label_tile(logits, rows, columns, blocks, classes, scale, 0.0, 0, False, precision)
+            def tile(logits: jax.Array, rows: Any, columns: Any, blocks: int = blocks) -> jax.Array:
+                return label_tile(logits, rows, columns, blocks, *rule.numbers(), False, precision, rule.dtype)
 
-            shapes = Shape((padded, tokens, prompts), jnp.float32), *each[0], Shape((prompts,), jnp.int32)
-            arguments = jax.tree.map(placed(self._first), shapes)
-            yield Program("label_tile", tile, arguments, self.data * len(each), held)
+            shapes = Shape((self.padded, tokens, prompts), jnp.float32), *each[0]
+            runs = -(-len(each) // (mesh.shape[WINDOW_AXIS] if mesh else 1))
+            yield Program("label_tile", tile, jax.tree.map(placed(self._first), shapes), runs, held, part="labels")
+
+
+def _batch(tree: Any, images: int) -> Any:
+    return jax.tree.map(lambda leaf: Shape((images, *leaf.shape), leaf.dtype), tree)
