@@ -238,7 +238,7 @@ def class_probabilities(
     return jnp.where((prompts >= 0).any(1)[None, :, None], best, 0.0)
 
 
-@jax.named_scope("labels")
+@jax.named_scope("gla-labels")
 def label_tile(
     logits,
     rows,
