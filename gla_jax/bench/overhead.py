@@ -1,16 +1,18 @@
-"""The cost of the evaluation around the model: the whole loop with towers that return zeros.
+"""The cost of the evaluation around the model: the whole loop with towers that return zeros, at once or after a while.
 
     gla-jax eval overhead
 
 Generated images go through decoding, resizing, windows, upsampling, argmax, metrics and records as any benchmark's do.
+Towers that take some time show what the loop adds to a device that is busy: at best nothing.
 """
 
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -23,9 +25,10 @@ from gla_jax.bench.timing import random_array
 from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.eval.protocols import Protocol, protocol
 from gla_jax.eval.runner import Run, measure
+from gla_jax.images.windows import Canvas, Channels, cut_canvas
 from gla_jax.pipeline import SegmenterParams
 from gla_jax.predict.model import Model, Prepared
-from gla_jax.predict.predict import Ready
+from gla_jax.predict.predict import Ready, start
 from gla_jax.support.arrays import Array, Float, l2_normalize
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 
 PROCESSOR = "processor, all threads"
+BUSY_SECONDS, BUSY_IMAGES = 0.25, 40  # of the towers that take a while, and images that go through them
+_DEVICE = Lock()  # one image at a time
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Cost(NamedTuple):
     """The cost of a case: images a second, and milliseconds an image.
 
     milliseconds: of each stage of the loop; of the stages that reading threads run ahead; of all threads on any core,
-    which other work on the machine hardly changes.
+    which other work on the machine hardly changes. device, loop: seconds an image with towers that take
+    BUSY_SECONDS, of the device's work alone (windows, towers, labels) and of the whole loop.
     """
 
     case: Case
@@ -83,11 +89,18 @@ class Cost(NamedTuple):
     prompts: int
     images_per_second: float
     milliseconds: dict[str, float]
+    device: float
+    loop: float
 
 
+@dataclass(frozen=True)
 class ZeroModel(Model):
-    """A model whose towers return zeros; everything around them is real. It is its own segmenter, with random text."""
+    """A model whose towers return zeros; everything around them is real. It is its own segmenter, with random text.
 
+    seconds: of the towers, in which a thread sleeps: of an accelerator the processor sees no more.
+    """
+
+    seconds: float = 0.0
     name, model_hash = "zeros", ""
 
     @property
@@ -100,14 +113,28 @@ class ZeroModel(Model):
         return l2_normalize(random_array((len(classes.prompts), self.params.clip_spec.embed_dim)))
 
     def features(self, images: Sequence[Prepared], progress: Progress | None = None) -> list[Float[Array, "W S E"]]:
-        """Zeros for every token of the images' windows, which are handed to the device."""
-        shape = self.params.tokens(self.config), self.params.clip_spec.embed_dim
-        return [_zeros(len(jax.device_put(image.windows.pixels)), *shape) for image in images]
+        """Zeros for every token of the images' windows, which are cut on the device."""
+        shape = images[0].count, self.params.tokens(self.config), self.params.clip_spec.embed_dim
+        colours = [_cut(self.canvas([image]), image.grid.crop, image.mean) for image in images]
+        return [_zeros(colour, self.seconds, shape) for colour in colours]
 
 
-@cache
-def _zeros(*shape: int) -> Float[Array, "W S E"]:
-    return jnp.zeros(shape)
+@partial(jax.jit, static_argnames=("crop", "mean"))
+def _cut(canvas: Canvas, crop: int, mean: Channels) -> Float[Array, ""]:
+    return cut_canvas(canvas, crop, mean).pixels.min()
+
+
+# Waits for a program of its own: JAX sleeps in the caller's thread when all that a callback reads is there.
+@partial(jax.jit, static_argnames=("seconds", "shape"))
+def _zeros(colour: Float[Array, ""], seconds: float, shape: tuple[int, ...]) -> Float[Array, "W S E"]:
+    def towers(colour: Float[Array, ""]) -> Float[np.ndarray, ""]:
+        with _DEVICE:
+            time.sleep(seconds)
+        return np.zeros_like(colour)
+
+    if seconds:
+        colour = jax.pure_callback(towers, jax.ShapeDtypeStruct((), jnp.float32), colour)
+    return jnp.full(shape, colour * 0)
 
 
 @dataclass(frozen=True)
@@ -129,21 +156,37 @@ class TimedRun(Run):
 
 
 def measure_overhead(case: Case, threads: int = 2) -> Cost:
-    """Run one case, after a warm-up that compiles."""
+    """Run one case, after a warm-up that compiles, then again with towers that take some time."""
     row, params = case.row, SegmenterParams({}, CLIP_BASE, {}, DINO_BASE)
     with tempfile.TemporaryDirectory() as folder:
         _write_images(Path(folder), case)
         dataset, model = open_dataset(case.benchmark, Path(folder)), ZeroModel(params, row.config("gla"))
         measure(Run(dataset, row, "gla", model, Path(folder) / "warm-up", limit=3))
         run = TimedRun(dataset, row, "gla", model, Path(folder) / "out", threads=threads)
-        start, busy = time.perf_counter(), time.process_time()
+        begun, busy = time.perf_counter(), time.process_time()
         records = measure(run).records
-        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        seconds, busy = time.perf_counter() - begun, time.process_time() - busy
+        images = min(case.images, BUSY_IMAGES)
+        busy_run = replace(run, segmenter=replace(model, seconds=BUSY_SECONDS), out=Path(folder) / "busy", limit=images)
+        device, loop = _busy_seconds(busy_run)
     stages = dict.fromkeys(stage for record in records for stage in record.seconds)
     totals = {stage: sum(record.seconds.get(stage, 0.0) for record in records) for stage in stages}
     totals |= {f"{stage} (ahead)": sum(taken) for stage, taken in run.ahead.items()}
     milliseconds = {stage: 1000 * total / case.images for stage, total in (totals | {PROCESSOR: busy}).items()}
-    return Cost(case, len(row.classes), len(row.vocabulary.prompts), case.images / seconds, milliseconds)
+    prompts = len(row.vocabulary.prompts)
+    return Cost(case, len(row.classes), prompts, case.images / seconds, milliseconds, device / images, loop / images)
+
+
+def _busy_seconds(run: Run) -> tuple[float, float]:
+    """Seconds of a run, of the device's work alone, all of it handed over at once, and of the whole loop."""
+    question, prepared = run.question(), [run.read(index).prepared for index in range(run.images)]
+    begun = [time.perf_counter()]
+    for started in [start(run.segmenter, [image], question, 1) for image in prepared]:
+        started.prediction(0)
+    begun.append(time.perf_counter())
+    measure(run)
+    begun.append(time.perf_counter())
+    return begun[1] - begun[0], begun[2] - begun[1]
 
 
 def overhead_table(costs: list[Cost]) -> "Table":
@@ -165,7 +208,12 @@ def overhead_table(costs: list[Cost]) -> "Table":
     table.add_row("classes, prompts", *(f"{cost.classes}, {cost.prompts}" for cost in costs))
     table.add_row("images a second", *(f"{cost.images_per_second:.1f}" for cost in costs), end_section=True)
     for stage in costs[0].milliseconds:
-        table.add_row(stage, *(f"{cost.milliseconds.get(stage, 0.0):.1f}" for cost in costs))
+        last = stage == PROCESSOR
+        table.add_row(stage, *(f"{cost.milliseconds.get(stage, 0.0):.1f}" for cost in costs), end_section=last)
+    towers = f"towers of {1000 * BUSY_SECONDS:.0f}"
+    table.add_row(f"{towers}, device alone", *(f"{1000 * cost.device:.1f}" for cost in costs))
+    table.add_row(f"{towers}, whole loop", *(f"{1000 * cost.loop:.1f}" for cost in costs))
+    table.add_row("the loop adds", *(f"{cost.loop / cost.device - 1:.1%}" for cost in costs))
     return table
 
 

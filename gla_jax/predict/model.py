@@ -197,20 +197,20 @@ class Model:
             together = self.split_features(images)
             return [image_features(together, index, self.mesh) for index in range(len(images))]
         if images[0].grid.count > MAX_PROGRAM_WINDOWS:
-            cuts = (_cut(self._canvas([image]), image.grid.crop, image.mean) for image in images)
+            cuts = (_cut(self.canvas([image]), image.grid.crop, image.mean) for image in images)
             return [segment_in_steps(self.params, windows, self.config, progress) for windows in cuts]
         if len(images) == 1:
-            return [_segment_features(self.params, self._canvas(images), self.config)]
-        return list(_batch_features(self.params, self._canvas(images), self.config))
+            return [_segment_features(self.params, self.canvas(images), self.config)]
+        return list(_batch_features(self.params, self.canvas(images), self.config))
 
     def split_features(self, images: Sequence[Prepared]) -> Float[Array, "B W S E"]:
         """`features` of a model on a mesh, as they lie on it; B is padded to a multiple of the mesh's data axis."""
         # Every group of devices takes an image; what is left over takes the last one again.
         groups = self.mesh.shape[DATA_AXIS]
         padded = [*images, *[images[-1]] * (-len(images) % groups)]
-        return ring_features(self.params, self._canvas(padded), self.config, self.mesh)
+        return ring_features(self.params, self.canvas(padded), self.config, self.mesh)
 
-    def _canvas(self, images: Sequence[Prepared]) -> Canvas:
+    def canvas(self, images: Sequence[Prepared]) -> Canvas:
         """Canvases on their way to the devices; of one image without a mesh, its own."""
         canvas = stack_canvas(images)
         missing = PIECES - len(canvas.pieces)
