@@ -7,7 +7,13 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from gla_jax.bench.products import REST, Way, count_products
+from gla_jax.bench.products import PARTS, REST, Way, count_products
+from gla_jax.checkpoints.model_folder import abstract_params
+from gla_jax.config import SegmenterConfig, WindowConfig
+from gla_jax.pipeline import SegmenterParams, segment_logits
+from gla_jax.predict import cost
+from gla_jax.towers.clip import ClipImage
+from tests.small_models import IMAGE, VFM
 
 X = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 ONE = 2 * 8 * 8 * 8  # operations of X @ X
@@ -138,3 +144,27 @@ def test_a_product_belongs_to_the_innermost_part_around_it():
 
     found = counted(image, platform="tpu").flops
     assert {part: flops for (part, _), flops in found.items()} == {"anchors": 2 * ONE, "attention": 4 * ONE, REST: ONE}
+
+
+def test_every_part_of_an_image_is_named_and_costs_what_the_formulas_say():
+    """Without its scope a part would be missing in every plan. 6 windows of 16 tokens, two anchor iterations."""
+    config = SegmenterConfig(windows=WindowConfig(short_side=None, crop=32, stride=16))
+    pixels = jax.ShapeDtypeStruct((1, 3, 16, 16), jnp.float32)
+    clip = jax.eval_shape(ClipImage(IMAGE).init, jax.random.key(0), pixels)["params"]
+    params = SegmenterParams(clip, IMAGE, abstract_params(VFM), VFM)
+    windows = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, cost.blank_windows(6, config)))
+    text = jax.ShapeDtypeStruct((3, IMAGE.embed_dim), jnp.float32)
+    function = lambda p, w, t: segment_logits(p, w, t, config)  # noqa: E731
+    found = count_products(jax.make_jaxpr(function)(params, windows, text).jaxpr, "tpu").flops
+    parts = dict.fromkeys(PARTS, 0.0)
+    for (part, _), flops in found.items():
+        parts[part] += flops
+    widths = cost.model_widths(params, config)
+    tokens = 6 * widths.tokens
+    assert parts["anchors"] == 2 * 2 * (2 * tokens**2 * widths.features)
+    both = cost.attention_flops(widths, 6, config.method)
+    assert both <= parts["anchors"] + parts["attention"] < 1.2 * both  # resampling of the values beside it
+    towers = 6 * (cost.clip_flops(IMAGE, 32) + cost.vfm_flops(VFM, 32))
+    assert towers <= parts["towers"] < 1.1 * towers  # the column of ones that sums the weights
+    assert parts["projection"] == cost.projection_flops(IMAGE, tokens, whole_block=False)
+    assert parts["labels"] == 2 * tokens * IMAGE.embed_dim * 3
