@@ -129,13 +129,13 @@ def read_records(out: Path, classes: int | None = None) -> dict[str, ImageRecord
 
 
 @contextmanager
-def record_file(out: Path, process: int = 0) -> Iterator[LineFile]:
+def record_file(out: Path, process: int = 0, wait: float = 0) -> Iterator[LineFile]:
     """One process's file of records, open for appending; its lock holds the run's folder, which is created.
 
-    Raises UserError when another run holds it or it cannot be written.
+    wait: seconds to wait for another run to let go of it. Raises UserError when one holds it or it cannot be written.
     """
     name = f"process-{process:04d}"
     with ExitStack() as held:
         with writing_to(out):
-            held.enter_context(folder_lock(out / "records", taken_message(out), f".{name}.lock"))
+            held.enter_context(folder_lock(out / "records", taken_message(out), f".{name}.lock", wait))
         yield held.enter_context(closing(LineFile(out / "records" / f"{name}.jsonl")))

@@ -160,18 +160,23 @@ def open_benchmark(
     return dataset, without_duplicates(row) if drop_duplicates else row
 
 
-def measure(run: Run, processes: Processes | None = None, progress: Progress | None = None) -> Outcome:
+def measure(run: Run, processes: Processes | None = None, progress: Progress | None = None, wait: float = 0) -> Outcome:
     """Segment the images that have no record yet and return the records of all, the same at every process.
 
-    progress(done, of) is called after every image with the counts of this process's share. Raises UserError when the
-    folder holds another run or more images of this one, or data cannot be read.
+    Args:
+        run: what to measure.
+        processes: that share the images.
+        progress: called after every image with (done, of) of this process's share.
+        wait: seconds to wait for another run to let go of the folder.
+
+    Raises UserError when the folder holds another run or more images of this one, or data cannot be read.
     """
     processes, folder = processes or Processes(), run.folder
     with ExitStack() as stack:
         if not processes.is_first:
             processes.wait("claimed")
         # The first process locks the folder before it looks: of two runs that start at once one is refused.
-        file = stack.enter_context(record_file(folder, processes.index))
+        file = stack.enter_context(record_file(folder, processes.index, wait))
         records = read_records(folder, len(run.row.classes))
         claim_folder(folder, run.settings(), bool(records))
         if processes.is_first:

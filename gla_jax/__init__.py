@@ -59,6 +59,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ray":  # a module, which asks for the extra of that name
+        return import_module("gla_jax.cluster")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'gla_jax' has no attribute {name!r}")
     return getattr(import_module(f"gla_jax.{_MODULE_OF[name]}"), name)

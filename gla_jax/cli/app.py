@@ -3,6 +3,7 @@
 Heavy imports wait inside the commands: --help answers at once.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from gla_jax.cli.eval import app as eval_app
 from gla_jax.cli.explain import explain
 from gla_jax.cli.info import info
 from gla_jax.cli.models import models
-from gla_jax.cli.options import remove_empty_folders
+from gla_jax.cli.options import RAY_HERE, remove_empty_folders
 from gla_jax.cli.raster import raster
 from gla_jax.cli.segment import segment
 from gla_jax.cli.tune import tune
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
         try:
             _check_words(arguments)
+            arguments = _with_ray_address(arguments)
             status = app(arguments, standalone_mode=False) or 0  # typer makes Ctrl-C a status
         except UserError as error:
             status = _failed(str(error))
@@ -104,6 +106,16 @@ def _check_words(arguments: Sequence[str]) -> None:
             )
         if "\0" in word:
             raise UserError(f"{word!r} holds a NUL character, which no name has; leave it out.")
+
+
+def _with_ray_address(arguments: Sequence[str]) -> list[str]:
+    """The words with `here` after a --ray that no address follows: typer has no option whose value may lack."""
+    words: list[str] = []
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        words.append(word)
+        if word == "--ray" and not re.fullmatch(r"auto|here|ray://\S+|[\w.\[\]:-]+:\d+", after):
+            words.append(RAY_HERE)
+    return words
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -65,6 +65,9 @@ def run(
     offline: options.Offline = False,
     distributed: options.Distributed = False,
     shard: options.Shard = None,
+    ray: options.Ray = None,
+    actors: options.Actors = None,
+    cpus_per_actor: options.CpusPerActor = None,
     show_list: Annotated[
         bool, typer.Option("--list", help="Show all protocols; of named benchmarks with prompts.")
     ] = False,
@@ -90,25 +93,38 @@ def run(
     if not keys:
         raise UserError("no benchmark is named; gla-jax eval --list shows them, --all takes the paper's eight.")
     part = shard and read_shard(shard)
+    values = {
+        "data": data and str(data),
+        "model": model,
+        "method": method,
+        "preset": preset,
+        "drop_duplicates": drop_duplicates,
+        "limit": limit,
+        "dtype": dtype,
+        "precision": precision,
+        "save_predictions": save_predictions,
+        "threads": threads,
+        "batch": batch,
+        "mesh": mesh,
+        "offline": offline,
+    }
+    if ray:
+        if part or distributed:
+            raise UserError("--ray deals shards by itself; leave out --shard and --distributed.")
+        from gla_jax.cluster.pool import Cluster
+        from gla_jax.cluster.workers import evaluate
+        from gla_jax.eval.job import Job
+        from gla_jax.support.progress import counter
+
+        address = None if ray == options.RAY_HERE else ray
+        with counter(", ".join(keys)) as advance:
+            evaluate([Job(key, **values) for key in keys], out, Cluster(address, actors, cpus_per_actor), advance)
+        _merge([out], out)
+        return
     with joined(distributed, "finished images are kept, start all processes again to go on") as processes:
         prepare_jax()
         from gla_jax.eval.job import Job, open_runs
 
-        values = {
-            "data": data and str(data),
-            "model": model,
-            "method": method,
-            "preset": preset,
-            "drop_duplicates": drop_duplicates,
-            "limit": limit,
-            "dtype": dtype,
-            "precision": precision,
-            "save_predictions": save_predictions,
-            "threads": threads,
-            "batch": batch,
-            "mesh": mesh,
-            "offline": offline,
-        }
         jobs = [Job(key, **values) for key in keys]
         runs = open_runs(jobs, out)
         if part:
@@ -129,23 +145,9 @@ def merge(
 
     Pictures need the model and the data; where they are not, the report goes without.
     """
-    from gla_jax.eval.merge import find_shards, merge, pictures_of
-
     if out is None and len(outs) > 1:
         raise UserError("several folders are merged; name one for the results with --out.")
-    out, found = out or outs[0], find_shards(outs)
-    merged = {key: merge(shards) for key, shards in found.items()}  # all are checked before one is written
-    prepare_jax()
-    for key, (content, tally) in merged.items():
-        try:
-            pictures = pictures_of(found[key][0], tally)
-        except UserError as error:
-            typer.echo(f"warning: {key}: the report has no pictures, as {error}", err=True)
-            pictures = []
-        home = out if len(merged) == 1 else out / key
-        home.mkdir(parents=True, exist_ok=True)
-        _finish(content, home, pictures)
-    _summarize([content for content, _ in merged.values()], out)
+    _merge(outs, out or outs[0])
 
 
 @app.command()
@@ -190,6 +192,25 @@ def overhead() -> None:
     from gla_jax.bench.overhead import CASES, measure_overhead, overhead_table
 
     Console().print(overhead_table([measure_overhead(case) for case in CASES]))
+
+
+def _merge(outs: list[Path], out: Path) -> None:
+    """Write and print the results of shards."""
+    from gla_jax.eval.merge import find_shards, merge, pictures_of
+
+    found = find_shards(outs)
+    merged = {key: merge(shards) for key, shards in found.items()}  # all are checked before one is written
+    prepare_jax()
+    for key, (content, tally) in merged.items():
+        try:
+            pictures = pictures_of(found[key][0], tally)
+        except UserError as error:
+            typer.echo(f"warning: {key}: the report has no pictures, as {error}", err=True)
+            pictures = []
+        home = out if len(merged) == 1 else out / key
+        home.mkdir(parents=True, exist_ok=True)
+        _finish(content, home, pictures)
+    _summarize([content for content, _ in merged.values()], out)
 
 
 def _measure(one: "Run", processes: "Processes") -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from gla_jax.models.registry import DEFAULT_MODEL
+from gla_jax.support.devices import check_devices as check_devices
+from gla_jax.support.devices import prepare_jax as prepare_jax
 from gla_jax.support.errors import UserError
 
 DEFAULT_PRESET = "336-224-112"  # config's, which would load JAX; a test compares the two
@@ -47,6 +49,16 @@ Precision = Annotated[
 Batch = Annotated[int, typer.Option(min=1, help="Images with one number of windows that go through together.")]
 Distributed = Annotated[bool, typer.Option("--distributed", help="One of several processes of a cluster's launcher.")]
 Shard = Annotated[str | None, typer.Option(help="I/N: only the part I, from 0, of N parts of the images.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[ADDRESS]",
+        help="Deal the images to the actors of a Ray cluster; without an address, one on this machine.",
+    ),
+]
+RAY_HERE = "here"  # stands for --ray without an address
+Actors = Annotated[int | None, typer.Option(min=1, help="Actors of --ray. [default: one an accelerator]")]
+CpusPerActor = Annotated[int | None, typer.Option(min=1, help="Processors of an actor. [default: 4]")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never reach for the network.")]
 Benchmark = Annotated[str, typer.Argument(help="What to measure on; gla-jax eval --list names all.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the data, or the folder that holds it.")]
@@ -93,30 +105,3 @@ def remove_empty_folders() -> None:
     while _made:
         with suppress(OSError):  # it holds results, or could not be made
             _made.pop(0).rmdir()
-
-
-def check_devices() -> None:
-    """Let JAX find its devices. Raises UserError with JAX's own reason when it cannot."""
-    import jax
-
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX 0.10 asserts where the only platform lacks its plugin
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        reason = str(error).partition("\n")[0].rstrip(".") or "its plugin is missing or sees no device"
-        raise UserError(
-            f"JAX cannot use the platform {platforms!r} of JAX_PLATFORMS ({reason}); install its plugin, as in "
-            'pip install "jax[cuda13]" or "jax[tpu]", or set JAX_PLATFORMS=cpu.'
-        ) from None
-
-
-def prepare_jax() -> None:
-    """Check the devices, and keep compiled programs, so that only the first run waits for the compiler."""
-    import jax
-
-    from gla_jax.support.files import usable_cache
-
-    check_devices()
-    if jax.config.jax_compilation_cache_dir is None and (folder := usable_cache("programs")):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -3,7 +3,7 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from gla_jax.cli import options
 from gla_jax.cli.options import prepare_jax, results_folder
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import ImageError, UserError
+
+if TYPE_CHECKING:
+    from gla_jax.outputs.run import Outcome
 
 
 def segment(
@@ -47,6 +50,10 @@ def segment(
         typer.Option(help="DATAxWINDOW devices, of this process or of all: images, and windows of an image, at once."),
     ] = None,
     distributed: options.Distributed = False,
+    shard: options.Shard = None,
+    ray: options.Ray = None,
+    actors: options.Actors = None,
+    cpus_per_actor: options.CpusPerActor = None,
     offline: options.Offline = False,
 ) -> None:
     """Segment images by the names of their classes.
@@ -55,7 +62,8 @@ def segment(
     is done, and results.json. The same command goes on where it was stopped; with other settings it needs another
     --out. A background that is not among the classes needs a threshold. Several processes, told by
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID or --distributed, share the images; with a --mesh over
-    the devices of all of them they share the windows of every image.
+    the devices of all of them they share the windows of every image. With --shard any number of runs that know nothing
+    of each other segment the parts; the same command without it then writes results.json of all.
     """
     from gla_jax.results.dataset import check_formats
     from gla_jax.settings.options import settings_from_options, with_fields
@@ -77,7 +85,30 @@ def segment(
     check_enough(parsed, background)  # after words behind the first class got their own sentence
 
     from gla_jax.distributed.processes import joined
+    from gla_jax.distributed.shards import read_shard
 
+    part = shard and read_shard(shard)
+    if ray:
+        if part or distributed or mesh:
+            raise UserError("--ray deals shards by itself; leave out --shard, --distributed and --mesh.")
+        from gla_jax.cluster.pool import Cluster
+        from gla_jax.cluster.workers import SegmentOrder
+        from gla_jax.cluster.workers import segment as segment_on_ray
+        from gla_jax.segmenter import with_background
+        from gla_jax.support.progress import counter
+
+        with_background(parsed, background, threshold)  # before actors start
+        config = with_fields(config, {"threshold": threshold, "precision": precision})
+        order = SegmentOrder(
+            model, config, parsed, background, prompts, scores, batch, wanted, offline, paths, str(results_folder(out))
+        )
+        address = None if ray == options.RAY_HERE else ray
+        with counter("segmented") as advance:
+            done = segment_on_ray(
+                order, Cluster(address, actors, cpus_per_actor), advance, lambda text: typer.echo(text, err=True)
+            )
+        _tell(done, len(paths), f"results in {out}", json_lines)
+        return
     with joined(distributed, "finished images are kept, start all processes again to go on") as processes:
         prepare_jax()
         from gla_jax.distributed.mesh import read_mesh
@@ -95,11 +126,20 @@ def segment(
             if processes.is_first or devices is None or not devices.is_multi_process:
                 typer.echo(text, err=True)
 
-        done = segment_files(task, paths, folder, processes, say)
-        if processes.is_first:
-            if json_lines:
-                typer.echo(done.text, nl=False)
-            typer.echo(f"{done.images} of {len(paths)} images segmented; results in {folder}", err=True)
+        done = segment_files(task, paths, folder, processes, say, part)
+    if processes.is_first:
+        rest = "; once all shards are done, run this without --shard" if part else ""
+        count = len(part.part(len(paths))) if part else len(paths)
+        _tell(done, count, f"results in {folder}{rest}", json_lines)
+    elif done.failed:
+        raise typer.Exit(1)
+
+
+def _tell(done: "Outcome", count: int, where: str, json_lines: bool) -> None:
+    """Say how many of `count` images are segmented. Raises typer.Exit when there are some that cannot be read."""
+    if json_lines:
+        typer.echo(done.text, nl=False)
+    typer.echo(f"{done.images} of {count} images segmented; {where}", err=True)
     if done.failed:
         raise typer.Exit(1)
 
@@ -115,7 +155,8 @@ def _find(images: list[str], out: Path, recursive: bool, classes: list[str] | No
     results, endings = os.path.realpath(out), (".index.png", ".palette.png", ".overlay.png")
 
     def of_a_run(path: Path) -> bool:  # of another folder than `out`, reached through --recursive
-        return str(path) not in images and (path.parent / "results.jsonl").exists()
+        marks = (path.parent / name for name in ("results.jsonl", "shards"))
+        return str(path) not in images and any(mark.exists() for mark in marks)
 
     paths = [
         path

@@ -1,5 +1,6 @@
 """A run of `gla-jax segment`: image files through the one loop, resumed where it was stopped."""
 
+import itertools
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 
 from gla_jax.config import settings_as_dict
 from gla_jax.distributed.processes import Processes
+from gla_jax.distributed.shards import FOLDER, Shard
 from gla_jax.images.reading import read_image
 from gla_jax.outputs.files import (
     LineFile,
@@ -34,12 +36,13 @@ from gla_jax.segmenter import Segmenter, with_background
 from gla_jax.support.arrays import UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError
-from gla_jax.support.files import folder_lock, remove_leftovers, write_text
+from gla_jax.support.files import SECONDS_TO_LOCK, folder_lock, remove_leftovers, write_text
 from gla_jax.support.progress import counter, steps
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
 
 SECONDS_BETWEEN_RECORDS = 5.0
+SECONDS_TO_CLAIM = 30.0
 LINES = "results{}.jsonl"  # of the first process, results-1.jsonl and so on of others
 Say = Callable[[str], None]
 
@@ -119,11 +122,19 @@ class Read(NamedTuple):
     error: str = ""
 
 
-def segment_files(task: Task, paths: Sequence[Path], folder: Path, processes: Processes, say: Say) -> Outcome:
+def segment_files(
+    task: Task,
+    paths: Sequence[Path],
+    folder: Path,
+    processes: Processes,
+    say: Say,
+    shard: Shard | None = None,
+    wait: float = 0,
+) -> Outcome:
     """Segment image files and write their results; the same at every process.
 
     A bad image is complained about and skipped; images that an earlier run of the same task has done are not done
-    again unless their file has changed.
+    again unless their file has changed. Of a shard only records and results.json lie in a folder of its own.
 
     Args:
         task: what to do with every image.
@@ -131,17 +142,25 @@ def segment_files(task: Task, paths: Sequence[Path], folder: Path, processes: Pr
         folder: an existing one, which is locked.
         processes: of the run; they share the images, or the windows of each where the mesh spans them.
         say: takes sentences for the user.
+        shard: only its part of the files.
+        wait: seconds to wait for another run to let go of the folder.
 
     Raises UserError when another run holds the folder or has other settings, or the disk is full.
     """
     files = [File(*row) for row in zip(range(len(paths)), paths, output_names(paths), strict=True)]
+    files = [files[index] for index in shard.part(len(files))] if shard else files
+    home = folder / shard.place if shard else folder
     together = task.segmenter.mesh is not None and task.segmenter.mesh.is_multi_process
     with ExitStack() as stack:
         before = {}
         if processes.is_first:
-            stack.enter_context(folder_lock(folder, taken_message(folder)))
-            remove_leftovers(folder, min_age=0)
-            claim_folder(folder, task.settings(), any(folder.glob(LINES.format("*"))))
+            if shard:  # all shards claim the folder, one after the other
+                with folder_lock(folder, taken_message(folder), wait=max(wait, SECONDS_TO_CLAIM)):
+                    claim_folder(folder, task.settings(), any(folder.glob(LINES.format("*"))))
+            stack.enter_context(folder_lock(home, taken_message(home), wait=wait))
+            remove_leftovers(folder, min_age=SECONDS_TO_LOCK if shard else 0)
+            if not shard:
+                claim_folder(folder, task.settings(), any(folder.glob(LINES.format("*"))))
             before = _finished(folder, files, task.scores)
         # All processes take the first one's word: in a mesh over all they must run the same programs.
         first, *_ = processes.gather("claimed", json.dumps(before).encode())
@@ -149,20 +168,20 @@ def segment_files(task: Task, paths: Sequence[Path], folder: Path, processes: Pr
         failed: dict[int, dict[str, str]] = {}
         if rows:
             rest = "the rest follows" if len(rows) < len(files) else "nothing is left to do"
-            say(f"{len(rows)} of {len(files)} images were done before in {folder}; {rest}.")
+            say(f"{len(rows)} of {len(files)} images were done before in {home}; {rest}.")
         lines = None
         if processes.is_first or not together:
             number = "" if processes.is_first else f"-{processes.index}"
-            lines = stack.enter_context(closing(LineFile(folder / LINES.format(number))))
+            lines = stack.enter_context(closing(LineFile(home / LINES.format(number))))
 
         def keep(complete: bool = False) -> str:
             images, bad = ([part[index] for index in sorted(part)] for part in (rows, failed))
             text = as_lines(task.document(images, bad, complete))
             if processes.is_first:
-                write_text(folder / "results.json", text)
+                write_text(home / "results.json", text)
             return text
 
-        mine = files if together else [files[index] for index in processes.share(len(files))]
+        mine = files if together else files[processes.index :: processes.count]
         left = [file for file in mine if file.index not in rows]
         keep()
         try:
@@ -187,7 +206,7 @@ def segment_files(task: Task, paths: Sequence[Path], folder: Path, processes: Pr
         for part in processes.gather("records", json.dumps([rows, failed]).encode()):
             for mapping, more in zip((rows, failed), json.loads(part), strict=True):
                 mapping.update((int(index), row) for index, row in more.items())
-        if processes.is_first:
+        if processes.is_first and not shard:
             _write_formats(task, [rows[index] for index in sorted(rows)], folder)
         return Outcome(len(rows), len(failed), keep(complete=True))
 
@@ -269,7 +288,9 @@ def _finished(folder: Path, files: Sequence[File], scores: bool) -> dict[int, di
     """The rows of files that were done before, by index, and whose file and pictures are as they were."""
     by_name = {file.name: file for file in files}
     rows: dict[int, dict[str, Any]] = {}
-    for path in sorted(folder.glob(LINES.format("*"))):
+    for path in sorted(
+        itertools.chain(*(folder.glob(f"{place}{LINES.format('*')}") for place in ("", f"{FOLDER}/*/")))
+    ):
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for row in filter(None, map(parse_line, lines)):
                 file, stamp = by_name.get(row["name"]), row.pop("file", None)

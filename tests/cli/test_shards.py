@@ -42,3 +42,29 @@ def test_merged_shards_of_eval_are_one_run_pictures_included(tmp_path, model, ca
     assert (tmp_path / "apart/voc21/per_class.csv").read_bytes() == (tmp_path / "one/voc21/per_class.csv").read_bytes()
     assert main(["eval", "merge", str(tmp_path / "many"), str(tmp_path / "one")]) == 2
     assert "name one for the results with --out" in capsys.readouterr().err
+
+
+def test_shards_of_segment_leave_the_files_of_one_run(tmp_path, model, capsys):
+    for seed in range(5):
+        trees.save_image(tmp_path / f"photos/{'abcde'[seed]}.png", seed)
+    sizes = ["--short-side", "32", "--crop", "32", "--stride", "32"]
+    words = ["segment", str(tmp_path / "photos"), "--classes", "sand", "--classes", "water", "--model", model, *sizes]
+    one, many = tmp_path / "one", tmp_path / "many"
+    assert main([*words, "--out", str(one)]) == 0
+    for index in (1, 0, 1):  # whatever the order, and one of them twice
+        assert main([*words, "--out", str(many), "--shard", f"{index}/2"]) == 0
+    assert "3 of 3 images were done before in" in capsys.readouterr().err
+    assert not (many / "results.json").exists()
+    assert main([*words, "--out", str(many)]) == 0
+    assert "5 of 5 images were done before in" in capsys.readouterr().err
+    pictures = sorted(path.name for path in one.glob("*.png"))
+    assert pictures == sorted(path.name for path in many.glob("*.png"))
+    assert all((one / name).read_bytes() == (many / name).read_bytes() for name in pictures)
+    documents = [json.loads((out / "results.json").read_text()) for out in (one, many)]
+    for document in documents:
+        for image in document["images"]:
+            del image["seconds"]
+    assert documents[0] == documents[1]
+    assert documents[0]["complete"] is True
+    assert main([*words, "--out", str(many), "--shard", "0/2", "--classes", "grass"]) == 2
+    assert "other settings" in capsys.readouterr().err

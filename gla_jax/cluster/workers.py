@@ -1,0 +1,145 @@
+"""`gla-jax eval` and `gla-jax segment` by Ray: the same shards as with --shard, in the same folders."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gla_jax.cluster.pool import SECONDS_TO_LET_GO, Cluster, deal, shards_for
+from gla_jax.config import SegmenterConfig
+from gla_jax.distributed.processes import Processes
+from gla_jax.distributed.shards import Shard
+from gla_jax.eval.job import Job, open_runs
+from gla_jax.eval.merge import finish_shard, is_finished
+from gla_jax.eval.runner import measure, open_benchmark
+from gla_jax.outputs.run import Outcome, Say, Task, segment_files
+from gla_jax.segmenter import Segmenter
+from gla_jax.support.devices import prepare_jax
+from gla_jax.support.steps import Progress
+from gla_jax.text.prompts import Classes
+
+
+class EvalWorker:
+    """One actor of an evaluation. What it needs is opened at its first shard, so that faults are told as such."""
+
+    def __init__(self, jobs: Sequence[Job], out: str):
+        """Keep what to measure."""
+        self._jobs, self._out = jobs, out
+
+    @cached_property
+    def _runs(self) -> list[Any]:
+        prepare_jax()
+        return open_runs(self._jobs, Path(self._out))
+
+    def work(self, number: int, shard: Shard) -> int:
+        """Measure a shard of one job, unless that is done; the number of its images."""
+        run = replace(self._runs[number], shard=Shard(*shard))
+        if not is_finished(run):
+            outcome = measure(run, wait=SECONDS_TO_LET_GO)
+            finish_shard(outcome, self._jobs[number], number)
+        return len(run.part)
+
+
+def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progress) -> None:
+    """Measure all shards of all jobs on a cluster; `merge` puts them together.
+
+    Args:
+        jobs: benchmarks.
+        out: folder that all machines reach.
+        cluster: of Ray.
+        progress: called with (images done, images) after every shard.
+
+    Raises UserError.
+    """
+    jobs = [replace(job, data=_absolute(job.data), model=_absolute(job.model)) for job in jobs]
+    counts = []
+    for job in jobs:  # faults of data and settings are told before actors start
+        asked = {"drop_duplicates": job.drop_duplicates, "unlabelled": job.save_predictions}
+        dataset, _ = open_benchmark(job.benchmark, job.data and Path(job.data), job.preset, method=job.method, **asked)
+        counts.append(len(dataset.ids[: job.limit]))
+    tasks = [(number, tuple(shard)) for number, count in enumerate(counts) for shard in shards_for(count)]
+    done = 0
+    for images in deal(cluster, EvalWorker, (jobs, os.path.abspath(out)), tasks):
+        done += images
+        progress(done, sum(counts))
+
+
+@dataclass(frozen=True)
+class SegmentOrder:
+    """What `gla-jax segment` segments, in values that travel to other machines."""
+
+    model: str
+    config: SegmenterConfig
+    classes: Classes
+    background: str | None
+    templates: Sequence[str] | None
+    scores: bool
+    batch: int
+    formats: Sequence[str]
+    offline: bool
+    paths: Sequence[str]
+    out: str
+
+    def task(self) -> Task:
+        """The task, its model loaded."""
+        segmenter = Segmenter.from_pretrained(self.model, self.config, offline=self.offline)
+        return Task(
+            segmenter, self.classes, self.background, self.templates, self.scores, self.batch, tuple(self.formats)
+        )
+
+
+class SegmentWorker:
+    """One actor of a segmentation."""
+
+    def __init__(self, order: SegmentOrder):
+        """Keep what to segment."""
+        self._order = order
+
+    @cached_property
+    def _task(self) -> Task:
+        prepare_jax()
+        return self._order.task()
+
+    def work(self, shard: Shard | None) -> tuple[int, list[str], Outcome]:
+        """Segment a shard, None: put all together; the number of its images, what there is to say, the outcome."""
+        sentences: list[str] = []
+        paths = list(map(Path, self._order.paths))
+        part = Shard(*shard) if shard else None
+        outcome = segment_files(
+            self._task, paths, Path(self._order.out), Processes(), sentences.append, part, wait=SECONDS_TO_LET_GO
+        )
+        return len(part.part(len(paths))) if part else len(paths), sentences, outcome
+
+
+def segment(order: SegmentOrder, cluster: Cluster, progress: Progress, say: Say) -> Outcome:
+    """Segment files on a cluster and write the results of all.
+
+    Args:
+        order: what to segment.
+        cluster: of Ray.
+        progress: called with (images done, images) after every shard.
+        say: takes sentences for the user.
+
+    Raises UserError.
+    """
+    paths = [os.path.abspath(path) for path in order.paths]
+    order = replace(order, paths=paths, out=os.path.abspath(order.out), model=_absolute(order.model))
+    done = 0
+    for images, sentences, _ in deal(
+        cluster, SegmentWorker, (order,), [(tuple(shard),) for shard in shards_for(len(paths))]
+    ):
+        for sentence in sentences:
+            if "were done before in" not in sentence:
+                say(sentence)
+        done += images
+        progress(done, len(paths))
+    _, _, outcome = SegmentWorker(order).work(None)
+    return outcome
+
+
+def _absolute(name: str | None) -> str | None:
+    """Paths as other processes see them: actors have a working folder of their own; names stay as they are."""
+    parts = (name or "").split("+")
+    return name and "+".join(os.path.abspath(part) if os.path.exists(part) else part for part in parts)
