@@ -246,10 +246,30 @@ def segment_features(
     return run.windows(patch_features, (total, residual), params, config)
 
 
-def _segment_alone(windows: Windows, params: SegmenterParams, config: SegmenterConfig, count: Array) -> Array:
-    tokens = encode_windows(params, windows, config)
+@typed
+def segment_images(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> Float[Array, "B W S E"]:
+    """segment_features of windows [B W ...] of several images.
+
+    The towers take the windows of all images in their batches; the rest goes one image after the other.
+    """
+    tokens = encode_windows(params, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), windows), config)
+    tokens = jax.tree.map(lambda leaf: leaf.reshape(*windows.valid.shape, *leaf.shape[1:]), tokens)
+    return jax.lax.map(lambda image: _segment_encoded(*image, params, config), (tokens, windows))
+
+
+def _segment_encoded(
+    tokens: WindowTokens,
+    windows: Windows,
+    params: SegmenterParams,
+    config: SegmenterConfig,
+    count: Array | None = None,
+) -> Array:
     attended = aggregate_windows(tokens, windows, params, config.method, count)
     return patch_features(attended, tokens.residual, params, config)
+
+
+def _segment_alone(windows: Windows, params: SegmenterParams, config: SegmenterConfig, count: Array) -> Array:
+    return _segment_encoded(encode_windows(params, windows, config), windows, params, config, count)
 
 
 def _read_tokens(windows: Windows, params: SegmenterParams, config: SegmenterConfig) -> tuple[Array | None, ...]:

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import Canvas, Windows, bucket, cut_canvas
-from gla_jax.pipeline import SegmenterParams, segment_features
+from gla_jax.pipeline import SegmenterParams, segment_images
 from gla_jax.support.arrays import Array, Float
 from gla_jax.support.errors import UserError
 
@@ -112,12 +112,10 @@ def ring_features(
     config = replace(config, method=replace(config.method, attention="ring"))
 
     def local(params: SegmenterParams, windows: Windows | Canvas, config: SegmenterConfig) -> Array:
-        def features(own: Windows | Canvas) -> Array:
-            if isinstance(own, Canvas):
-                own = cut_canvas(own, config.windows.crop, params.clip_spec.pixel_mean)
-            return segment_features(params, own, config)
-
-        return jax.lax.map(features, windows)
+        if isinstance(windows, Canvas):
+            crop, mean = config.windows.crop, params.clip_spec.pixel_mean
+            windows = jax.vmap(lambda own: cut_canvas(own, crop, mean))(windows)
+        return segment_images(params, windows, config)
 
     specs = (EVERYWHERE, BY_CANVAS if isinstance(windows, Canvas) else BY_WINDOW, EVERYWHERE)
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=BY_WINDOW)(params, windows, config)

@@ -35,7 +35,7 @@ from gla_jax.images.windows import (
     piece_bytes,
     window_grid,
 )
-from gla_jax.pipeline import SegmenterParams, segment_features, segment_in_steps
+from gla_jax.pipeline import SegmenterParams, segment_features, segment_images, segment_in_steps
 from gla_jax.support.arrays import Array, Float, UInt8
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
@@ -130,7 +130,8 @@ _cut = jax.jit(cut_canvas, static_argnums=(1, 2))
 
 @jax.jit
 def _batch_features(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig) -> Float[Array, "B W S E"]:
-    return jax.vmap(lambda own: _of_canvas(params, own, config))(canvas)
+    crop, mean = config.windows.crop, params.clip_spec.pixel_mean
+    return segment_images(params, jax.vmap(lambda own: cut_canvas(own, crop, mean))(canvas), config)
 
 
 @dataclass(frozen=True)
