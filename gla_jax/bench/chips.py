@@ -4,10 +4,13 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from gla_jax.bench.memory import GIB
 from gla_jax.bench.products import Way
@@ -186,6 +189,18 @@ def _host_bounds(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (*shape, 1)[:3]
 
 
-def only_compile() -> None:
-    """Keep JAX away from the devices of this machine, which a compile-only program does not need."""
+@contextmanager
+def compile_only() -> Iterator[None]:
+    """Keep JAX from the devices of this machine, and from its cache, whose programs for absent chips cannot be read."""
     jax.config.update("jax_platforms", "cpu")
+    folder = jax.config.jax_compilation_cache_dir
+    _set_cache(None)
+    try:
+        yield
+    finally:
+        _set_cache(folder)
+
+
+def _set_cache(folder: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()

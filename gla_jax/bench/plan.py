@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gla_jax.bench.chips import COMPILER_OPTIONS, Chip, Target, only_compile
+from gla_jax.bench.chips import COMPILER_OPTIONS, Chip, Target, compile_only
 from gla_jax.bench.options import Options
 from gla_jax.bench.products import PARTS, REST, Products, count_products
 from gla_jax.bench.programs import Program, Work, abstract_model, on_chip
@@ -117,17 +117,17 @@ def make_plan(options: Options, target: Target, mesh: str | None, command: str) 
         mesh: DATAxWINDOW over the chips; None splits one image over all of them.
         command: as it was typed, for the record.
     """
-    only_compile()
     data, windows = target.mesh_shape(mesh)
-    whole, devices = abstract_model(options), target.devices(data * windows)
-    params, config = on_chip(options, whole, devices[0])
-    programs = Work(options, params, config, devices, data).programs()
     compiled, products, traffic = [], Products(Counter()), Traffic()
-    for program in track(programs, "programs compiled"):
-        result, counted, moved = compile_program(program, target.chip)
-        compiled.append(result)
-        products += counted.times(program.runs / program.devices)
-        traffic.add(moved, program.runs)
+    with compile_only():
+        whole, devices = abstract_model(options), target.devices(data * windows)
+        params, config = on_chip(options, whole, devices[0])
+        programs = Work(options, params, config, devices, data).programs()
+        for program in track(programs, "programs compiled"):
+            result, counted, moved = compile_program(program, target.chip)
+            compiled.append(result)
+            products += counted.times(program.runs / program.devices)
+            traffic.add(moved, program.runs)
     vfm = params.vfm_spec
     head = {
         "format": FORMAT,
