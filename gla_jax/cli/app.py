@@ -20,6 +20,7 @@ from gla_jax.cli.eval import app as eval_app
 from gla_jax.cli.explain import explain
 from gla_jax.cli.info import info
 from gla_jax.cli.models import models
+from gla_jax.cli.page import page
 from gla_jax.cli.options import RAY_HERE, remove_empty_folders
 from gla_jax.cli.raster import raster
 from gla_jax.cli.segment import segment
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command()(segment)
 app.command()(raster)
+app.command("app")(page)
 app.command()(demo)
 app.add_typer(eval_app, name="eval")
 for command in (ablate, tune, explain, crossing, bench, convert, models, info):

@@ -1,0 +1,77 @@
+"""What the page answers, without a browser."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gla_jax import Segmenter
+from gla_jax.app.answers import Answers, read_classes
+from gla_jax.predict.model import Model
+from gla_jax.support.errors import UserError
+from gla_jax.tiny_world.scenes import render
+
+CLASSES = "wood, a blue cloth with crosses; a blue cloth\na yellow cloth with rings"
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return Answers(["tiny-world"])
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("upload") / "scene.png"
+    Image.fromarray(render(9, 336, 448, "test").image).save(path)
+    return str(path)
+
+
+def test_classes_are_read_as_people_type_them():
+    parsed = read_classes(" cat; tabby , grass\n\n sky ,")
+    assert parsed.names == ("cat", "grass", "sky")
+    assert parsed.prompts == ("cat", "tabby", "grass", "sky")
+
+
+def test_the_page_gives_the_labels_of_the_command_line(answers, photo):
+    result = answers.segment(photo, CLASSES, "tiny-world", "gla")
+    names = ["wood", "a blue cloth with crosses; a blue cloth", "a yellow cloth with rings"]
+    assert (result.labels == Segmenter.from_pretrained("tiny-world")(photo, names).labels).all()
+
+
+def test_a_second_question_answers_without_the_towers(answers, photo, monkeypatch):
+    answers.segment(photo, CLASSES, "tiny-world", "gla")
+    monkeypatch.setattr(Model, "features", None)  # calling it would fail
+    result = answers.segment(photo, "sand, wood", "tiny-world", "gla", "nothing", 0.5)
+    assert result.classes == ("nothing", "sand", "wood")
+
+
+def test_pictures_of_a_comparison_and_a_point(answers, photo):
+    assert answers.compare(photo, CLASSES, "tiny-world").width > 2 * 448
+    assert np.asarray(answers.attention(photo, (230, 236), "tiny-world")).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"path": None}, "there is no image"),
+        ({"path": __file__}, "test_answers.py"),
+        ({"classes": " , \n"}, "class"),
+        ({"classes": "cat"}, "class"),
+        ({"model": "/etc"}, "is not offered here"),
+        ({"method": "nope"}, "is not a method"),
+        ({"background": "x", "threshold": 2.0}, "give a number from 0 to 1"),
+    ],
+)
+def test_mistakes_get_a_sentence(answers, photo, change, sentence):
+    words = {"path": photo, "classes": CLASSES, "model": "tiny-world", "method": "gla"} | change
+    with pytest.raises(UserError, match=sentence):
+        answers.segment(**words)
+
+
+def test_uploads_are_bounded(answers, tmp_path, monkeypatch):
+    monkeypatch.setattr("gla_jax.app.answers.MAX_PIXELS", 99)
+    Image.new("RGB", (10, 10)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match="the page takes up to"):
+        answers.segment(str(tmp_path / "x.png"), CLASSES, "tiny-world", "gla")
+    monkeypatch.setattr("gla_jax.app.answers.MAX_UPLOAD_BYTES", 9)
+    with pytest.raises(UserError, match="MiB; the page takes up to"):
+        answers.segment(str(tmp_path / "x.png"), CLASSES, "tiny-world", "gla")

@@ -1,0 +1,123 @@
+"""The page in a real browser, and its API; needs gradio, playwright and Chromium."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+gradio_client = pytest.importorskip("gradio_client", reason="the extra app is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+    pytest.mark.filterwarnings("ignore"),  # of the browser's driver and the client
+]
+SCENE = str(Path(__file__).parents[2] / "docs" / "scene.png")
+CLASSES = "wood\na blue cloth with crosses; a blue cloth\na yellow cloth with rings"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+COMMAND = [sys.executable, "-c", "from gla_jax.cli import script; script()", "app", "--port"]
+
+
+def start(port):
+    """The page as a process of its own, and its address."""
+    process = subprocess.Popen([*COMMAND, str(port)], stdout=subprocess.PIPE, text=True)
+    return process, re.search(r"http://\S+", process.stdout.readline())[0]
+
+
+@pytest.fixture(scope="module")
+def address():
+    process, url = start(7897)
+    yield url
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(90) == 143
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+def ask(page, address, classes=CLASSES, image=SCENE):
+    page.goto(address)
+    page.locator("input[type=file]").first.set_input_files(image)
+    page.get_by_label("Classes, by lines").fill(classes)
+    page.locator("button[aria-label*=ullscreen]").first.wait_for()  # the upload is there
+    page.get_by_role("button", name="Segment", exact=True).click()
+
+
+def shares(page):
+    page.locator("table.shares").wait_for(timeout=120_000)
+    return page.locator("table.shares").inner_text()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_drop_type_segment_explain(browser, address, width):
+    """On a desktop and on a phone; nothing sticks out to the right."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    ask(page, address)
+    assert re.search(r"a yellow cloth with rings\s+1\d\.\d %", shares(page))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_label("wood", exact=True).uncheck()
+    page.get_by_text(re.compile("coco")).first.wait_for()
+    page.get_by_role("button", name="Compare").click()
+    page.locator("#comparison img").wait_for(timeout=120_000)
+    page.locator("img[alt='']:visible, .image-frame img").first.click(position={"x": 90, "y": 90})
+    page.locator("#explained img").wait_for(timeout=120_000)
+    page.close()
+
+
+def test_mistakes_are_sentences(browser, address, tmp_path):
+    page = browser.new_page()
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    page.goto(address)
+    page.get_by_label("Classes, by lines").fill(CLASSES)
+    page.get_by_role("button", name="Segment", exact=True).click()
+    page.get_by_text("there is no image; drop one").wait_for(timeout=60_000)
+    page.close()
+
+
+def test_two_tabs_at_once(browser, address):
+    pages = [browser.new_page() for _ in range(2)]
+    for page, classes in zip(pages, ("wood\nsand", "water\ngrass"), strict=True):
+        ask(page, address, classes)
+    assert "wood" in shares(pages[0])
+    assert "grass" in shares(pages[1])
+    for page in pages:
+        page.close()
+
+
+def test_the_api_answers_in_batches_with_sentences(address):
+    """Image and classes in, labels and shares out; one bad request of a batch leaves the others alone."""
+    client = gradio_client.Client(address, verbose=False)
+    image = gradio_client.handle_file(SCENE)
+    jobs = [
+        client.submit(image, classes, "tiny-world", "gla", api_name="/segment")
+        for classes in (CLASSES, "wood, water", "one")
+    ]
+    answers = [json.loads(job.result(timeout=120)[1]) for job in jobs]
+    assert answers[0]["classes"][0] == "wood"
+    assert sum(answers[1]["shares"].values()) == pytest.approx(1)
+    assert "class" in answers[2]["error"]
+
+
+def test_a_stopped_page_answers_what_it_took(address):
+    process, url = start(7898)
+    client = gradio_client.Client(url, verbose=False)
+    jobs = [
+        client.submit(gradio_client.handle_file(SCENE), CLASSES, "tiny-world", method, api_name="/segment")
+        for method in ("gla", "sclip", "clearclip")
+    ]
+    time.sleep(1.0)
+    threading.Timer(0.0, process.send_signal, [signal.SIGTERM]).start()
+    assert all("shares" in json.loads(job.result(timeout=120)[1]) for job in jobs)
+    assert process.wait(90) == 143
