@@ -19,6 +19,8 @@ NEEDS = {
     "labelled images",
     "supervision",
     "fiftyone",
+    "gradio",
+    "a running page",
     "an install",
     "minutes",
     "many devices",

@@ -20,8 +20,8 @@ from gla_jax.cli.eval import app as eval_app
 from gla_jax.cli.explain import explain
 from gla_jax.cli.info import info
 from gla_jax.cli.models import models
-from gla_jax.cli.page import page
 from gla_jax.cli.options import RAY_HERE, remove_empty_folders
+from gla_jax.cli.page import page
 from gla_jax.cli.raster import raster
 from gla_jax.cli.segment import segment
 from gla_jax.cli.tune import tune
