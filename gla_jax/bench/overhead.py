@@ -1,4 +1,4 @@
-"""The cost of the evaluation around the model: the whole loop with towers that return zeros, at once or after a while.
+"""The cost of the evaluation around the model: the whole loop with towers that return ones, at once or after a while.
 
     gla-jax eval overhead
 
@@ -94,17 +94,17 @@ class Cost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ZeroModel(Model):
-    """A model whose towers return zeros; everything around them is real. It is its own segmenter, with random text.
+class ConstantModel(Model):
+    """A model whose towers return ones; everything around them is real. It is its own segmenter, with random text.
 
     seconds: of the towers, in which a thread sleeps: of an accelerator the processor sees no more.
     """
 
     seconds: float = 0.0
-    name, model_hash = "zeros", ""
+    name, model_hash = "ones", ""
 
     @property
-    def model(self) -> "ZeroModel":
+    def model(self) -> "ConstantModel":
         """The model of the segmenter."""
         return self
 
@@ -113,10 +113,10 @@ class ZeroModel(Model):
         return l2_normalize(random_array((len(classes.prompts), self.params.clip_spec.embed_dim)))
 
     def features(self, images: Sequence[Prepared], progress: Progress | None = None) -> list[Float[Array, "W S E"]]:
-        """Zeros for every token of the images' windows, which are cut on the device."""
+        """Ones for every token of the images' windows, which are cut on the device."""
         shape = images[0].count, self.params.tokens(self.config), self.params.clip_spec.embed_dim
         colours = [_cut(self.canvas([image]), image.grid.crop, image.mean) for image in images]
-        return [_zeros(colour, self.seconds, shape) for colour in colours]
+        return [_ones(colour, self.seconds, shape) for colour in colours]
 
 
 @partial(jax.jit, static_argnames=("crop", "mean"))
@@ -126,7 +126,7 @@ def _cut(canvas: Canvas, crop: int, mean: Channels) -> Float[Array, ""]:
 
 # Waits for a program of its own: JAX sleeps in the caller's thread when all that a callback reads is there.
 @partial(jax.jit, static_argnames=("seconds", "shape"))
-def _zeros(colour: Float[Array, ""], seconds: float, shape: tuple[int, ...]) -> Float[Array, "W S E"]:
+def _ones(colour: Float[Array, ""], seconds: float, shape: tuple[int, ...]) -> Float[Array, "W S E"]:
     def towers(colour: Float[Array, ""]) -> Float[np.ndarray, ""]:
         with _DEVICE:
             time.sleep(seconds)
@@ -134,7 +134,7 @@ def _zeros(colour: Float[Array, ""], seconds: float, shape: tuple[int, ...]) -> 
 
     if seconds:
         colour = jax.pure_callback(towers, jax.ShapeDtypeStruct((), jnp.float32), colour)
-    return jnp.full(shape, colour * 0)
+    return jnp.full(shape, colour * 0 + 1)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def measure_overhead(case: Case, threads: int = 2) -> Cost:
     row, params = case.row, SegmenterParams({}, CLIP_BASE, {}, DINO_BASE)
     with tempfile.TemporaryDirectory() as folder:
         _write_images(Path(folder), case)
-        dataset, model = open_dataset(case.benchmark, Path(folder)), ZeroModel(params, row.config("gla"))
+        dataset, model = open_dataset(case.benchmark, Path(folder)), ConstantModel(params, row.config("gla"))
         measure(Run(dataset, row, "gla", model, Path(folder) / "warm-up", limit=3))
         run = TimedRun(dataset, row, "gla", model, Path(folder) / "out", threads=threads)
         begun, busy = time.perf_counter(), time.process_time()
@@ -195,7 +195,7 @@ def overhead_table(costs: list[Cost]) -> "Table":
     from rich.table import Table
 
     table = Table(
-        title="The loop with towers that return zeros",
+        title="The loop with towers that return ones",
         caption="Milliseconds an image; those ahead are of the reading threads, which run at the same time.",
         box=box.SIMPLE_HEAD,
         title_justify="left",

@@ -72,6 +72,8 @@ def bench(
     if devices == 1:  # several are set up in run_bench, before JAX counts its devices
         check_devices()
     folder = results_folder(out)
+    if profile:
+        results_folder(profile, "--profile")
     # No prepare_jax: a cache of compiled programs would hide the compile times.
     report = run_bench(checked, command, offline)
     written = write_report(report, folder)

@@ -186,7 +186,7 @@ def compare(
 
 @app.command()
 def overhead() -> None:
-    """Measure the loop around the model: everything but the towers, which return zeros."""
+    """Measure the loop around the model: everything but the towers, which return ones."""
     from rich.console import Console
 
     from gla_jax.bench.overhead import CASES, measure_overhead, overhead_table

@@ -74,22 +74,22 @@ def warn_renamed(old: str, new: str, used: bool) -> None:
 _made: list[Path] = []  # folders that the command of this process has made, the innermost first
 
 
-def results_folder(path: Path) -> Path:
+def results_folder(path: Path, option: str = "--out") -> Path:
     """A folder for results, created where it is missing; that it can be written to is tried before the work.
 
-    It is removed at the end of the command if it is still empty.
+    It is removed at the end of the command if it is still empty; option: that names it.
     """
     _made.extend(part for part in (path, *path.parents) if not os.path.lexists(part))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"the folder {path} cannot be made ({reason}); choose another with --out.") from None
+        raise UserError(f"the folder {path} cannot be made ({reason}); choose another with {option}.") from None
     try:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         reason = error.strerror
-        raise UserError(f"the folder {path} cannot be written to ({reason}); choose another with --out.") from None
+        raise UserError(f"the folder {path} cannot be written to ({reason}); choose another with {option}.") from None
     return path
 
 

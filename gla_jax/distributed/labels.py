@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -12,14 +11,14 @@ from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.distributed.mesh import BY_IMAGE, BY_WINDOW, EVERYWHERE, place_parts
 from gla_jax.labels.label_map import LabelRule, Layout, blocks_of, join_tiles, label_tile
 from gla_jax.pipeline import token_logits
-from gla_jax.support.arrays import Array, Bool, Float, Integer
+from gla_jax.support.arrays import Array, Bool, Float, Integer, have_directions
 
 
 @partial(jax.jit, static_argnames=("mesh", "precision"))
 def split_logits(
     features: Float[Array, "B W S E"], text_embeddings: Float[Array, "Q E"], mesh: Mesh, precision: str
 ) -> tuple[Float[Array, "B W S Q"], Bool[Array, " B"]]:
-    """Token logits, those of an image on all of its devices, and whether the features of each image are finite.
+    """Token logits, those of an image on all of its devices, and whether the features of each are usable.
 
     Args:
         features: of ring_features.
@@ -30,8 +29,8 @@ def split_logits(
     logits = jax.vmap(partial(token_logits, precision=precision), in_axes=(0, None))(features, text_embeddings)
     for spec in (BY_WINDOW, BY_IMAGE):  # computed where the windows are, then brought together
         logits = jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, spec))
-    finite = jnp.isfinite(features).all((1, 2, 3))
-    return logits, jax.lax.with_sharding_constraint(finite, NamedSharding(mesh, EVERYWHERE))
+    usable = have_directions(features)
+    return logits, jax.lax.with_sharding_constraint(usable, NamedSharding(mesh, EVERYWHERE))
 
 
 @partial(jax.jit, static_argnames=("mesh", "thresholded", "precision", "dtype"))

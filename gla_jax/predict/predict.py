@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.config import SegmenterConfig
@@ -13,12 +12,12 @@ from gla_jax.distributed.labels import split_logits, start_labels
 from gla_jax.distributed.mesh import DATA_AXIS
 from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map, whole_logits
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
-from gla_jax.support.arrays import Array, Float, Int, Integer, typed
+from gla_jax.support.arrays import Array, Float, Int, Integer, have_directions, typed
 from gla_jax.support.batches import Stopwatch, grouped
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
 
-_all_finite = jax.jit(lambda features: jnp.isfinite(features).all())
+_usable = jax.jit(have_directions)
 
 
 class Question(NamedTuple):
@@ -80,19 +79,21 @@ def predict(
 class Started(NamedTuple):
     """Images that are on the device.
 
-    finite: of each whether its features are, which waits for the towers; labels: of each, waits for the rest.
+    usable: of each whether its features have directions, which waits for the towers; labels: of each, waits for the
+    rest.
     """
 
-    finite: Sequence[Array] | Array
+    usable: Sequence[Array] | Array
     labels: Sequence[Callable[[], Prediction]]
     dtype: str
 
     def prediction(self, index: int) -> Prediction:
-        """The result of an image. Raises UserError when its features are no numbers."""
-        if not np.asarray(self.finite[index]):
+        """The result of an image. Raises UserError when its features would give every pixel the same label."""
+        if not np.asarray(self.usable[index]):
+            advice = "convert them again" + ("" if self.dtype == "float32" else ", or choose --dtype float32")
             raise UserError(
-                f"the model gives numbers that are not finite in {self.dtype}; its weights are damaged or too large "
-                "for it: convert them again, or choose --dtype float32."
+                f"the image features are zero, not finite or too large in {self.dtype}: the model's weights, its image "
+                f"projection first, are damaged; {advice}."
             )
         return self.labels[index]()
 
@@ -120,17 +121,17 @@ def start(
     precision = config.method.plain_precision
     if model.mesh is not None and not (scores or question.area_threshold):
         features, embeddings = model.split_features(padded), np.asarray(question.text_embeddings)
-        logits, finite = split_logits(features, embeddings, model.mesh, precision)
-        padded += [images[-1]] * (len(finite) - len(padded))
+        logits, usable = split_logits(features, embeddings, model.mesh, precision)
+        padded += [images[-1]] * (len(usable) - len(padded))
         places = [layout(image.grid, logits.shape[2], image.size) for image in padded]
         labels = start_labels(logits, places, question.rule(config), model.mesh, precision)
-        return Started(finite, [lambda own=own: Prediction(own()) for own in labels], config.dtype)
+        return Started(usable, [lambda own=own: Prediction(own()) for own in labels], config.dtype)
     features = model.features(padded, progress)[: len(images)]
     labels = []
     for image, own in zip(images, features, strict=True):
         logits = whole_logits(own, question.text_embeddings, precision)
         labels.append(start_label(logits, image, question, config, scores))
-    return Started([_all_finite(own) for own in features], labels, config.dtype)
+    return Started([_usable(own) for own in features], labels, config.dtype)
 
 
 def start_label(
@@ -219,7 +220,7 @@ def label_images(
     def finished(
         group: Sequence[Ready], started: Started, seconds: dict[str, float]
     ) -> Iterator[tuple[Any, Prediction]]:
-        jax.block_until_ready(started.finite)
+        jax.block_until_ready(started.usable)
         watch.mark_group("features", len(group), seconds)
         for index, image in enumerate(group):
             prediction = started.prediction(index)

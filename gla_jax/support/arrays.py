@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int, Integer, UInt8, jaxtyped
 Array = jax.Array
 Function = TypeVar("Function", bound=Callable)
 
+LEAST_SQUARE = 1e-24  # of a row's length; a shorter row counts as zero
+
 
 def typed(function: Function) -> Function:
     """Check the jaxtyping annotations of a function at every call (under jit: once, while tracing).
@@ -36,7 +38,25 @@ def l2_normalize(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
 @typed
 def inverse_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B 1"]:
     """1 / length of every row; finite for a zero row."""
-    return jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+    return jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), LEAST_SQUARE))
 
 
-__all__ = ["Array", "Bool", "Float", "Int", "Integer", "UInt8", "inverse_norms", "l2_normalize", "typed"]
+@typed
+def have_directions(features: Float[Array, "*B W S E"]) -> Bool[Array, "*B"]:
+    """True for images whose features have lengths to divide by: all are finite, and not all as good as zero."""
+    squares = jnp.square(features.astype(jnp.float32)).sum(-1)
+    return jnp.isfinite(squares).all((-2, -1)) & (squares > LEAST_SQUARE).any((-2, -1))
+
+
+__all__ = [
+    "Array",
+    "Bool",
+    "Float",
+    "Int",
+    "Integer",
+    "UInt8",
+    "have_directions",
+    "inverse_norms",
+    "l2_normalize",
+    "typed",
+]

@@ -138,6 +138,7 @@ ODD = [
     ["bench", "--memory-limit", "-1"],
     ["bench", "--prompts", HUGE],
     ["bench", "--parts", ","],
+    ["bench", "--profile", "PHOTO"],
     ["convert", "clip"],
     ["convert", "mine", "FOLDER", "OUT"],
     ["convert", "clip", "/dev/zero", "OUT"],
