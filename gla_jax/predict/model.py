@@ -86,7 +86,7 @@ def stack_canvas(images: Sequence[Prepared]) -> Canvas:
 def _blank_piece(shape: tuple[int, ...], mesh: "Mesh | None") -> UInt8[Array, "*B b"]:
     """A piece of a canvas behind the last byte of its images, which goes to the device once."""
     blank = np.zeros(shape, np.uint8)
-    return jax.device_put(blank) if mesh is None else place_canvas(Canvas(*[(blank,)] * 4), mesh).pieces[0]
+    return jax.device_put(blank) if mesh is None else place_canvas(Canvas((blank,), (), (), ()), mesh).pieces[0]
 
 
 @lru_cache(maxsize=64)
