@@ -19,6 +19,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2", ".j2k",
 )  # fmt: skip
 MAX_JPEG2000_HEADER = 2**24
+MAX_LOOKED_INTO = 1000  # subfolders, for a word on what is skipped: nobody waits for a search of the whole disk
 MAX_FILE_BYTES = 2**30  # Pillow reads WebP and AVIF files whole before it knows their size in pixels
 GREY_16_BITS = ("PNG", "PPM", "TIFF", "JPEG2000", None)  # None: made by a program; a FITS file's may be negative
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT = 258, 262, 277, 284, 339  # TIFF tags
@@ -188,11 +189,12 @@ def find_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
     for entry in inputs:
         if os.path.isdir(entry):  # unlike Path's, False for a name that is too long
             try:
-                below = sorted(path for path in files_below(Path(entry)) if path.suffix.lower() in SUFFIXES)
+                files = files_below(Path(entry), None if recursive else MAX_LOOKED_INTO)
+                below = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
             except OSError as fault:
                 raise ImageError(f"the folder {entry} cannot be read ({fault.strerror}).") from None
             matches = [path for path in below if recursive or path.parent == Path(entry)]
-            skipped = f"{entry} has {len(below) - len(matches)} images in subfolders"
+            skipped = f"{entry} has images in subfolders"
             if not below:
                 raise ImageError(f"the folder {entry} holds no images ({', '.join(SUFFIXES)}).")
             if not matches:
@@ -209,14 +211,15 @@ def find_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
     return list(images)
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, folders: int | None = None) -> Iterator[Path]:
     """Every file in a folder and below it. A subfolder that cannot be read is skipped with a warning.
 
     Links to folders are followed; each folder is entered once, so that links which form a loop come to an end.
+    folders: how many are entered at most.
     """
     entered: set[tuple[int, int]] = set()
     waiting, links = [str(folder)], []
-    while waiting or links:
+    while (waiting or links) and len(entered) != folders:
         path = (waiting or links).pop()  # links last: a file that links lead to as well has its own path
         try:
             status = os.stat(path)

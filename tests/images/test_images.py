@@ -158,7 +158,7 @@ def test_files_folders_and_patterns_name_each_image_once(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     # A folder whose subfolders hold images says now that it skips these.
-    with pytest.warns(UserWarning, match="has 1 images in subfolders, which are skipped; add --recursive"):
+    with pytest.warns(UserWarning, match="has images in subfolders, which are skipped; add --recursive"):
         found = find_images([tmp_path / "b.png", tmp_path, f"{tmp_path}/**/*.png"])
     assert found == [tmp_path / name for name in ("b.png", "a.jpg", "d.AVIF", "e.jp2", "sub/c.png")]
 
@@ -176,8 +176,21 @@ def test_subfolders_are_searched_when_asked(tmp_path):
         (tmp_path / name).touch()
     found = [path.relative_to(tmp_path).as_posix() for path in find_images([tmp_path], recursive=True)]
     assert found == ["b.png", "only/below/c.JPG", "sub/a.tif", "x.png/d.png"]
-    with pytest.raises(ImageError, match="has 1 images in subfolders and none beside them; add --recursive"):
+    with pytest.raises(ImageError, match="has images in subfolders and none beside them; add --recursive"):
         find_images([tmp_path / "only"])
+
+
+def test_a_whole_disk_is_not_searched_for_what_is_skipped(tmp_path, monkeypatch):
+    for name in ("a.png", "b/b.png", "b/deep/b.png", "c/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    entered, scandir = [], os.scandir
+    monkeypatch.setattr(reading.os, "scandir", lambda path: entered.append(path) or scandir(path))
+    monkeypatch.setattr(reading, "MAX_LOOKED_INTO", 2)
+    with pytest.warns(UserWarning, match="has images in subfolders, which are skipped"):
+        assert find_images([tmp_path]) == [tmp_path / "a.png"]
+    assert len(entered) == 2
+    assert len(find_images([tmp_path], recursive=True)) == 4
 
 
 def test_links_in_a_circle_come_to_an_end_and_name_each_image_once(tmp_path):
