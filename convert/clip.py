@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.convert.architecture import Facts, shape_of, transformer_sizes, vision_sizes
 from gla_jax.convert.configs import Pixels
-from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm, short
+from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, layers, short
 from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
@@ -17,32 +17,33 @@ IMAGE_HEADS = {256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 896: 14, 1024: 16, 1280
 TEXT_HEADS = {width: width // 64 for width in (256, 384, 512, 640, 768, 1024, 1280)}
 
 
+_HUGGING_FACE_BLOCK = {
+    r"self_attn\.q_proj": "attention/query",
+    r"self_attn\.k_proj": "attention/key",
+    r"self_attn\.v_proj": "attention/value",
+    r"self_attn\.out_proj": "attention/out",
+    "layer_norm1": "norm_1",
+    "layer_norm2": "norm_2",
+    r"mlp\.fc1": "mlp/up",
+    r"mlp\.fc2": "mlp/down",
+}
+_OPENAI_BLOCK = {
+    r"attn\.out_proj": "attention/out",
+    "ln_1": "norm_1",
+    "ln_2": "norm_2",
+    r"mlp\.c_fc": "mlp/up",
+    r"mlp\.c_proj": "mlp/down",
+}
+
+
 def _hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
-    source, target = rf"{source}\.encoder\.layers\.(?P<i>\d+)", target + "/blocks_{i}"
-    attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
-    return (
-        *(
-            rule
-            for a, b in attention.items()
-            for rule in dense(rf"{source}\.self_attn\.{a}", f"{target}/attention/{b}")
-        ),
-        *norm(rf"{source}\.layer_norm1", f"{target}/norm_1"),
-        *norm(rf"{source}\.layer_norm2", f"{target}/norm_2"),
-        *dense(rf"{source}\.mlp\.fc1", f"{target}/mlp/up"),
-        *dense(rf"{source}\.mlp\.fc2", f"{target}/mlp/down"),
-    )
+    return layers(rf"{source}\.encoder\.layers\.(?P<i>\d+)\.", target + "/blocks_{i}", _HUGGING_FACE_BLOCK)
 
 
 def _openai_blocks(source: str, target: str) -> tuple[Rule, ...]:
-    source, target = rf"{source}transformer\.resblocks\.(?P<i>\d+)", target + "/blocks_{i}"
-    return (
-        *fused_attention(rf"{source}\.attn\.in_proj_", f"{target}/attention"),
-        *dense(rf"{source}\.attn\.out_proj", f"{target}/attention/out"),
-        *norm(rf"{source}\.ln_1", f"{target}/norm_1"),
-        *norm(rf"{source}\.ln_2", f"{target}/norm_2"),
-        *dense(rf"{source}\.mlp\.c_fc", f"{target}/mlp/up"),
-        *dense(rf"{source}\.mlp\.c_proj", f"{target}/mlp/down"),
-    )
+    source, target = rf"{source}transformer\.resblocks\.(?P<i>\d+)\.", target + "/blocks_{i}"
+    fused = fused_attention(rf"{source}attn\.in_proj_", f"{target}/attention")
+    return (*fused, *layers(source, target, _OPENAI_BLOCK))
 
 
 TEXT_ROOT = r"(?:text\.)?"  # open_clip's CustomTextCLIP has a text tower of its own
@@ -56,9 +57,9 @@ IMAGE_RULES: Table = (
         ("image/patch_tokens/class_position", "image/patch_tokens/positions"),
         "first and rest",
     ),
-    *norm(r"vision_model\.pre_layrnorm", "image/norm_pre"),
+    *layer(r"vision_model\.pre_layrnorm", "image/norm_pre"),
     *_hugging_face_blocks(r"vision_model", "image"),
-    *norm(r"vision_model\.post_layernorm", "image/norm_post"),
+    *layer(r"vision_model\.post_layernorm", "image/norm_post"),
     Rule(r"visual_projection\.weight", "image/projection/kernel", "linear"),
     Drop(r"vision_model\.embeddings\.position_ids", "counts positions from 0"),
     # OpenAI and open_clip
@@ -69,9 +70,9 @@ IMAGE_RULES: Table = (
         ("image/patch_tokens/class_position", "image/patch_tokens/positions"),
         "first and rest",
     ),
-    *norm(r"visual\.ln_pre", "image/norm_pre"),
+    *layer(r"visual\.ln_pre", "image/norm_pre"),
     *_openai_blocks(r"visual\.", "image"),
-    *norm(r"visual\.ln_post", "image/norm_post"),
+    *layer(r"visual\.ln_post", "image/norm_post"),
     Rule(r"visual\.proj", "image/projection/kernel"),
     Drop(r"input_resolution", "a size that the position table shows"),
 )
@@ -81,14 +82,14 @@ TEXT_RULES: Table = (
     Rule(r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding"),
     Rule(r"text_model\.embeddings\.position_embedding\.weight", "text/positions"),
     *_hugging_face_blocks(r"text_model", "text"),
-    *norm(r"text_model\.final_layer_norm", "text/norm_final"),
+    *layer(r"text_model\.final_layer_norm", "text/norm_final"),
     Rule(r"text_projection\.weight", "text/projection/kernel", "linear"),
     Drop(r"text_model\.embeddings\.position_ids", "counts positions from 0"),
     # OpenAI and open_clip
     Rule(rf"{TEXT_ROOT}token_embedding\.weight", "text/token_embedding/embedding"),
     Rule(rf"{TEXT_ROOT}positional_embedding", "text/positions"),
     *_openai_blocks(TEXT_ROOT, "text"),
-    *norm(rf"{TEXT_ROOT}ln_final", "text/norm_final"),
+    *layer(rf"{TEXT_ROOT}ln_final", "text/norm_final"),
     Rule(rf"{TEXT_ROOT}text_projection", "text/projection/kernel"),
     Drop(rf"{TEXT_ROOT}(?:transformer\.resblocks\.\d+\.)?attn_mask", "the causal mask, which the tower makes itself"),
     Drop(r"context_length|vocab_size", "a size that the text tables show"),

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -61,18 +62,61 @@ def is_timm(config: Config | None) -> bool:
     return config is not None and not is_transformers(config) and "architecture" in config
 
 
-# Field of a spec: field of transformers' configuration.
-_TRANSFORMER = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
+# The fields of every project's configuration. A name is the field of the spec that it is compared with, a tuple lists
+# the values that the towers follow, and ANY changes no feature.
+ANY = object()
+_ABSENT = (None, False)
+
+
+def _any(fields: str) -> dict[str, Any]:
+    return dict.fromkeys(fields.split(), ANY)
+
+
+def _absent(fields: str) -> dict[str, Any]:
+    return dict.fromkeys(fields.split(), _ABSENT)
+
+
+_BLOCKS: dict[str, Any] = {
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
     "layer_norm_eps": "layer_norm_eps",
+    "hidden_act": "activation",
+    **_any("attention_dropout attention_probs_dropout_prob hidden_dropout_prob drop_path_rate"),
+    **_any("initializer_range initializer_factor projection_dim"),  # the projection_dim of both towers is CLIPConfig's
 }
-_VISION = {**_TRANSFORMER, "image_size": "image_size", "patch_size": "patch_size", "channels": "num_channels"}
-_TEXT = {**_TRANSFORMER, "vocabulary": "vocab_size", "context": "max_position_embeddings", "activation": "hidden_act"}
-_DINOV2 = {**_VISION, "qkv_bias": "qkv_bias"}
-del _DINOV2["mlp_width"]
+_VISION = {**_BLOCKS, "image_size": "image_size", "patch_size": "patch_size", "num_channels": "channels"}
+_DINOV2 = {
+    **_VISION,
+    "qkv_bias": "qkv_bias",
+    "mlp_ratio": "mlp_width",
+    "num_register_tokens": "registers",
+    "use_swiglu_ffn": ANY,  # _read_transformers takes the activation and the width of the MLP from it
+    **_any("layerscale_value use_mask_token"),  # of training
+    **_any("_out_features _out_indices apply_layernorm reshape_hidden_states"),  # of a backbone
+}
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "clip": {
+        "projection_dim": "embed_dim",
+        **_any("vision_config text_config logit_scale_init_value initializer_factor"),
+    },
+    "clip_vision_model": {**_VISION, "intermediate_size": "mlp_width"},
+    "clip_text_model": {
+        **_BLOCKS,
+        "intermediate_size": "mlp_width",
+        "vocab_size": "vocabulary",
+        "max_position_embeddings": "context",
+        "eos_token_id": "end_token",
+        **_any("bos_token_id pad_token_id"),  # a causal tower reads nothing behind the end token
+    },
+    "vit": {
+        **_VISION,
+        "intermediate_size": "mlp_width",
+        "qkv_bias": "qkv_bias",
+        **_any("encoder_stride pooler_output_size pooler_act"),  # of heads
+    },
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINOV2),
+}
 
 
 def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConfig":
@@ -95,48 +139,43 @@ def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConf
 
 
 def _read_transformers(config: "PreTrainedConfig") -> Statements:
-    def fields(part: Any, names: Mapping[str, str], tower: str = "", where: str = "") -> Statements:
-        return {tower + ours: Stated(where + theirs, getattr(part, theirs)) for ours, theirs in names.items()}
-
     if config.model_type == "clip":
-        image, text = config.vision_config, config.text_config
-        stated = fields(image, {**_VISION, "activation": "hidden_act"}, "image/", "vision_config.")
-        stated |= fields(text, _TEXT, "text/", "text_config.")
-        stated |= {f"{tower}/embed_dim": Stated("projection_dim", config.projection_dim) for tower in ("image", "text")}
+        image, text = (_fields(part, f"{part.base_config_key}.") for part in (config.vision_config, config.text_config))
         # Early configurations all say 2, whatever the vocabulary; CLIP then reads the largest id, which is the last.
-        if text.eos_token_id != 2:
-            stated["text/end_token"] = Stated("text_config.eos_token_id", text.eos_token_id)
-        return stated
-    if config.model_type == "vit":
-        return fields(config, {**_VISION, "activation": "hidden_act", "qkv_bias": "qkv_bias"})
-    stated = fields(config, _DINOV2)
-    hidden = int(config.hidden_size * config.mlp_ratio)
-    if config.use_swiglu_ffn:  # two thirds, rounded up to eight
-        stated["mlp_width"] = Stated("mlp_ratio", (int(hidden * 2 / 3) + 7) // 8 * 8)
+        if text["end_token"].value == 2:
+            del text["end_token"]
+        towers = {"image/": image | _fields(config), "text/": text | _fields(config)}
+        return {tower + name: stated for tower, fields in towers.items() for name, stated in fields.items()}
+    stated = _fields(config)
+    if getattr(config, "use_swiglu_ffn", False):
+        two_thirds = int(int(config.hidden_size * config.mlp_ratio) * 2 / 3)
+        stated["mlp_width"] = Stated("mlp_ratio", (two_thirds + 7) // 8 * 8)
         stated["activation"] = Stated("use_swiglu_ffn", "swiglu")
-    else:
-        stated["mlp_width"] = Stated("mlp_ratio", hidden)
-        stated["activation"] = Stated("hidden_act", config.hidden_act)
-    return {**stated, "registers": Stated("num_register_tokens", getattr(config, "num_register_tokens", 0))}
+    return stated if config.model_type == "vit" else {"registers": Stated("num_register_tokens", 0), **stated}
 
 
-# Every field of open_clip's configurations (3.3 and those before it). A name is the field of the spec that it is
-# compared with, a tuple lists the values that the towers follow, and ANY changes no feature.
-ANY = object()
-_ABSENT = (None, False)
+def _fields(config: "PreTrainedConfig", where: str = "") -> Statements:
+    """Statements of a configuration by the fields of its class; those no table has count where they are no default."""
+    import transformers
+
+    table, common = TRANSFORMERS[config.model_type], signature(transformers.PretrainedConfig).parameters
+    own = {name: x.default for name, x in signature(type(config)).parameters.items() if name not in common}
+    values = {name: getattr(config, name) for name in own if hasattr(config, name)}
+    new = [name for name, value in values.items() if name not in table and value == own[name]]
+    return _compared(where, {name: value for name, value in values.items() if name not in new}, table, ())
+
+
+# open_clip's, of 3.3 and before.
 _OPEN_CLIP_TOWER: dict[str, Any] = {
     "width": "width",
     "layers": "depth",
     "mlp_ratio": "mlp_width",
-    "ls_init_value": _ABSENT,
     "act_kwargs": (None, {}),
-    "norm_kwargs": "layer_norm_eps",
+    "norm_kwargs": ANY,  # compared by itself
     "final_ln_after_pool": ANY,  # a LayerNorm of one token is the same before and after that token is taken
     "output_tokens": ANY,
     "block_type": (None, "default"),
-    **dict.fromkeys(
-        ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), _ABSENT
-    ),
+    **_absent("ls_init_value qk_norm scaled_cosine_attn scale_heads scale_attn_inner scale_attn scale_fc"),
 }
 OPEN_CLIP_VISION: dict[str, Any] = {
     **_OPEN_CLIP_TOWER,
@@ -144,17 +183,12 @@ OPEN_CLIP_VISION: dict[str, Any] = {
     "patch_size": "patch_size",
     "image_size": "image_size",
     "patch_dropout": ANY,  # of training
-    "attentional_pool": _ABSENT,
-    "attn_pooler_queries": ANY,  # of attentional_pool
-    "attn_pooler_heads": ANY,
-    "no_ln_pre": _ABSENT,
-    "input_patchnorm": _ABSENT,
-    "global_average_pool": _ABSENT,
+    **_absent("attentional_pool no_ln_pre input_patchnorm global_average_pool"),
+    **_any("attn_pooler_queries attn_pooler_heads"),  # of attentional_pool
     "pos_embed_type": ("learnable", "sin_cos_2d"),  # the file holds both kinds
     "pool_type": ("tok",),
     "timm_model_name": (None, ""),
-    **dict.fromkeys(("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"), ANY),  # of timm_model_name
-    **dict.fromkeys(("timm_drop", "timm_drop_path"), ANY),
+    **_any("timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path"),  # of timm_model_name
 }
 OPEN_CLIP_TEXT: dict[str, Any] = {
     **_OPEN_CLIP_TOWER,
@@ -164,16 +198,14 @@ OPEN_CLIP_TEXT: dict[str, Any] = {
     "hf_tokenizer_name": ANY,  # model_folder.py then wants that tokenizer beside the weights
     "tokenizer_mode": (None,),
     "tokenizer_kwargs": (None, {}),
-    "embed_cls": _ABSENT,
+    **_absent("embed_cls no_causal_mask proj_bias"),
     "pad_id": ANY,  # a causal tower reads nothing behind the end token
     "eos_id": ANY,  # of pool_type "eos"
-    "no_causal_mask": _ABSENT,
     "pool_type": ("argmax", "eos"),
     "proj": ("linear",),
     "proj_type": ("linear",),
-    "proj_bias": _ABSENT,
     "hf_model_name": (None, ""),
-    **dict.fromkeys(("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "pooler_type"), ANY),  # of hf_model_name
+    **_any("hf_model_pretrained hf_proj_type hf_pooler_type pooler_type"),  # of hf_model_name
 }
 OPEN_CLIP_MODEL: dict[str, Any] = {
     "embed_dim": "embed_dim",
@@ -182,34 +214,29 @@ OPEN_CLIP_MODEL: dict[str, Any] = {
     "quick_gelu": (None, False, True),  # not "false", which Python takes for true
     "custom_text": ANY,  # names the text tower's tensors otherwise
     "multimodal_cfg": (None, {}),
-    **dict.fromkeys(("init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"), ANY),  # of the logits
-    **dict.fromkeys(("cast_dtype", "output_dict", "preprocess_cfg"), ANY),
+    **_any("init_logit_scale init_logit_bias nonscalar_logit_scale"),  # of the logits
+    **_any("cast_dtype output_dict preprocess_cfg"),
 }
 
 
 def _read_open_clip(model: Config) -> Statements:
-    towers = {"image/": ("vision_cfg", OPEN_CLIP_VISION), "text/": ("text_cfg", OPEN_CLIP_TEXT)}
-    if not all(isinstance(model.get(name, {}), dict) for name, _ in towers.values()):
-        raise ConversionError("its open_clip configuration does not describe two towers.")
-    _compared("", model, OPEN_CLIP_MODEL, "embed_dim")
+    activation = Stated("quick_gelu", "quick_gelu" if model.get("quick_gelu") else "gelu")
+    both = {"activation": activation, **_compared("", model, OPEN_CLIP_MODEL)}
     stated: Statements = {}
-    for tower, (name, table) in towers.items():
+    for tower, name, table, default in (
+        ("image/", "vision_cfg", OPEN_CLIP_VISION, {"head_width": 64}),  # what a file leaves out is what open_clip sets
+        ("text/", "text_cfg", OPEN_CLIP_TEXT, {"heads": 8}),
+    ):
         part = model.get(name, {})
-        fields = _compared(f"{name}.", part, table, "norm_kwargs")
-        if part.get("norm_kwargs"):
-            fields |= _compared(f"{name}.norm_kwargs.", part["norm_kwargs"], {"eps": "layer_norm_eps"}, "", ())
-        if "mlp_width" in fields:
-            fields["mlp_width"] = _of_width(fields["mlp_width"], lambda width, ratio: int(width * ratio))
+        if not isinstance(part, dict):
+            raise ConversionError("its open_clip configuration does not describe two towers.")
+        norm = part.get("norm_kwargs") or {}
+        norm = {"eps": 1e-5, **norm} if isinstance(norm, dict) else norm
+        fields = both | _compared(f"{name}.", {**default, **part}, table)
+        fields |= _compared(f"{name}.norm_kwargs.", norm, {"eps": "layer_norm_eps"}, ())
         stated |= {tower + ours: statement for ours, statement in fields.items()}
-        stated[f"{tower}activation"] = Stated("quick_gelu", "quick_gelu" if model.get("quick_gelu") else "gelu")
-        if "embed_dim" in model:
-            stated[f"{tower}embed_dim"] = Stated("embed_dim", model["embed_dim"])
-    # What a file leaves out is what open_clip sets.
-    head_width = stated.get("image/num_heads", Stated("vision_cfg.head_width", 64))
-    stated["image/num_heads"] = _of_width(head_width, lambda width, size: width // size if size else None)
-    stated.setdefault("text/num_heads", Stated("text_cfg.heads", 8))
-    for tower in towers:
-        stated.setdefault(f"{tower}layer_norm_eps", Stated("norm_kwargs", 1e-5))
+    heads = stated["image/num_heads"]
+    stated["image/num_heads"] = _of_width(heads, lambda width, size: width // size if size else None)
     text = model.get("text_cfg", {})
     if text.get("pool_type") == "eos":
         stated["text/end_token"] = Stated("text_cfg.eos_id", text.get("eos_id", 2))
@@ -222,8 +249,8 @@ def _of_width(stated: Stated, function: Any) -> Stated:
     return Stated(stated.field, (lambda width: function(width, stated.value)) if number else None)
 
 
-def _compared(where: str, part: Any, table: Mapping[str, Any], aside: str, absent: tuple = _ABSENT) -> Statements:
-    """Statements of a part of a configuration by a table of its fields; aside is a field that the caller reads.
+def _compared(where: str, part: Any, table: Mapping[str, Any], absent: tuple = _ABSENT) -> Statements:
+    """Statements of a part of a configuration by a table of its fields.
 
     Raises ConversionError for a value that the towers do not follow and for a field that is not in the table, unless
     its value is one of absent.
@@ -237,8 +264,12 @@ def _compared(where: str, part: Any, table: Mapping[str, Any], aside: str, absen
     ]
     if refused:
         raise ConversionError(f"its configuration asks for {first_names(refused)}, which the towers do not have.")
-    compared = {name: ours for name, ours in table.items() if isinstance(ours, str) and name in part and name != aside}
-    return {ours: Stated(where + name, part[name]) for name, ours in compared.items()}
+    stated = {
+        ours: Stated(where + name, part[name]) for name, ours in table.items() if isinstance(ours, str) and name in part
+    }
+    if "mlp_ratio" in part:
+        stated["mlp_width"] = _of_width(stated["mlp_width"], lambda width, ratio: int(width * ratio))
+    return stated
 
 
 # Plain ViTs, whose blocks differ in nothing that tensors do not show; others (rpn, relpos, rope, ...) do.
@@ -257,12 +288,11 @@ TIMM_ARGUMENTS: dict[str, Any] = {
     "in_chans": "channels",
     "pos_embed": ("learn",),
     "class_token": (True,),
-    "pre_norm": _ABSENT,
-    "qk_norm": _ABSENT,
+    **_absent("pre_norm qk_norm"),
     # They show in the tensors, or belong to training and to classification.
-    **dict.fromkeys(("no_embed_class", "init_values", "dynamic_img_size", "num_classes", "global_pool"), ANY),
-    **dict.fromkeys(("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"), ANY),
-    **dict.fromkeys(("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init", "strict_img_size"), ANY),
+    **_any("no_embed_class init_values dynamic_img_size num_classes global_pool"),
+    **_any("drop_rate pos_drop_rate patch_drop_rate proj_drop_rate"),
+    **_any("attn_drop_rate drop_path_rate weight_init fix_init strict_img_size"),
 }
 
 
@@ -272,7 +302,6 @@ def _read_timm(config: Config) -> Statements:
         raise ConversionError(
             f"its config.json says it is timm's {short(config['architecture'])}, which is no plain ViT."
         )
-    arguments = config.get("model_args") or {}
     stated = {"patch_size": Stated("architecture", int(name["patch"]))}
     if name["registers"]:
         stated["registers"] = Stated("architecture", int(name["registers"]))
@@ -282,9 +311,7 @@ def _read_timm(config: Config) -> Statements:
     size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
     if isinstance(size, list) and len(size) == 3:
         stated |= {"channels": Stated("input_size", size[0]), "image_size": Stated("input_size", size[1:])}
-    fields = _compared("model_args.", arguments, TIMM_ARGUMENTS, "")
-    if "mlp_width" in fields:
-        fields["mlp_width"] = _of_width(fields["mlp_width"], lambda width, ratio: int(width * ratio))
+    fields = _compared("model_args.", config.get("model_args") or {}, TIMM_ARGUMENTS)
     # timm resizes position tables by PyTorch's antialiased kernel.
     return {**stated, **fields, "position_resize": Stated("architecture", "bicubic_antialias")}
 
@@ -304,12 +331,8 @@ def check_statements(stated: Statements, spec: Any, tower: str = "") -> None:
         name = name[len(tower) :]
         value = value(spec.width) if callable(value) else value
         ours = fields[name]
-        if (
-            name in ("image_size", "patch_size")
-            and isinstance(value, list | tuple)
-            and value
-            and all(side == value[0] for side in value)
-        ):
+        sides = value if name in ("image_size", "patch_size") and isinstance(value, list | tuple) else ()
+        if sides and all(side == sides[0] for side in sides):
             value = value[0]
         if name == "image_size" and isinstance(value, int):
             value -= value % spec.patch_size  # a border narrower than a patch is not seen
@@ -326,17 +349,19 @@ def stated_pixels(config: Config | None) -> Pixels | None:
     Raises ConversionError when it states something else than three means and three positive stds.
     """
     config = config or {}
-    mean = std = None
-    for key in ("preprocess_cfg", "pretrained_cfg"):
-        if isinstance(config.get(key), dict):
-            mean, std = config[key].get("mean"), config[key].get("std")
-    if mean is None and std is None:
-        processor = config.get("image_processor", config)
-        if not isinstance(processor, dict):
-            return None
-        mean, std = processor.get("image_mean"), processor.get("image_std")
-        if processor.get("do_normalize") is False:
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    parts = (config.get(key) for key in ("preprocess_cfg", "pretrained_cfg"))
+    pairs = [(part.get("mean"), part.get("std")) for part in parts if isinstance(part, dict)]
+    processor = config.get("image_processor", config)
+    if isinstance(processor, dict):
+        factor = processor.get("rescale_factor", 1 / 255)
+        if processor.get("do_rescale") is False or type(factor) is not float or abs(255 * factor - 1) > 1e-3:
+            raise ConversionError(
+                f"it rescales pixels by {short(factor)} (do_rescale, rescale_factor), and the towers by 1/255 alone."
+            )
+        unchanged = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        stated = (processor.get("image_mean"), processor.get("image_std"))
+        pairs.append(unchanged if processor.get("do_normalize") is False else stated)
+    mean, std = next((pair for pair in pairs if pair != (None, None)), (None, None))
     if mean is None and std is None:
         return None
     if not (_three_numbers(mean) and _three_numbers(std) and are_pixel_numbers(mean, std)):

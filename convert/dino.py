@@ -5,8 +5,7 @@ from typing import Any
 
 from gla_jax.convert.architecture import Facts, shape_of, vision_sizes
 from gla_jax.convert.configs import Pixels, refuse_other_pixels
-from gla_jax.convert.rules import Drop, Routed, Rule, Table, dense, fused_attention, norm, short
-from gla_jax.support.errors import ConversionError
+from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, layers
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 
 DINO_MODEL_TYPES = {"vit": "ViTConfig"}
@@ -30,50 +29,51 @@ def embedding_rules(root: str) -> tuple[Rule, ...]:
     )
 
 
-def split_attention(source: str) -> tuple[Rule, ...]:
-    """Hugging Face's attention as saved (attention.query, output.dense) and as loaded (q_proj, o_proj)."""
-    names = {r"(?:attention\.query|q_proj)": "query", r"(?:attention\.key|k_proj)": "key"}
-    names |= {r"(?:attention\.value|v_proj)": "value", r"(?:output\.dense|o_proj)": "out"}
-    inside, onto = rf"{source}\.attention\.", f"{BLOCK}/attention/"
-    return tuple(rule for name, part in names.items() for rule in dense(inside + name, onto + part))
-
-
-def hub_block(source: str) -> tuple[Rule, ...]:
-    """Rules that blocks of torch.hub's DINO and DINOv2 share."""
-    return (
-        *norm(rf"{source}\.norm1", f"{BLOCK}/norm_1"),
-        *fused_attention(rf"{source}\.attn\.qkv\.", f"{BLOCK}/attention"),
-        *dense(rf"{source}\.attn\.proj", f"{BLOCK}/attention/out"),
-        *norm(rf"{source}\.norm2", f"{BLOCK}/norm_2"),
-        *dense(rf"{source}\.mlp\.fc1", f"{BLOCK}/mlp/up"),
-        *dense(rf"{source}\.mlp\.fc2", f"{BLOCK}/mlp/down"),
-    )
-
-
 BLOCK = "blocks_{i}"
+# Hugging Face's attention as saved (attention.query, output.dense) and as loaded (q_proj, o_proj).
+SPLIT_ATTENTION = {
+    r"attention\.(?:attention\.query|q_proj)": "attention/query",
+    r"attention\.(?:attention\.key|k_proj)": "attention/key",
+    r"attention\.(?:attention\.value|v_proj)": "attention/value",
+    r"attention\.(?:output\.dense|o_proj)": "attention/out",
+}
+HUB_BLOCK = {
+    "norm1": "norm_1",
+    "norm2": "norm_2",
+    r"attn\.proj": "attention/out",
+    r"mlp\.(?:fc1|w12)": "mlp/up",
+    r"mlp\.(?:fc2|w3)": "mlp/down",
+}
 
 DINO_RULES: Table = (
     *embedding_rules(HUGGING_FACE_ROOT),
-    # Hugging Face
-    *norm(rf"{HUGGING_FACE_BLOCK}\.layernorm_before", f"{BLOCK}/norm_1"),
-    *split_attention(HUGGING_FACE_BLOCK),
-    *norm(rf"{HUGGING_FACE_BLOCK}\.layernorm_after", f"{BLOCK}/norm_2"),
-    *dense(rf"{HUGGING_FACE_BLOCK}\.(?:intermediate\.dense|mlp\.fc1)", f"{BLOCK}/mlp/up"),
-    *dense(rf"{HUGGING_FACE_BLOCK}\.(?:output\.dense|mlp\.fc2)", f"{BLOCK}/mlp/down"),
-    *norm(rf"{HUGGING_FACE_ROOT}layernorm", "norm"),
+    *layers(
+        rf"{HUGGING_FACE_BLOCK}\.",
+        BLOCK,
+        {
+            **SPLIT_ATTENTION,
+            "layernorm_before": "norm_1",
+            "layernorm_after": "norm_2",
+            r"(?:intermediate\.dense|mlp\.fc1)": "mlp/up",
+            r"(?:output\.dense|mlp\.fc2)": "mlp/down",
+        },
+    ),
+    *layer(rf"{HUGGING_FACE_ROOT}layernorm", "norm"),
     Drop(rf"{HUGGING_FACE_ROOT}pooler\.dense\.(?:weight|bias)", "pools for classification, features are tokens"),
     Drop(r"classifier\.(?:weight|bias)", "a classification head, features are tokens"),
     # torch.hub
-    *hub_block(r"blocks\.(?P<i>\d+)"),
-    *norm(r"norm", "norm"),
+    *fused_attention(r"blocks\.(?P<i>\d+)\.attn\.qkv\.", f"{BLOCK}/attention"),
+    *layers(r"blocks\.(?P<i>\d+)\.", BLOCK, HUB_BLOCK),
+    *layer(r"norm", "norm"),
     Drop(r"(?:head|dino_loss)\..+", "the projection head of training, features are tokens"),
 )
 
 
 # Large models are trained with their blocks in chunks, numbered throughout: blocks.2.21 is block 21.
-DINOV2_HUB_BLOCK = r"blocks\.(?:\d+\.)?(?P<i>\d+)"
+DINOV2_HUB_BLOCK = r"blocks\.(?:\d+\.)?(?P<i>\d+)\."
 DINOV2_ROOT = r"(?:dinov2\.|dinov2_with_registers\.)?"
-DINOV2_BLOCK = rf"{DINOV2_ROOT}encoder\.layer\.(?P<i>\d+)"
+DINOV2_BLOCK = rf"{DINOV2_ROOT}encoder\.layer\.(?P<i>\d+)\."
+DINOV2_MLP = {r"mlp\.(?:fc1|weights_in)": "mlp/up", r"mlp\.(?:fc2|weights_out)": "mlp/down"}
 
 DINOV2_RULES: Table = (
     *embedding_rules(DINOV2_ROOT),
@@ -82,20 +82,15 @@ DINOV2_RULES: Table = (
     ),
     Drop(rf"{DINOV2_ROOT}embeddings\.mask_token|mask_token", "stands for masked patches in training"),
     # Hugging Face
-    *norm(rf"{DINOV2_BLOCK}\.norm1", f"{BLOCK}/norm_1"),
-    *split_attention(DINOV2_BLOCK),
-    Rule(rf"{DINOV2_BLOCK}\.layer_scale(?P<n>[12])\.lambda1", BLOCK + "/scale_{n}/factor"),
-    *norm(rf"{DINOV2_BLOCK}\.norm2", f"{BLOCK}/norm_2"),
-    *dense(rf"{DINOV2_BLOCK}\.mlp\.(?:fc1|weights_in)", f"{BLOCK}/mlp/up"),
-    *dense(rf"{DINOV2_BLOCK}\.mlp\.(?:fc2|weights_out)", f"{BLOCK}/mlp/down"),
-    *norm(rf"{DINOV2_ROOT}layernorm", "norm"),
+    *layers(DINOV2_BLOCK, BLOCK, {**SPLIT_ATTENTION, "norm1": "norm_1", "norm2": "norm_2", **DINOV2_MLP}),
+    Rule(rf"{DINOV2_BLOCK}layer_scale(?P<n>[12])\.lambda1", BLOCK + "/scale_{n}/factor"),
+    *layer(rf"{DINOV2_ROOT}layernorm", "norm"),
     Drop(r"classifier\.(?:weight|bias)", "a classification head, features are tokens"),
     # torch.hub
-    *hub_block(DINOV2_HUB_BLOCK),
-    Rule(rf"{DINOV2_HUB_BLOCK}\.ls(?P<n>[12])\.gamma", BLOCK + "/scale_{n}/factor"),
-    *dense(rf"{DINOV2_HUB_BLOCK}\.mlp\.w12", f"{BLOCK}/mlp/up"),
-    *dense(rf"{DINOV2_HUB_BLOCK}\.mlp\.w3", f"{BLOCK}/mlp/down"),
-    *norm(r"norm", "norm"),
+    *fused_attention(rf"{DINOV2_HUB_BLOCK}attn\.qkv\.", f"{BLOCK}/attention"),
+    *layers(DINOV2_HUB_BLOCK, BLOCK, HUB_BLOCK),
+    Rule(rf"{DINOV2_HUB_BLOCK}ls(?P<n>[12])\.gamma", BLOCK + "/scale_{n}/factor"),
+    *layer(r"norm", "norm"),
     Drop(
         r"(?:dino_head|ibot_head|head|dino_loss|ibot_patch_loss)\..+", "of training or of a head, features are tokens"
     ),
@@ -104,53 +99,44 @@ DINOV2_RULES: Table = (
 
 def dino_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None) -> DinoSpec:
     """The spec of a DINO tower."""
-    sizes = vision_sizes(routed)
-    activation = facts.stated.get("activation")
-    if activation is not None and activation.value != "gelu":
-        raise ConversionError(f"its activation {short(activation.value)} is not DINO's (gelu).")
-    return DinoSpec(**sizes, **common_fields(routed, facts, pixels, sizes["width"]))
+    return DinoSpec(**common_fields(routed, facts, pixels, offset=0.1))
 
 
-def common_fields(
-    routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None, width: int, offset: float = 0.1
-) -> dict[str, Any]:
+def dinov2_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None) -> DinoV2Spec:
+    """The spec of a DINOv2 tower; gated MLPs and registers show in the shapes."""
+    registers = shape_of(routed, "patch_tokens/registers", 2)[0] if "patch_tokens/registers" in routed else 0
+    # The models with registers were released with another resize, which needs no offset.
+    fields = common_fields(routed, facts, pixels, offset=0.0 if registers else 0.1)
+    gated = shape_of(routed, "blocks_0/mlp/up/kernel", 2)[1] == 2 * fields["mlp_width"]
+    return DinoV2Spec(**fields, activation="swiglu" if gated else "gelu", registers=registers)
+
+
+def common_fields(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None, offset: float) -> dict[str, Any]:
     """The fields of a spec that DINO and DINOv2 have in common.
 
     Args:
         routed: tensors at their target paths.
-        facts: what is known of the model besides.
+        facts: what the user and the configuration say besides.
         pixels: how they are normalised, if a file says so; the towers use ImageNet's numbers alone.
-        width: of the tower.
-        offset: what the project's own code, which torch.hub runs, adds to the grid when it resizes positions, lest
+        offset: what the projects' own code, which torch.hub runs, adds to the grid when it resizes positions, lest
             rounding lose a row. transformers and timm add nothing.
 
-    Raises ConversionError when the number of heads remains unsaid or pixels are not ImageNet's.
+    Raises ConversionError when the number of heads remains open or pixels are not ImageNet's.
     """
     refuse_other_pixels(pixels)
     if pixels is None:
         facts.assumed["pixels"] = "ImageNet's mean and std: no file beside the weights says how pixels are normalised"
+    sizes = vision_sizes(routed)
     resize = facts.stated.get("position_resize")
     if resize is None and not routed["patch_tokens/positions"].source.endswith("pos_embed"):
         offset = 0.0  # Hugging Face's name, whose code the configuration tells apart
     elif resize is None and offset:
         facts.assumed["position_offset"] = f"{offset}: the tensors have the names of torch.hub, whose code adds it"
     return {
-        "num_heads": facts.num_heads("", width, HEADS, "--heads"),
+        **sizes,
+        "num_heads": facts.num_heads("", sizes["width"], HEADS, "--heads"),
         "qkv_bias": "blocks_0/attention/query/bias" in routed,
-        "layer_norm_eps": facts.layer_norm_eps("", width, 1e-6),
+        "layer_norm_eps": facts.layer_norm_eps("", sizes["width"], 1e-6),
         "position_offset": 0.0 if resize else offset,
         "position_resize": resize.value if resize else None,
     }
-
-
-def dinov2_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None) -> DinoV2Spec:
-    """The spec of a DINOv2 tower; gated MLPs and registers show in the shapes."""
-    sizes = vision_sizes(routed)
-    gated = shape_of(routed, "blocks_0/mlp/up/kernel", 2)[1] == 2 * sizes["mlp_width"]
-    activation = facts.stated.get("activation")
-    if activation is not None and activation.value not in ("gelu", "swiglu"):
-        raise ConversionError(f"its activation {short(activation.value)} is not DINOv2's (gelu).")
-    registers = shape_of(routed, "patch_tokens/registers", 2)[0] if "patch_tokens/registers" in routed else 0
-    # The models with registers were released with another resize, which needs no offset.
-    fields = common_fields(routed, facts, pixels, sizes["width"], offset=0.0 if registers else 0.1)
-    return DinoV2Spec(**sizes, **fields, activation="swiglu" if gated else "gelu", registers=registers)

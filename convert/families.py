@@ -17,10 +17,10 @@ from gla_jax.towers.clip import ClipImage
 
 
 class Family(NamedTuple):
-    """One kind of models.
+    """One kind of models: rules of its tensors, and the function from (routed, facts, pixels) to its spec.
 
-    rules: of every tensor that they may hold. model_types: the transformers configuration class of each model_type.
-    options: {option of convert_state: fields of the spec that it sets}. spec: (routed, facts, pixels) to a spec.
+    model_types: {model_type: its configuration class in transformers}. options: {option of convert_state: fields of the
+    spec that it sets}.
     """
 
     rules: Table
@@ -68,12 +68,11 @@ def convert_state(
         options: num_heads, and for CLIP activation ("quick_gelu" or "gelu") and text_heads; they go before what config
             says, None leaves them to it and to the shapes.
 
-    Raises ConversionError where tensors and configuration do not fit the family or each other, or too little is said.
+    Raises ConversionError where tensors and configuration do not fit the family or each other, or leave a field open.
     """
     if family not in FAMILIES:
         raise ConversionError(f"{family!r} is not a family of models; there are {', '.join(FAMILIES)}.")
-    options = {name: value for name, value in options.items() if value is not None}
-    foreign = sorted(options.keys() - FAMILIES[family].options.keys())
+    foreign = sorted({name for name in options if options[name] is not None} - FAMILIES[family].options.keys())
     if foreign:
         raise ConversionError(f"{', '.join(foreign)} cannot be chosen for {family} weights; leave it out.")
     return _convert(FAMILIES[family], state, config, pixels, options, abstract_params)
@@ -84,7 +83,6 @@ def convert_clip_image(
 ) -> Converted:
     """The image tower alone, from tensors without a text tower; the spec is a ClipImageSpec, the tree its own."""
     options = {"activation": activation, "num_heads": num_heads}
-    options = {name: value for name, value in options.items() if value is not None}
     converted = _convert(_CLIP_IMAGE, state, config, None, options, _abstract_image)
     return converted._replace(params=converted.params["image"])
 
@@ -103,6 +101,7 @@ def _convert(
     expected: Callable[[Any], Params],
 ) -> Converted:
     """The one way of a conversion; expected gives shapes and dtypes of a spec's parameters."""
+    options = {name: value for name, value in options.items() if value is not None}
     chosen = {field: value for name, value in options.items() for field in family.options[name]}
     facts = Facts(chosen, read_config(config, family.model_types))
     routed, records = route(state, family.rules)

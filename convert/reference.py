@@ -6,7 +6,7 @@ are renamed by the tables below, which know nothing of the converter's rules: tw
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,34 +192,26 @@ def _model_class(spec: Spec) -> type:
 def _config(spec: Spec) -> "PreTrainedConfig":
     import transformers
 
-    def transformer(part: Any, **others: Any) -> dict[str, Any]:
-        sizes = {"hidden_size": part.width, "num_hidden_layers": part.depth, "num_attention_heads": part.num_heads}
-        return {**sizes, "layer_norm_eps": part.layer_norm_eps, **others}
-
-    def vision(part: Any, **others: Any) -> dict[str, Any]:
-        return transformer(part, image_size=part.image_size, patch_size=part.patch_size, **others)
+    def sizes(part: Any, **others: Any) -> dict[str, Any]:
+        names = {"hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "num_heads"}
+        names |= {"intermediate_size": "mlp_width", "hidden_act": "activation"}
+        names |= {name: name for name in ("layer_norm_eps", "image_size", "patch_size", "qkv_bias")}
+        return {theirs: getattr(part, ours) for theirs, ours in names.items() if hasattr(part, ours)} | others
 
     if isinstance(spec, ClipSpec):
-        text, image = spec.text, spec.image
-        tokens = {"vocab_size": text.vocabulary, "max_position_embeddings": text.context}
-        ends = {"eos_token_id": text.end_token, "bos_token_id": None, "pad_token_id": None}
+        tokens = {"vocab_size": spec.text.vocabulary, "max_position_embeddings": spec.text.context}
+        ends = {"eos_token_id": spec.text.end_token, "bos_token_id": None, "pad_token_id": None}
         return transformers.CLIPConfig(
-            projection_dim=image.embed_dim,
-            vision_config=vision(image, intermediate_size=image.mlp_width, hidden_act=image.activation),
-            text_config=transformer(
-                text, intermediate_size=text.mlp_width, hidden_act=text.activation, **tokens, **ends
-            ),
+            projection_dim=spec.image.embed_dim,
+            vision_config=sizes(spec.image),
+            text_config=sizes(spec.text, **tokens, **ends),
         )
     if isinstance(spec, DinoSpec):
-        return transformers.ViTConfig(
-            **vision(spec, intermediate_size=spec.mlp_width, qkv_bias=spec.qkv_bias, hidden_act="gelu")
-        )
+        return transformers.ViTConfig(**sizes(spec, hidden_act="gelu"))
     gated = spec.activation == "swiglu"
-    sizes = vision(spec, use_swiglu_ffn=gated, qkv_bias=spec.qkv_bias)
-    if spec.registers:
-        config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=spec.registers)
-    else:
-        config = transformers.Dinov2Config(**sizes)
+    options = {"use_swiglu_ffn": gated, "hidden_act": "gelu", "num_register_tokens": spec.registers}
+    kind = transformers.Dinov2WithRegistersConfig if spec.registers else transformers.Dinov2Config
+    config = kind(**sizes(spec, **options))
     # Their gated MLP is two thirds of the ratio. Half a channel more, for they round the product down; set afterwards,
     # for their class accepts whole ratios alone.
     vars(config)["mlp_ratio"] = (spec.mlp_width * (1.5 if gated else 1) + 0.5) / spec.width
@@ -252,7 +244,7 @@ def _feature_stages(model: Any, pixels: Any) -> dict[str, Any]:
     first_patch = 1 + getattr(model.config, "num_register_tokens", 0)
     final = out.last_hidden_state
     return {
-        **_named("embedded", "block", out.hidden_states),
+        **named_stages("embedded", "block", out.hidden_states),
         "class token": final[:, 0],
         "patch tokens": final[:, first_patch:],
     }
@@ -270,7 +262,7 @@ def _clip_image_stages(model: Any, pixels: Any) -> dict[str, Any]:
         return model.visual_projection(tower.post_layernorm(tokens))
 
     return {
-        **_named("image embedded", "image block", hidden[:-1]),
+        **named_stages("image embedded", "image block", hidden[:-1]),
         "image queries": attention.q_proj(normal),
         "image keys": attention.k_proj(normal),
         "image values": values,
@@ -283,11 +275,12 @@ def _clip_image_stages(model: Any, pixels: Any) -> dict[str, Any]:
 def _clip_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
     out = model.text_model(input_ids=token_ids, output_hidden_states=True)
     return {
-        **_named("text embedded", "text block", out.hidden_states[:-1]),
+        **named_stages("text embedded", "text block", out.hidden_states[:-1]),
         "text tokens": out.last_hidden_state,
         "text feature": model.text_projection(out.pooler_output),
     }
 
 
-def _named(first: str, block: str, hidden: Any) -> dict[str, Any]:
+def named_stages(first: str, block: str, hidden: Sequence[Any]) -> dict[str, Any]:
+    """The input of the first block by one name, and the output of every block by its number from 1."""
     return {first: hidden[0], **{f"{block} {i}": tokens for i, tokens in enumerate(hidden[1:], 1)}}

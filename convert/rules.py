@@ -92,14 +92,15 @@ class Routed(NamedTuple):
     leaf: Any
 
 
-def dense(source: str, target: str) -> tuple[Rule, Rule]:
-    """Weight and bias of a linear layer."""
-    return Rule(rf"{source}\.weight", f"{target}/kernel", "linear"), Rule(rf"{source}\.bias", f"{target}/bias")
+def layer(source: str, target: str) -> tuple[Rule, Rule]:
+    """Weight and bias of a linear layer, or of a LayerNorm, whose target is named norm... ."""
+    name, *transform = ("scale",) if target.rpartition("/")[2].startswith("norm") else ("kernel", "linear")
+    return Rule(rf"{source}\.weight", f"{target}/{name}", *transform), Rule(rf"{source}\.bias", f"{target}/bias")
 
 
-def norm(source: str, target: str) -> tuple[Rule, Rule]:
-    """Weight and bias of a LayerNorm."""
-    return Rule(rf"{source}\.weight", f"{target}/scale"), Rule(rf"{source}\.bias", f"{target}/bias")
+def layers(source: str, target: str, names: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Weight and bias of several layers: {regex below source: path below target}."""
+    return tuple(rule for name, path in names.items() for rule in layer(source + name, f"{target}/{path}"))
 
 
 def fused_attention(source: str, target: str) -> tuple[Rule, Rule]:
@@ -205,9 +206,9 @@ def _finite(source: str, leaf: Any, dtype: Any) -> Any:
 
 
 def first_names(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
-    rest = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
+    """The first few names and how many more there are; names of a file may be long and hold anything."""
+    shown = ", ".join(name[:200] if name.isprintable() else ascii(name)[:200] for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def short(value: Any) -> str:

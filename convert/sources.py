@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from gla_jax.convert.configs import Pixels, is_transformers, stated_pixels
-from gla_jax.convert.rules import first_names
+from gla_jax.convert.rules import first_names, short
 from gla_jax.convert.torch_file import open_torch_file
 from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.support.files import read_json, without_repeats
@@ -77,7 +77,7 @@ def open_source(source: Path | str, *, offline: bool = False) -> Source:
     try:
         path = Path(source).expanduser()
         if path.is_dir():
-            return _open(str(source), path, _weights_of_folder(path))
+            return _open(str(source), path)
         if path.is_file():
             return _open(str(source), path.parent, path.name)
         if path.exists():
@@ -88,8 +88,7 @@ def open_source(source: Path | str, *, offline: bool = False) -> Source:
     if not HUB_ID.fullmatch(str(source)) or path.suffix in SUFFIXES:
         raise ConversionError(f"{source} is neither a file nor a folder here, nor a hub id like owner/name.")
     folder = download(str(source), offline=offline)
-    opened = _open(str(source), folder, _weights_of_folder(folder))
-    return replace(opened, revision=folder.name)
+    return replace(_open(str(source), folder), revision=folder.name)
 
 
 def unreachable() -> str | None:
@@ -138,11 +137,6 @@ def download(hub_id: str, *, offline: bool = False, reachable: bool = False) -> 
         ) from error
 
 
-def _weights_of_folder(folder: Path) -> str:
-    names = _files(folder)
-    return _choose(names, str(folder), _read_object(folder / "config.json") if "config.json" in names else None)
-
-
 def _files(folder: Path) -> set[str]:
     """The names of a folder's regular files: a pipe of a usual name would be waited for."""
     return {path.name for path in folder.iterdir() if path.is_file()}
@@ -165,7 +159,10 @@ def _choose(names: Iterable[str], where: str, config: Mapping[str, Any] | None) 
     raise ConversionError(f"{where} holds no weights the converter reads: no {', '.join(SUFFIXES)} file.")
 
 
-def _open(name: str, folder: Path, weights: str) -> Source:
+def _open(name: str, folder: Path, weights: str = "") -> Source:
+    """The weights of that name in a folder, of its usual names where none is given, with what lies beside them."""
+    names = _files(folder)
+    weights = weights or _choose(names, name, _read_object(folder / "config.json") if "config.json" in names else None)
     if weights.endswith(".index.json"):
         shards = _shards(folder / weights)
         tensors, script = _merged(folder / shard for shard in shards), {}
@@ -173,7 +170,7 @@ def _open(name: str, folder: Path, weights: str) -> Source:
         shards = ()
         tensors, script = _open_tensors(folder / weights)
     # A file of another name was copied by hand; what lies beside it need not be its own.
-    beside = _files(folder) if weights in WEIGHTS else set()
+    beside = names if weights in WEIGHTS else set()
     configs = [config for config in CONFIGS if config in beside]
     if weights.startswith("open_clip"):
         configs.reverse()
@@ -241,13 +238,17 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
         if name == "__metadata__":
             continue
         if entry["dtype"] not in SAFETENSORS_DTYPES:
-            raise ConversionError(f"{path} stores {name} as {entry['dtype']}, which is not converted; save it as F32.")
+            raise ConversionError(
+                f"{path} stores {first_names([name])} as {entry['dtype']}, which is not converted; save it as F32."
+            )
         begin, end = (start + offset for offset in entry["data_offsets"])
         numbers = np.frombuffer(content[begin:end], SAFETENSORS_DTYPES[entry["dtype"]])
         try:
             tensors[name] = numbers.reshape(entry["shape"])
         except ValueError:  # empty, with other sides that no array has
-            raise ConversionError(f"{path} gives {name} the shape {entry['shape']}; download it again.") from None
+            raise ConversionError(
+                f"{path} gives {first_names([name])} the shape {short(entry['shape'])}; download it again."
+            ) from None
     return tensors
 
 

@@ -27,6 +27,7 @@ MAX_DIRECTORY = 1 << 22  # bytes of the list of entries; that of the largest CLI
 MAX_PICKLE = 1 << 23  # bytes; that of the largest CLIP with its optimizer has under 2^19
 MAX_CODE = 1 << 22  # characters of TorchScript's source files that are read
 MAX_MODULES = 10_000
+MAX_NAME = 1000  # characters of a tensor's whole name
 # What TorchScript writes for the activations of a transformer; a tower has no other sigmoid.
 SCRIPT_ACTIVATIONS = {
     r"torch\.sigmoid\(": "quick_gelu",
@@ -178,7 +179,9 @@ def _named_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(value, Tensor):
             origin = foreign_origin(value)
             what = f"the Python object {origin}, which is not run" if origin else "not a tensor"
-            raise ConversionError(f"{name} in its state dict is {what}; save the model's state_dict() alone.")
+            raise ConversionError(
+                f"{first_names([name])} in its state dict is {what}; save the model's state_dict() alone."
+            )
         yield name, value
 
 
@@ -190,7 +193,7 @@ def _state_dict(root: Any) -> Mapping[str, Any]:
     if isinstance(state, dict) and any(isinstance(value, Tensor) for value in state.values()):
         return state
     keys = [key for key in root if isinstance(key, str)] if isinstance(root, dict) else []
-    origin, kind = foreign_origin(root), "nothing" if isinstance(root, dict) else type(root).__name__
+    origin, kind = foreign_origin(root), "nothing" if isinstance(root, dict) else type(root).__name__.strip("_").lower()
     what = " of ".join(filter(None, (first_names(keys), origin))) or kind
     raise ConversionError(f"it holds no state dict but {what}; save the model's state_dict() alone.")
 
@@ -199,6 +202,8 @@ def _attributes(root: ScriptModule) -> Iterator[tuple[str, Tensor]]:
     waiting = [("", root)]
     for prefix, module in waiting:
         for name, value in module.attributes.items():
+            if not isinstance(name, str) or len(prefix) + len(name) > MAX_NAME:
+                raise ConversionError("its modules are named without end, or not by text.")
             if isinstance(value, Tensor):
                 yield f"{prefix}{name}", value
             elif isinstance(value, ScriptModule):

@@ -33,7 +33,9 @@ STORAGE_DTYPES: Mapping[str, np.dtype] = {
 }
 
 MAX_STEPS = 400_000  # reads of a pickle; that of the largest CLIP with its optimizer takes 190,000
-MAX_NESTING = 100  # tuples in one another; hashing one of 100,000 levels ends the process
+MAX_KEY = 50  # parts of a tuple that is a key; hashing one of 100,000 levels ends the process
+MAX_AXES = 32  # of a tensor
+MAX_NAMES = 10_000  # of objects that are not rebuilt
 MAX_PARTS = 100_000  # of a container that is searched for foreign objects
 
 
@@ -125,7 +127,11 @@ def _rebuild_tensor(storage: Any, offset: int, shape: tuple, strides: tuple, *re
     if isinstance(storage, Foreign):  # quantised or complex, as something beside the weights may be
         return storage
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(type(n) is int for n in numbers):
+    if (
+        not isinstance(storage, Storage)
+        or not len(shape) == len(strides) <= MAX_AXES
+        or not all(type(n) is int for n in numbers)
+    ):
         raise pickle.UnpicklingError("a malformed tensor")
     if any(rest[2:]):
         raise pickle.UnpicklingError("a conjugated or negated tensor")
@@ -159,31 +165,37 @@ class _Steps(io.BytesIO):
 
 
 class _Tuple(tuple):
-    """A tuple that knows how many others it holds in one another."""
+    """A tuple that is no key when it is large: hashing one that holds another twice and so on takes for ever."""
 
-    nesting = 1
+    parts = 0
+
+    def __hash__(self) -> int:
+        if self.parts > MAX_KEY:
+            raise pickle.UnpicklingError("a key without end")
+        return super().__hash__()
 
 
-def _nested(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """The same opcode, refusing tuples that are nested too deep."""
+def _counting_parts(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The same opcode, making a tuple that knows how many parts it has."""
 
     def load_tuple(unpickler: Any) -> None:
         load(unpickler)
         made = unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
-        made.nesting = 1 + max((item.nesting for item in made if isinstance(item, _Tuple)), default=0)
-        if made.nesting > MAX_NESTING:
-            raise pickle.UnpicklingError("tuples nested without end")
+        inside = sum(item.parts for item in made if isinstance(item, _Tuple))
+        made.parts = min(len(made) + inside, MAX_KEY + 1)
 
     return load_tuple
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler, since the compiled one bounds neither steps nor nesting nor the size of its memo."""
+    """Python's own unpickler, since the compiled one bounds neither steps nor keys nor the size of its memo."""
 
     dispatch = pickle._Unpickler.dispatch | {
-        opcode[0]: _nested(pickle._Unpickler.dispatch[opcode[0]])
+        opcode[0]: _counting_parts(pickle._Unpickler.dispatch[opcode[0]])
         for opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
     }
+    del dispatch[pickle.LONG4[0]]  # numbers of millions of digits
+    names_left = MAX_NAMES
 
     @cache  # noqa: B019 (an unpickler lives for one file)
     def find_class(self, module: str, name: str) -> Any:
@@ -193,7 +205,10 @@ class _Unpickler(pickle._Unpickler):
             return ScriptModule
         if (module, name) in _ALLOWED:
             return _Sealed(_ALLOWED[module, name])
-        return type("Foreign", (Foreign,), {"origin": f"{module}.{name}"})
+        self.names_left -= 1
+        if self.names_left < 0:
+            raise pickle.UnpicklingError("more names than any model's")
+        return type("Foreign", (Foreign,), {"origin": f"{module}.{name}"[:200]})
 
     def persistent_load(self, pid: Any) -> Storage | Foreign:
         kind, dtype, key, _, count = pid

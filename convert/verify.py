@@ -12,7 +12,7 @@ import numpy as np
 from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, Params, Spec, build_vfm, read_checkpoint
 from gla_jax.convert.configs import is_timm, is_transformers
 from gla_jax.convert.model_folder import Conversion
-from gla_jax.convert.reference import Stages, build_reference, load_reference, reference_stages
+from gla_jax.convert.reference import Stages, build_reference, load_reference, named_stages, reference_stages
 from gla_jax.convert.sources import Source, open_source
 from gla_jax.images.resize import resize_uint8
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
@@ -146,7 +146,7 @@ def tower_stages(
 def _feature_stages(spec: Spec, params: Params, pixels: jax.Array) -> dict[str, jax.Array]:
     tokens = build_vfm(spec).apply({"params": params}, pixels)
     return {
-        **_named("embedded", "block", tokens.embedded, tokens.blocks),
+        **named_stages("embedded", "block", [tokens.embedded, *tokens.blocks]),
         "class token": tokens.cls_token,
         "patch tokens": tokens.patch_tokens,
     }
@@ -158,7 +158,7 @@ def _clip_image_stages(spec: ClipSpec, params: Params, pixels: jax.Array) -> dic
     tokens = tower.encode(pixels)
     attended = multi_head_attention(tokens.qkv, spec.image.num_heads)
     return {
-        **_named("image embedded", "image block", tokens.embedded, tokens.blocks),
+        **named_stages("image embedded", "image block", [tokens.embedded, *tokens.blocks]),
         "image queries": tokens.qkv.queries,
         "image keys": tokens.qkv.keys,
         "image values": tokens.qkv.values,
@@ -171,17 +171,13 @@ def _clip_image_stages(spec: ClipSpec, params: Params, pixels: jax.Array) -> dic
 @partial(jax.jit, static_argnums=0)
 def _clip_text_stages(spec: ClipSpec, params: Params, token_ids: jax.Array) -> dict[str, jax.Array]:
     tower = ClipText(spec.text).bind({"params": params})
-    embedded, *blocks = tower.encode(token_ids)
+    blocks = tower.encode(token_ids)
     tokens = tower.norm_final(blocks[-1])
     return {
-        **_named("text embedded", "text block", embedded, blocks[:-1]),
+        **named_stages("text embedded", "text block", blocks[:-1]),
         "text tokens": tokens,
         "text feature": tower.text_feature(tokens, token_ids),
     }
-
-
-def _named(first: str, block: str, embedded: jax.Array, blocks: Sequence[jax.Array]) -> dict[str, jax.Array]:
-    return {first: embedded, **{f"{block} {i}": tokens for i, tokens in enumerate(blocks, 1)}}
 
 
 def stage_errors(ours: Stages, theirs: Stages) -> dict[str, float]:

@@ -156,13 +156,17 @@ def test_a_pickle_cannot_write_to_the_reader_itself(code):
         pytest.param(b"\x80\x02(((.", "damaged", id="unbalanced"),
         pytest.param(b"", "damaged", id="nothing"),
         pytest.param(b"\x80\x02K\x01Q.", "damaged", id="storage that is a number"),
-        pytest.param(b"\x80\x02)" + b"\x85" * 4_000_000 + b".", "tuples nested", id="deep tuple"),
+        pytest.param(b"\x80\x02)" + b"\x85" * 4_000_000 + b".", "more steps", id="deep tuple"),
         # Hashing these ends the process, for the stack overflows.
-        pytest.param(b"\x80\x02})" + b"\x85" * 4_000_000 + b"Ns.", "tuples nested", id="deep tuple as a key"),
-        pytest.param(b"\x80\x04()" + b"\x85" * 4_000_000 + b"\x91.", "tuples nested", id="deep tuple in a set"),
-        pytest.param(b"\x80\x02]q\0" + b"h\0h\0\x86q\0" * 1_000_000 + b".", "tuples nested", id="doubled tuples"),
+        pytest.param(b"\x80\x02})" + b"\x85" * 4_000_000 + b"Ns.", "more steps", id="deep tuple as a key"),
+        pytest.param(b"\x80\x04()" + b"\x85" * 4_000_000 + b"\x91.", "more steps", id="deep tuple in a set"),
+        pytest.param(b"\x80\x02]q\0" + b"h\0h\0\x86q\0" * 1_000_000 + b".", "more steps", id="doubled tuples"),
         pytest.param(b"\x80\x02" + b"(" * 4_000_000 + b"t" * 4_000_000, "more steps", id="marks"),
         pytest.param(b"\x80\x02" + b"]" * 4_000_000 + b"a" * 3_999_999, "more steps", id="deep list"),
+        pytest.param(b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.", "key without end", id="300,000 levels as a key"),
+        pytest.param(b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"Ns.", "key without end", id="doubled tuple as a key"),
+        pytest.param(b"\x80\x02\x8b\0\0\x10\0" + bytes(1 << 20) + b".", "damaged", id="number of 2^20 bytes"),
+        pytest.param(b"".join(b"c%x\nb\n" % i for i in range(20_000)) + b".", "more names", id="20,000 names"),
         pytest.param(b"\x80\x02(" + b"K\1" * 2_000_000 + b"t.", "more steps", id="many numbers"),
     ],
 )
@@ -202,6 +206,7 @@ def tensor_pickle(offset=0, shape=(2, 2), strides=(2, 1), count=4) -> bytes:
         {"strides": (2,)},
         {"shape": (2.0, 2)},
         {"count": 1 << 50},
+        {"shape": (1,) * 65, "strides": (1,) * 65},  # NumPy has 64 axes at most
     ],
     ids=str,
 )
@@ -296,6 +301,21 @@ def test_a_module_that_contains_itself_ends(tmp_path):
     cyclic = b"\x80\x02c__torch__\nModule\n)\x81q\x00}X\x04\x00\x00\x00selfh\x00sb."
     path = rezipped(tmp_path / "model.pt", lambda name, c, _: cyclic if name.endswith("/data.pkl") else c)
     assert "modules" in refused(path)
+
+
+def test_names_of_modules_do_not_grow_without_end(tmp_path):
+    """A thousand modules in one another, each named by the same megabyte, are a terabyte of names."""
+    torchscript({"a.x": torch.ones(1)}, {}).save(str(tmp_path / "model.pt"))
+    name = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20) + b"q\0"
+    chain = b"c__torch__\nModule\nq\1)\x81}" + name + b"h\1)\x81" + b"}h\0h\1)\x81" * 1000 + b"sb" * 1001 + b"."
+    path = rezipped(tmp_path / "model.pt", lambda n, c, _: b"\x80\x02" + chain if n.endswith("/data.pkl") else c)
+    assert "named without end" in refused(path)
+
+
+def test_a_name_that_holds_anything_is_one_line(tmp_path):
+    message = refused(saved({"x": torch.ones(1), "a\nb" * 999: 3}, tmp_path))
+    assert r"a\nba\nb" in message
+    assert len(message) < 500
 
 
 @pytest.mark.parametrize(
