@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, positive_sums, zero_sums
 from gla_jax.attention.buffer import Buffer
-from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
+from gla_jax.attention.normalize import Logits, Normalization, attention_logits, ordinary_logits
 from gla_jax.attention.products import for_anchors, for_attention, value_sums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
@@ -63,24 +63,22 @@ def empty_softmax(queries: Float[Array, "q D"], width: int) -> SoftmaxPartial:
     return SoftmaxPartial(zeros + NOTHING, zeros, jnp.zeros_like(queries, shape=(queries.shape[0], width)))
 
 
-def block_logits(
-    queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, method: MethodConfig
-) -> Float[Array, "q b"]:
+def block_logits(queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, method: MethodConfig) -> Logits:
     """Logits of some queries over one block of keys, before the softmax; NOTHING where a key is not valid."""
-    logits = attention_logits(queries, norm, keys, method)
+    logits, kept = attention_logits(queries, norm, keys, method)
     if not method.drops_entries:
-        logits = ordinary_logits(logits, method)
-    return jnp.where(keys.valid[None], logits, NOTHING)
+        logits, kept = ordinary_logits(logits, method), jnp.broadcast_to(keys.valid[None], logits.shape)
+    return Logits(jnp.where(keys.valid[None], logits, NOTHING), kept)
 
 
-def softmax_partial(logits: Float[Array, "q b"], keys: Buffer, method: MethodConfig) -> SoftmaxPartial:
+def softmax_partial(block: Logits, keys: Buffer, method: MethodConfig) -> SoftmaxPartial:
     """The softmax over one block of keys."""
-    drops, valid = method.drops_entries, keys.valid[None]
-    maximum = logits.max(1)
+    logits, kept = block
+    # Any number in its place gives the same mean, so its gradient is 0; JAX's own is 0 / 0 where the compiler rounds
+    # the logits of the maximum and those it is compared with in the backward pass differently.
+    maximum = jax.lax.stop_gradient(logits.max(1))
     exponents = logits - maximum[:, None]
-    # Keep every entry >= 0, or the maximum alone where all are negative (DESIGN 3.2).
-    keep = (logits >= jnp.minimum(maximum, 0.0)[:, None]) & valid if drops else valid
-    weights = jnp.where(keep, jnp.exp(exponents / method.temperature if drops else exponents), 0.0)
+    weights = jnp.where(kept, jnp.exp(exponents / method.temperature if method.drops_entries else exponents), 0.0)
     return SoftmaxPartial(maximum, weights.sum(1), value_sums(weights, for_attention(keys, method), method))
 
 
@@ -116,7 +114,7 @@ def attend_next_block(
     if not (method.drops_entries and method.skip_blocks):
         return merged()
     # A block matters if it has an entry >= 0 or a new maximum for any query; else its weights would all be 0.
-    best = logits.max(1)
+    best = logits.values.max(1)
     survives = (best >= 0) | (best >= state.maximum)
     return jax.lax.cond(survives.any(), merged, lambda: state)
 

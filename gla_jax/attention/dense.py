@@ -25,13 +25,10 @@ def attention_weights(
     queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "q N"]:
     """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0), all without masking."""
-    logits = attention_logits(queries, norm, buffer, method)
+    logits, kept = attention_logits(queries, norm, buffer, method)
     if not method.drops_entries:
         return jax.nn.softmax(jnp.where(buffer.valid[None], ordinary_logits(logits, method), -jnp.inf), axis=1)
-    logits = jnp.where(buffer.valid[None], logits, -jnp.inf)
-    # Every entry >= 0, or the maximum alone where all are negative.
-    keep = logits >= jnp.minimum(logits.max(1, keepdims=True), 0.0)
-    return jax.nn.softmax(jnp.where(keep, logits / method.temperature, -jnp.inf), axis=1)
+    return jax.nn.softmax(jnp.where(kept, logits / method.temperature, -jnp.inf), axis=1)
 
 
 @typed

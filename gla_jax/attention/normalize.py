@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.products import for_attention, similarities
 from gla_jax.config import MethodConfig
-from gla_jax.support.arrays import Array, Float, typed
+from gla_jax.support.arrays import Array, Bool, Float, typed
 
 
 class Normalization(NamedTuple):
@@ -82,12 +82,24 @@ def normalization(
     return Normalization(gamma, gamma * shift(windows, method) * mean)
 
 
+class Logits(NamedTuple):
+    """Logits a_ij [q b] before the softmax, and kept: the entries that it keeps where the method drops any."""
+
+    values: Float[Array, "q b"]
+    kept: Bool[Array, "q b"]
+
+
 @typed
-def attention_logits(
-    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
-) -> Float[Array, "q b"]:
-    """a_ij = scale_i * s_ij - offset_i."""
-    return norm.scale[:, None] * similarities(queries, for_attention(buffer, method)) - norm.offset[:, None]
+def attention_logits(queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig) -> Logits:
+    """a_ij = scale_i * s_ij - offset_i; kept is every valid entry >= 0 and the largest of each row (DESIGN 3.2)."""
+    similarity = similarities(queries, for_attention(buffer, method))
+    logits = norm.scale[:, None] * similarity - norm.offset[:, None]
+    # The largest is found among the similarities, which come out of a product. A compiler may compute logits twice and
+    # round them differently: none would equal their maximum, and a row of negative ones would keep nothing.
+    rank = jnp.where(norm.scale[:, None] < 0, -similarity, similarity)
+    rank = jnp.where(buffer.valid[None], rank, -jnp.inf)
+    largest = rank >= jax.lax.stop_gradient(rank.max(1, keepdims=True))
+    return Logits(logits, ((logits >= 0) | largest) & buffer.valid[None])
 
 
 @typed
