@@ -13,6 +13,7 @@ from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.segmenter import Segmenter
 from gla_jax.settings.options import with_fields
 from gla_jax.support.errors import UserError
+from gla_jax.support.places import place
 
 _HINTS = {
     **dict.fromkeys(("benchmark", "method", "preset", "dtype"), str),
@@ -66,9 +67,8 @@ def open_runs(jobs: Sequence[Job], out: Path) -> list[Run]:
     opened = []
     for job in jobs:
         asked = {"drop_duplicates": job.drop_duplicates, "unlabelled": job.save_predictions}
-        # Of several benchmarks tiny-world is the one that --data is not for.
-        data = job.data and not (len(jobs) > 1 and job.benchmark == TINY_WORLD) and Path(job.data)
-        dataset, row = open_benchmark(job.benchmark, data or None, job.preset, method=job.method, **asked)
+        data = place(job.data) if job.data else None
+        dataset, row = open_benchmark(job.benchmark, data, job.preset, method=job.method, **asked)
         config = with_fields(row.config(job.method, job.dtype), {"precision": job.precision})
         opened.append((job, dataset, row, config, job.mesh and read_mesh(job.mesh, spanning=False)))
     segmenters: dict[str, Segmenter] = {}

@@ -7,7 +7,6 @@ A row that changes is another protocol: figures measured before cannot be compar
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gla_jax.config import DEFAULT_PRESET, DTYPES, METHODS, PRESET_ALIASES, PRESETS, SegmenterConfig, WindowConfig
@@ -23,6 +22,7 @@ from gla_jax.settings.options import (
     with_fields,
 )
 from gla_jax.support.errors import UserError
+from gla_jax.support.places import place
 
 if TYPE_CHECKING:
     from gla_jax.text.prompts import Classes
@@ -145,7 +145,7 @@ def protocol(
     """
     check_choice(benchmark, BENCHMARKS, "benchmark")
     if setting.endswith(PRESET_SUFFIX):
-        settings, tuned_for, prompts = read_preset(Path(setting))
+        settings, tuned_for, prompts = read_preset(place(setting))
         return Protocol(benchmark, TUNED, *_prompts(benchmark, prompts, classes), settings, tuned_for=tuned_for)
     setting = preset_name(setting)
     sizes, settings, area_threshold = setting.partition("+")[0], named_preset(setting), 0.0
@@ -165,7 +165,7 @@ def protocol(
 def prompt_list(setting: str) -> str:
     """Name of the list of prompts that a preset or a file of gla-jax tune takes. Raises UserError."""
     if setting.endswith(PRESET_SUFFIX):
-        return read_preset(Path(setting)).prompts
+        return read_preset(place(setting)).prompts
     return PAPER_NUMBERS[preset_name(setting).partition("+")[0]].prompts
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
 from gla_jax.eval.schema import ANY_KEY, Number, first_fault
-from gla_jax.outputs.files import LineFile, taken_message, writing_to
+from gla_jax.outputs.files import LineFile, LineObjects, line_file, taken_message, writing_to
 from gla_jax.support.files import folder_lock
 
 COUNT = Number(high=2.0**48, whole=True)  # so that the counts of many images fit into 64 bits
@@ -129,7 +129,7 @@ def read_records(out: Path, classes: int | None = None) -> dict[str, ImageRecord
 
 
 @contextmanager
-def record_file(out: Path, process: int = 0, wait: float = 0) -> Iterator[LineFile]:
+def record_file(out: Path, process: int = 0, wait: float = 0) -> Iterator[LineFile | LineObjects]:
     """One process's file of records, open for appending; its lock holds the run's folder, which is created.
 
     wait: seconds to wait for another run to let go of it. Raises UserError when one holds it or it cannot be written.
@@ -138,4 +138,4 @@ def record_file(out: Path, process: int = 0, wait: float = 0) -> Iterator[LineFi
     with ExitStack() as held:
         with writing_to(out):
             held.enter_context(folder_lock(out / "records", taken_message(out), f".{name}.lock", wait))
-        yield held.enter_context(closing(LineFile(out / "records" / f"{name}.jsonl")))
+        yield held.enter_context(closing(line_file(out / "records" / f"{name}.jsonl")))

@@ -1,7 +1,7 @@
 """A benchmark run: every image once, its counts durable, then one set of figures over all of them."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from gla_jax.support.arrays import Integer
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import write_beside
+from gla_jax.support.places import make_folder
 from gla_jax.support.steps import Progress
 
 if TYPE_CHECKING:
@@ -160,7 +161,13 @@ def open_benchmark(
     return dataset, without_duplicates(row) if drop_duplicates else row
 
 
-def measure(run: Run, processes: Processes | None = None, progress: Progress | None = None, wait: float = 0) -> Outcome:
+def measure(
+    run: Run,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+    wait: float = 0,
+    log: Callable[[ImageRecord], None] = lambda record: None,
+) -> Outcome:
     """Segment the images that have no record yet and return the records of all, the same at every process.
 
     Args:
@@ -168,6 +175,7 @@ def measure(run: Run, processes: Processes | None = None, progress: Progress | N
         processes: that share the images.
         progress: called after every image with (done, of) of this process's share.
         wait: seconds to wait for another run to let go of the folder.
+        log: called with the record of every image that is measured now.
 
     Raises UserError when the folder holds another run or more images of this one, or data cannot be read.
     """
@@ -194,6 +202,7 @@ def measure(run: Run, processes: Processes | None = None, progress: Progress | N
         for done, record in enumerate(_segment(run, left) if left else (), len(share) - len(left) + 1):
             file.append(record.line())
             records[record.image_id] = record
+            log(record)
             progress(done, len(share))
     return Outcome(run, _gathered(run, records, processes), processes.count)
 
@@ -208,7 +217,7 @@ def _segment(run: Run, indices: list[int]) -> Iterator[ImageRecord]:
             if values is not None:
                 path = prediction_path(run.out, example.image_id)
                 with writing_to(run.out):
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(path.parent)
                     write_beside(path, partial(write_label, label=values[labels]))
                 watch.mark("save")
             now = pool.submit(_counted, run, example, labels, watch.take())

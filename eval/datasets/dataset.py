@@ -1,14 +1,16 @@
 """Benchmark data opened: folders, a TensorFlow Datasets copy or generated scenes."""
 
 import hashlib
-import os
 from pathlib import Path
 
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, ClassNames, class_names
 from gla_jax.eval.datasets.examples import Dataset, Example, example_reader, examples
 from gla_jax.eval.datasets.folders import find_copy, find_folders
 from gla_jax.eval.datasets.labels import label_code
+from gla_jax.eval.datasets.tars import find_tars, open_tars
 from gla_jax.support.errors import DataError
+from gla_jax.support.files import cache_folder
+from gla_jax.support.places import is_file, is_folder, local_copy
 
 CLASSES_FILE = "classes.txt"
 TINY_WORLD_SIZE = (336, 448)
@@ -17,7 +19,7 @@ __all__ = ["TINY_WORLD_SIZE", "Dataset", "Example", "example_reader", "examples"
 
 
 def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False) -> Dataset:
-    """The data of a benchmark: `data` holds mmsegmentation's folders or a copy made by `gla-jax eval prepare`.
+    """The data of a benchmark: `data` holds mmsegmentation's folders, tars, or a copy made by `gla-jax eval prepare`.
 
     tiny-world needs no data; unlabelled: the benchmark `folder` may be images without a folder of labels. Raises
     DataError when something is missing.
@@ -28,12 +30,16 @@ def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False) ->
         return _tiny_world()
     if data is None:
         raise DataError(f"{benchmark} reads images from a folder; name it with --data.")
-    if not os.path.isdir(data):  # unlike Path's, False for a name that is too long
+    is_tar = data.suffix == ".tar" and is_file(data)
+    if not is_tar and not is_folder(data):
         raise DataError(f"{data} is not a folder; --data names the one that holds {benchmark}.")
+    if tars := find_tars(data):
+        names = _names_of_folder(data.parent if is_tar else data) if benchmark == FOLDER else class_names(benchmark)
+        return open_tars(benchmark, tars, names, labelled=not (unlabelled and benchmark == FOLDER))
     if benchmark != FOLDER and (copy := find_copy(benchmark, data)):
         from gla_jax.eval.datasets.tfds_copy import open_copy
 
-        return open_copy(benchmark, copy)
+        return open_copy(benchmark, local_copy(copy, lambda: cache_folder("copies")))
     return _folders(benchmark, data, unlabelled)
 
 

@@ -1,17 +1,18 @@
 """Data sets as users have them: mmsegmentation's folder layouts, read directly."""
 
 import hashlib
-import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gla_jax.eval.benchmarks import Benchmark, FolderLayout
 from gla_jax.eval.datasets.ids import checked_id
 from gla_jax.images.reading import files_below
+from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import DataError
 from gla_jax.support.files import read_json
+from gla_jax.support.places import THREADS, content_of, is_file, is_remote, objects_below
 
 MAX_SPLIT_BYTES = 2**26  # a million names of images
 COPY_NAME, COPY_VERSION = "gla_benchmark", "1.0.0"
@@ -39,11 +40,20 @@ class DataFiles:
 
         Two copies of a data set have one; an image that changes and keeps its size goes unnoticed.
         """
-        sha = hashlib.sha256()
-        for pair in self.pairs:
-            label = zlib.crc32(pair.label.read_bytes()) if pair.label else None
-            sha.update(f"{pair.image_id} {pair.image.stat().st_size} {label}\n".encode())
-        return sha.hexdigest()
+
+        def facts(pair: Pair) -> tuple[str, int, int | None]:
+            label = zlib.crc32(content_of(pair.label)) if pair.label else None
+            return pair.image_id, pair.image.stat().st_size, label
+
+        return fingerprint_of(read_ahead(self.pairs, facts, THREADS))
+
+
+def fingerprint_of(facts: Iterable[tuple[str, int, int | None]]) -> str:
+    """SHA-256 over (id, bytes of the image file, CRC-32 of the label file or None) of all pairs in order."""
+    sha = hashlib.sha256()
+    for image_id, size, label in facts:
+        sha.update(f"{image_id} {size} {label}\n".encode())
+    return sha.hexdigest()
 
 
 def find_folders(benchmark: Benchmark, data: Path, labelled: bool = True) -> DataFiles:
@@ -89,11 +99,13 @@ def _pairs_of(root: Path, layout: FolderLayout, labelled: bool, missing: list[Pa
         if not there:
             missing.append(path)
             return ()
+    for folder in filter(is_remote, (images, labels)):
+        list(objects_below(folder))  # one listing in place of a question about every object
     pairs = tuple(
         Pair(stem, image, labels / f"{stem}{layout.label_suffix}" if labelled else None)
         for stem, image in (_split_stems(split, images, layout) if split else _listed_stems(images, layout))
     )
-    if not any(pair.label is None or os.path.isfile(pair.label) for pair in pairs):
+    if not any(pair.label is None or is_file(pair.label) for pair in pairs):
         missing.append(pairs[0].label if pairs else images / f"*{layout.image_suffixes[0]}")
         return ()
     return pairs
@@ -110,7 +122,7 @@ def _split_stems(split: Path, images: Path, layout: FolderLayout) -> Iterator[tu
         if line.strip():
             stem = checked_id(line.strip(), f"{split}, line {number},")
             candidates = [images / f"{stem}{suffix}" for suffix in layout.image_suffixes]
-            yield stem, next((path for path in candidates if os.path.isfile(path)), candidates[0])
+            yield stem, next(filter(is_file, candidates), candidates[0])
 
 
 def _listed_stems(images: Path, layout: FolderLayout) -> Iterator[tuple[str, Path]]:
@@ -123,8 +135,7 @@ def _listed_stems(images: Path, layout: FolderLayout) -> Iterator[tuple[str, Pat
 
 def _check_complete(name: str, pairs: tuple[Pair, ...]) -> None:
     for kind in ("image", "label"):
-        # Unlike Path's, isfile is False for a name that is too long.
-        lacking = [path for pair in pairs if (path := getattr(pair, kind)) and not os.path.isfile(path)]
+        lacking = [path for pair in pairs if (path := getattr(pair, kind)) and not is_file(path)]
         if lacking:
             raise DataError(
                 f"{name} is incomplete: {len(lacking)} of {len(pairs)} {kind}s are missing; the first is {lacking[0]}."

@@ -10,6 +10,7 @@ import numpy as np
 from gla_jax.eval.report.page import NAMES, figure, render, text_table
 from gla_jax.eval.results import BOUNDARY, FIGURES, read_results
 from gla_jax.support.errors import DataError, UserError
+from gla_jax.support.places import place
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -130,7 +131,7 @@ def _pictures(comparison: Comparison, count: int) -> Iterator[tuple[Any, ...]]:
 
     results = comparison.results[0]
     try:
-        dataset = open_dataset(results["benchmark"], Path(results["data"]["origin"]))
+        dataset = open_dataset(results["benchmark"], place(results["data"]["origin"]))
     except DataError:
         return
     saved = all((folder / "predictions").is_dir() for folder in comparison.folders)

@@ -1,5 +1,6 @@
 """gla-jax eval BENCHMARK...; gla-jax eval merge, prepare, compare, overhead."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from gla_jax.distributed.processes import Processes
     from gla_jax.eval.job import Job
     from gla_jax.eval.report.pictures import Picture
-    from gla_jax.eval.runner import Run
+    from gla_jax.eval.runner import Outcome, Run
 
 
 class _BenchmarksAreNoCommands(TyperGroup):
@@ -40,16 +41,18 @@ app = typer.Typer(
 def run(
     benchmarks: Annotated[list[str] | None, typer.Argument(help="What to measure; --list names all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="The eight benchmarks of the paper.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data, or the folder that holds several.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(**options.URL, help="Folder of the data, or the folder that holds several.")
+    ] = None,
     model: options.BenchmarkModel = None,
     method: options.Method = "gla",
     preset: options.Preset = options.DEFAULT_PRESET,
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates", help="Drop background prompts that are classes too (COCO-Object: bed).")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Where results go; an interrupted run goes on there.")] = Path(
-        "gla-jax-eval"
-    ),
+    out: Annotated[
+        Path, typer.Option(**options.URL, help="Where results go; an interrupted run goes on there.")
+    ] = Path("gla-jax-eval"),
     limit: options.Limit = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = None,
@@ -65,6 +68,8 @@ def run(
     offline: options.Offline = False,
     distributed: options.Distributed = False,
     shard: options.Shard = None,
+    log: Annotated[Path | None, typer.Option(help="Add a JSON line for every image to this file.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard's scalars to this folder.")] = None,
     ray: options.Ray = None,
     actors: options.Actors = None,
     cpus_per_actor: options.CpusPerActor = None,
@@ -109,37 +114,38 @@ def run(
         "offline": offline,
     }
     if ray:
-        if part or distributed:
-            raise UserError("--ray deals shards by itself; leave out --shard and --distributed.")
+        if part or distributed or log or tensorboard:
+            raise UserError("--ray deals shards by itself; leave out --shard, --distributed, --log and --tensorboard.")
         from gla_jax.cluster.pool import Cluster
         from gla_jax.cluster.workers import evaluate
-        from gla_jax.eval.job import Job
         from gla_jax.support.progress import counter
 
         address = None if ray == options.RAY_HERE else ray
         with counter(", ".join(keys)) as advance:
-            evaluate([Job(key, **values) for key in keys], out, Cluster(address, actors, cpus_per_actor), advance)
+            evaluate(_jobs(keys, values), out, Cluster(address, actors, cpus_per_actor), advance)
         _merge([out], out)
         return
     with joined(distributed, "finished images are kept, start all processes again to go on") as processes:
         prepare_jax()
-        from gla_jax.eval.job import Job, open_runs
+        from gla_jax.eval.job import open_runs
 
-        jobs = [Job(key, **values) for key in keys]
+        jobs = _jobs(keys, values)
         runs = open_runs(jobs, out)
         if part:
             for order, (job, one) in enumerate(zip(jobs, runs, strict=True)):
-                _measure_shard(job, order, replace(one, shard=part), processes)
+                _measure_shard(job, order, replace(one, shard=part), processes, log, tensorboard)
             return
-        contents = [_measure(one, processes) for one in runs]
+        contents = [_measure(one, processes, log, tensorboard) for one in runs]
         if processes.is_first:
             _summarize(contents, out)
 
 
 @app.command()
 def merge(
-    outs: Annotated[list[Path], typer.Argument(help="The --out folders of runs with --shard I/N.")],
-    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: the one folder named]")] = None,
+    outs: Annotated[list[Path], typer.Argument(**options.URL, help="The --out folders of runs with --shard I/N.")],
+    out: Annotated[
+        Path | None, typer.Option(**options.URL, help="Where the results go. [default: the one folder named]")
+    ] = None,
 ) -> None:
     """Put the shards of a run together: the results of one run over all images, or why there are none.
 
@@ -164,9 +170,11 @@ def prepare(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="The --out folder of a run.")],
-    second: Annotated[Path, typer.Argument(help="The --out folder of another run of the same benchmark.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("gla-jax-compare.html"),
+    first: Annotated[Path, typer.Argument(**options.URL, help="The --out folder of a run.")],
+    second: Annotated[
+        Path, typer.Argument(**options.URL, help="The --out folder of another run of the same benchmark.")
+    ],
+    out: Annotated[Path, typer.Option(**options.URL, help="The page to write.")] = Path("gla-jax-compare.html"),
 ) -> None:
     """Print and draw how two runs differ: per class, and the images that changed most."""
     from rich.console import Console
@@ -175,11 +183,12 @@ def compare(
     from gla_jax.eval.report.compare import comparison_html, comparison_tables
     from gla_jax.outputs.files import writing_to
     from gla_jax.support.files import write_text
+    from gla_jax.support.places import make_folder
 
     comparison = compared(first, second)
     Console().print(comparison_tables(comparison))
     with writing_to(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         write_text(out, comparison_html(comparison))
     typer.echo(f"page: {out}")
 
@@ -194,9 +203,19 @@ def overhead() -> None:
     Console().print(overhead_table([measure_overhead(case) for case in CASES]))
 
 
+def _jobs(keys: list[str], values: dict[str, Any]) -> "list[Job]":
+    """The jobs of several benchmarks, of which tiny-world is the one that --data is not for."""
+    from gla_jax.eval.benchmarks import TINY_WORLD
+    from gla_jax.eval.job import Job
+
+    without = {"data": None} if len(keys) > 1 else {}
+    return [Job(key, **values | (without if key == TINY_WORLD else {})) for key in keys]
+
+
 def _merge(outs: list[Path], out: Path) -> None:
     """Write and print the results of shards."""
     from gla_jax.eval.merge import find_shards, merge, pictures_of
+    from gla_jax.support.places import make_folder
 
     found = find_shards(outs)
     merged = {key: merge(shards) for key, shards in found.items()}  # all are checked before one is written
@@ -208,36 +227,45 @@ def _merge(outs: list[Path], out: Path) -> None:
             typer.echo(f"warning: {key}: the report has no pictures, as {error}", err=True)
             pictures = []
         home = out if len(merged) == 1 else out / key
-        home.mkdir(parents=True, exist_ok=True)
+        make_folder(home)
         _finish(content, home, pictures)
     _summarize([content for content, _ in merged.values()], out)
 
 
-def _measure(one: "Run", processes: "Processes") -> dict[str, Any]:
-    """Measure one benchmark; the first process writes and prints the results, which every one returns."""
-    from gla_jax.eval.report.pictures import report_pictures
-    from gla_jax.eval.results import results
+def _watched(name: str, one: "Run", processes: "Processes", log: Path | None, tensorboard: Path | None) -> "Outcome":
+    """Measure a run, with progress under a name and the logs that are wanted."""
+    from gla_jax.eval.logs import image_lines, scalars
     from gla_jax.eval.runner import measure
     from gla_jax.support.progress import counter
 
-    with counter(processes.named(one.row.benchmark)) as advance:
-        outcome = measure(one, processes, advance)
+    classes = len(one.row.classes)
+    with ExitStack() as stack:
+        logs = [stack.enter_context(image_lines(log, classes))] if log else []
+        if tensorboard:
+            logs.append(stack.enter_context(scalars(tensorboard, one.row.benchmark, classes)))
+        advance = stack.enter_context(counter(processes.named(name)))
+        return measure(one, processes, advance, log=lambda record: [write(record) for write in logs])
+
+
+def _measure(one: "Run", processes: "Processes", *logs: Path | None) -> dict[str, Any]:
+    """Measure one benchmark; the first process writes and prints the results, which every one returns."""
+    from gla_jax.eval.report.pictures import report_pictures
+    from gla_jax.eval.results import results
+
+    outcome = _watched(one.row.benchmark, one, processes, *logs)
     content = results(outcome)
     if processes.is_first:
         _finish(content, one.out, report_pictures(one, outcome.tally.miou))
     return content
 
 
-def _measure_shard(job: "Job", order: int, one: "Run", processes: "Processes") -> None:
+def _measure_shard(job: "Job", order: int, one: "Run", processes: "Processes", *logs: Path | None) -> None:
     """Measure a shard of a benchmark; the first process declares it finished."""
     from gla_jax.eval.merge import finish_shard
     from gla_jax.eval.report.page import counted
-    from gla_jax.eval.runner import measure
-    from gla_jax.support.progress import counter
 
     name = f"{one.row.benchmark}, shard {one.shard}"
-    with counter(processes.named(name)) as advance:
-        outcome = measure(one, processes, advance)
+    outcome = _watched(name, one, processes, *logs)
     if processes.is_first:
         finish_shard(outcome, job, order)
         typer.echo(f"{name}: {counted(len(one.part))} measured; gla-jax eval merge {one.out}, once all shards are done")

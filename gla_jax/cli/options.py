@@ -13,7 +13,10 @@ from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.devices import check_devices as check_devices
 from gla_jax.support.devices import prepare_jax as prepare_jax
 from gla_jax.support.errors import UserError
+from gla_jax.support.files import write_text
+from gla_jax.support.places import is_remote, place
 
+URL = {"parser": place, "metavar": "PATH|URL"}  # of an option that takes s3://, gs:// and hf:// too
 DEFAULT_PRESET = "336-224-112"  # config's, which would load JAX; a test compares the two
 
 
@@ -79,6 +82,14 @@ def results_folder(path: Path, option: str = "--out") -> Path:
 
     It is removed at the end of the command if it is still empty; option: that names it.
     """
+    if is_remote(path):
+        probe = path / f".gla-jax-{os.getpid()}"
+        try:
+            write_text(probe, "")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"the folder {path} cannot be written to ({error}); choose another with --out.") from None
+        return path
     _made.extend(part for part in (path, *path.parents) if not os.path.lexists(part))
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from gla_jax.cli import options
 from gla_jax.cli.options import prepare_jax, results_folder
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import ImageError, UserError
+from gla_jax.support.places import is_remote
 
 if TYPE_CHECKING:
     from gla_jax.outputs.run import Outcome
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 def segment(
     images: options.Images,
     classes: options.ClassNames = None,
-    classes_file: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
+    classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
     background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
     threshold: Annotated[
         float | None,
@@ -31,10 +33,12 @@ def segment(
     short_side: options.ShortSide = None,
     crop: options.Crop = None,
     stride: options.Stride = None,
-    templates: Annotated[Path | None, typer.Option(help="A text file of prompts with {} for the name.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results; an interrupted run goes on there.")] = Path(
-        "gla-jax-out"
-    ),
+    templates: Annotated[
+        Path | None, typer.Option(**options.URL, help="A text file of prompts with {} for the name.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(**options.URL, help="Folder for the results; an interrupted run goes on there.")
+    ] = Path("gla-jax-out"),
     recursive: Annotated[bool, typer.Option("--recursive", help="Also the images in subfolders of folders.")] = False,
     dtype: options.Dtype = "float32",
     precision: options.Precision = None,
@@ -152,16 +156,24 @@ def _find(images: list[str], out: Path, recursive: bool, classes: list[str] | No
     if stray:
         repeated = " ".join(f"--classes {shlex.quote(word)}" for word in (*classes, *stray)[:4])
         raise UserError(f"there is no image {stray[0]!r}; if it is a class, write --classes before each: {repeated}")
-    results, endings = os.path.realpath(out), (".index.png", ".palette.png", ".overlay.png")
 
-    def of_a_run(path: Path) -> bool:  # of another folder than `out`, reached through --recursive
-        marks = (path.parent / name for name in ("results.jsonl", "shards"))
-        return str(path) not in images and any(mark.exists() for mark in marks)
+    def real(path: Path) -> str:
+        return str(path) if is_remote(path) else os.path.realpath(path)
+
+    results, endings = real(out), (".index.png", ".palette.png", ".overlay.png")
+
+    @cache
+    def of_a_run(folder: Path) -> bool:  # of another folder than `out`, reached through --recursive
+        marks = (folder / name for name in ("results.jsonl", "shards"))
+        return any(mark.exists() for mark in marks)
 
     paths = [
         path
         for path in find_images(images, recursive)
-        if not (path.name.endswith(endings) and (os.path.realpath(path.parent) == results or of_a_run(path)))
+        if not (
+            path.name.endswith(endings)
+            and (real(path.parent) == results or (str(path) not in images and of_a_run(path.parent)))
+        )
     ]
     if not paths:
         raise ImageError(f"all images of {', '.join(images)} are results in {out}; name others.")

@@ -17,6 +17,7 @@ from gla_jax.eval.runner import measure, open_benchmark
 from gla_jax.outputs.run import Outcome, Say, Task, segment_files
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.devices import prepare_jax
+from gla_jax.support.places import is_url, place
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
 
@@ -31,7 +32,7 @@ class EvalWorker:
     @cached_property
     def _runs(self) -> list[Any]:
         prepare_jax()
-        return open_runs(self._jobs, Path(self._out))
+        return open_runs(self._jobs, place(self._out))
 
     def work(self, number: int, shard: Shard) -> int:
         """Measure a shard of one job, unless that is done; the number of its images."""
@@ -57,11 +58,11 @@ def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progres
     counts = []
     for job in jobs:  # faults of data and settings are told before actors start
         asked = {"drop_duplicates": job.drop_duplicates, "unlabelled": job.save_predictions}
-        dataset, _ = open_benchmark(job.benchmark, job.data and Path(job.data), job.preset, method=job.method, **asked)
+        dataset, _ = open_benchmark(job.benchmark, job.data and place(job.data), job.preset, method=job.method, **asked)
         counts.append(len(dataset.ids[: job.limit]))
     tasks = [(number, tuple(shard)) for number, count in enumerate(counts) for shard in shards_for(count)]
     done = 0
-    for images in deal(cluster, EvalWorker, (jobs, os.path.abspath(out)), tasks):
+    for images in deal(cluster, EvalWorker, (jobs, _absolute_path(out)), tasks):
         done += images
         progress(done, sum(counts))
 
@@ -105,10 +106,10 @@ class SegmentWorker:
     def work(self, shard: Shard | None) -> tuple[int, list[str], Outcome]:
         """Segment a shard, None: put all together; the number of its images, what there is to say, the outcome."""
         sentences: list[str] = []
-        paths = list(map(Path, self._order.paths))
+        paths = list(map(place, self._order.paths))
         part = Shard(*shard) if shard else None
         outcome = segment_files(
-            self._task, paths, Path(self._order.out), Processes(), sentences.append, part, wait=SECONDS_TO_LET_GO
+            self._task, paths, place(self._order.out), Processes(), sentences.append, part, wait=SECONDS_TO_LET_GO
         )
         return len(part.part(len(paths))) if part else len(paths), sentences, outcome
 
@@ -124,8 +125,8 @@ def segment(order: SegmentOrder, cluster: Cluster, progress: Progress, say: Say)
 
     Raises UserError.
     """
-    paths = [os.path.abspath(path) for path in order.paths]
-    order = replace(order, paths=paths, out=os.path.abspath(order.out), model=_absolute(order.model))
+    paths = list(map(_absolute_path, order.paths))
+    order = replace(order, paths=paths, out=_absolute_path(order.out), model=_absolute(order.model))
     done = 0
     for images, sentences, _ in deal(
         cluster, SegmentWorker, (order,), [(tuple(shard),) for shard in shards_for(len(paths))]
@@ -137,6 +138,10 @@ def segment(order: SegmentOrder, cluster: Cluster, progress: Progress, say: Say)
         progress(done, len(paths))
     _, _, outcome = SegmentWorker(order).work(None)
     return outcome
+
+
+def _absolute_path(path: str | Path) -> str:
+    return str(path) if is_url(str(path)) else os.path.abspath(path)
 
 
 def _absolute(name: str | None) -> str | None:

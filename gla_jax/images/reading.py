@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gla_jax.support.arrays import UInt8
 from gla_jax.support.errors import ImageError, UserError
+from gla_jax.support.places import content_of, is_folder, is_remote, is_url, objects_below, place
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2", ".j2k",
@@ -41,6 +42,8 @@ def opened(
 ) -> Iterator[Image.Image]:
     """A PIL image that is not decoded yet. Every fault in the block becomes an `error` that names the file."""
     name, content = name or str(source), source
+    if is_remote(source):
+        source = _fetched(source, name, error)
     if isinstance(source, bytes):
         content = io.BytesIO(source)
     elif fault := _file_fault(source):
@@ -52,6 +55,18 @@ def opened(
         if image.format == "EPS":  # Pillow would run Ghostscript on the file
             raise UnidentifiedImageError
         yield image
+
+
+def _fetched(path: Path, name: str, error: type[UserError]) -> bytes:
+    try:
+        content = content_of(path, MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise error(f"{name} does not exist.") from None
+    except OSError as fault:
+        raise error(f"{name} cannot be read ({fault.strerror or fault}).") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise error(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB; save the image in a smaller file.")
+    return content
 
 
 def _file_fault(path: Path | str) -> str | None:
@@ -186,14 +201,14 @@ def find_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
     names no image or cannot be read.
     """
     images: dict[Path, None] = {}
-    for entry in inputs:
-        if os.path.isdir(entry):  # unlike Path's, False for a name that is too long
+    for entry in map(_place_of, inputs):
+        if is_folder(entry):
             try:
-                files = files_below(Path(entry), None if recursive else MAX_LOOKED_INTO)
+                files = files_below(place(entry), None if recursive else MAX_LOOKED_INTO)
                 below = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
             except OSError as fault:
                 raise ImageError(f"the folder {entry} cannot be read ({fault.strerror}).") from None
-            matches = [path for path in below if recursive or path.parent == Path(entry)]
+            matches = [path for path in below if recursive or path.parent == place(entry)]
             skipped = f"{entry} has images in subfolders"
             if not below:
                 raise ImageError(f"the folder {entry} holds no images ({', '.join(SUFFIXES)}).")
@@ -201,8 +216,10 @@ def find_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
                 raise ImageError(f"{skipped} and none beside them; add --recursive.")
             if len(matches) < len(below):
                 warnings.warn(f"{skipped}, which are skipped; add --recursive", stacklevel=2)
-        elif os.path.exists(entry):
-            matches = [Path(entry)]
+        elif entry.exists() if is_remote(entry) else os.path.exists(entry):
+            matches = [place(entry)]
+        elif is_remote(entry):
+            raise ImageError(f"{entry} does not exist.")
         else:
             matches = sorted(Path(name) for name in glob.glob(str(entry), recursive=True) if not os.path.isdir(name))
             if not matches:
@@ -211,12 +228,20 @@ def find_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
     return list(images)
 
 
+def _place_of(entry: str | Path) -> str | Path:
+    """An input as it is, or as the object that stands for a URL."""
+    return place(entry) if is_url(entry) else entry
+
+
 def files_below(folder: Path, folders: int | None = None) -> Iterator[Path]:
     """Every file in a folder and below it. A subfolder that cannot be read is skipped with a warning.
 
     Links to folders are followed; each folder is entered once, so that links which form a loop come to an end.
     folders: how many are entered at most.
     """
+    if is_remote(folder):
+        yield from objects_below(folder)
+        return
     entered: set[tuple[int, int]] = set()
     waiting, links = [str(folder)], []
     while (waiting or links) and len(entered) != folders:

@@ -11,6 +11,7 @@ from gla_jax.models.registry import EMBEDDED, MODELS
 from gla_jax.support.errors import ConversionError, ModelError, first_line
 from gla_jax.support.files import cache_folder
 from gla_jax.support.new_folder import check_new_folder
+from gla_jax.support.places import is_url, local_copy, place
 
 PAIR = ("clip", "vfm")  # subfolders of a folder that holds both models
 PYTORCH = (".safetensors", ".bin", ".pt", ".pth")
@@ -51,6 +52,8 @@ def model_sources(text: str) -> list[str | Path]:
 
 def _folders(part: str) -> list[Path]:
     """The model folders of a part that is not in the models table."""
+    if is_url(part):
+        part = str(local_copy(place(part), lambda: cache_folder("fetched")))
     weights = files("gla_jax.tiny_world") / "weights"
     folder = Path(str(weights) if part == EMBEDDED else os.path.expanduser(part))
     command = f"gla-jax convert clip|dino|dinov2 {part} OUT"

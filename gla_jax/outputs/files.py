@@ -2,21 +2,24 @@
 
 import json
 import os
+import secrets
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gla_jax.config import PlatformNumbers, SegmenterConfig, settings_as_dict
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.support.errors import UserError
-from gla_jax.support.files import read_json, write_json
+from gla_jax.support.files import read_json, write_json, write_text
+from gla_jax.support.places import is_remote
 
 SETTINGS_FILE = "run.json"
 SYNC_SECONDS = 1.0
+OBJECT_SECONDS = 5.0  # what a killed run loses on an object store
 
 
 def taken_message(out: Path) -> str:
@@ -33,6 +36,39 @@ def writing_to(out: Path) -> Iterator[None]:
         raise UserError(
             f"results cannot be written to {out} ({error.strerror or error}); make room there or choose another --out."
         ) from error
+
+
+class LineObjects:
+    """Lines on an object store, which has no appending: an object for those of a few seconds, none of which changes."""
+
+    def __init__(self, path: Path):
+        """Write beside `path`, under its name with the number of an object before the ending."""
+        self._path, self._run, self._count = path, secrets.token_hex(4), 0
+        self._lines: list[str] = []
+        self._written = time.monotonic()
+
+    def append(self, line: str) -> None:
+        """Keep a line, which ends with its newline; all are written a few seconds later."""
+        self._lines.append(line)
+        if time.monotonic() - self._written > OBJECT_SECONDS:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._write()
+
+    def _write(self) -> None:
+        if self._lines:
+            name = f"{self._path.stem}.{self._run}-{self._count:06d}{self._path.suffix}"
+            with writing_to(self._path.parent):
+                write_text(self._path.parent / name, "".join(self._lines))
+            self._lines, self._count = [], self._count + 1
+        self._written = time.monotonic()
+
+
+def line_file(path: Path) -> "LineFile | LineObjects":
+    """Lines at a path of a folder whose lock this run holds."""
+    return LineObjects(path) if is_remote(path) else LineFile(path)
 
 
 class LineFile:
@@ -108,8 +144,11 @@ def output_names(paths: Sequence[Path]) -> list[str]:
 
     Its stem; where stems are equal its ending too, then its folders below those that all share, then a number.
     """
-    places = [Path(os.path.abspath(path)) for path in paths]
-    shared = len(Path(os.path.commonpath([place.parent for place in places])).parts)
+    places = [PurePosixPath(path.as_posix()) if is_remote(path) else Path(os.path.abspath(path)) for path in paths]
+    try:
+        shared = len(Path(os.path.commonpath([place.parent for place in places])).parts)
+    except ValueError:  # of several stores
+        shared = 0
     spellings = (
         lambda place: place.name.replace(".", "_"),
         lambda place: "_".join((*place.parent.parts[shared:], place.stem)),

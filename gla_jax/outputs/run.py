@@ -18,11 +18,11 @@ from gla_jax.distributed.processes import Processes
 from gla_jax.distributed.shards import FOLDER, Shard
 from gla_jax.images.reading import read_image
 from gla_jax.outputs.files import (
-    LineFile,
     as_lines,
     checked_line,
     claim_folder,
     deciding_settings,
+    line_file,
     output_names,
     parse_line,
     record,
@@ -37,6 +37,8 @@ from gla_jax.support.arrays import UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError
 from gla_jax.support.files import SECONDS_TO_LOCK, folder_lock, remove_leftovers, write_text
+from gla_jax.support.places import is_remote
+from gla_jax.support.places import stamp as object_stamp
 from gla_jax.support.progress import counter, steps
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
@@ -172,7 +174,7 @@ def segment_files(
         lines = None
         if processes.is_first or not together:
             number = "" if processes.is_first else f"-{processes.index}"
-            lines = stack.enter_context(closing(LineFile(home / LINES.format(number))))
+            lines = stack.enter_context(closing(line_file(home / LINES.format(number))))
 
         def keep(complete: bool = False) -> str:
             images, bad = ([part[index] for index in sorted(part)] for part in (rows, failed))
@@ -258,7 +260,7 @@ def _write_formats(task: Task, rows: Sequence[dict[str, Any]], folder: Path) -> 
 
     def labelled() -> Iterator[Labelled]:
         for row in rows:
-            with Image.open(folder / f"{row['name']}{ENDINGS[0]}") as picture:
+            with (folder / f"{row['name']}{ENDINGS[0]}").open("rb") as file, Image.open(file) as picture:
                 yield Labelled(np.asarray(picture), row["image"], row["name"])
 
     for name in task.formats:
@@ -276,8 +278,10 @@ def _watched(task: Task, path: Path, windows: int, say: Say) -> Iterator[Progres
         yield progress
 
 
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: Path) -> list[Any] | None:
     try:
+        if is_remote(path):
+            return object_stamp(path)
         status = os.stat(path)
     except (OSError, ValueError):
         return None

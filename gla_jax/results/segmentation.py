@@ -15,6 +15,7 @@ from gla_jax.pictures.drawing import index_image, overlay, palette, palette_imag
 from gla_jax.results.dataset import FORMATS, Labelled, check_formats, coco_document, label_studio_tasks, yolo_lines
 from gla_jax.support.arrays import Float, Int, UInt8
 from gla_jax.support.files import write_beside, write_png
+from gla_jax.support.places import make_folder, place
 
 ENDINGS = (".index.png", ".palette.png", ".overlay.png")
 SCORES_ENDING = ".scores.npz"
@@ -70,9 +71,9 @@ class Segmentation:
 
         formats: names of FORMATS, whose files are for this image alone. Raises UserError for an unknown one.
         """
-        folder, count = Path(folder), len(self.classes)
+        folder, count = place(folder), len(self.classes)
         check_formats(formats)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         pictures = index_image(self.labels, count), palette_image(self.labels, count), self.overlay()
         for ending, picture in zip(ENDINGS, pictures, strict=True):
             write_png(folder / f"{name}{ending}", picture)

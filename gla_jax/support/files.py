@@ -1,5 +1,6 @@
 """Files that are whole or not there, locks on folders, cache folders, and JSON read with a sentence for each fault."""
 
+import io
 import json
 import os
 import secrets
@@ -14,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from gla_jax.support import places
 from gla_jax.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ def folder_lock(folder: Path, message: str, name: str = LOCK_FILE, wait: float =
     """
     from filelock import FileLock, Timeout
 
+    if places.is_remote(folder):
+        with places.held(folder, message, name, wait):
+            yield
+        return
     lock = FileLock(folder / name, thread_local=False)  # a generator may be closed by another thread
     try:
         lock.acquire(timeout=wait)
@@ -101,6 +107,11 @@ def unfinished(path: Path) -> Path:
 
 def write_beside(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file beside its place and rename it: readers see the old one or the new one, never a part."""
+    if places.is_remote(path):
+        content = io.BytesIO()
+        write(content)
+        places.upload(path, content.getvalue())
+        return
     beside = unfinished(path)
     try:
         with beside.open("xb") as file:
@@ -124,7 +135,7 @@ def remove_leftovers(folder: Path, names: str = "*", min_age: float = SECONDS_TO
         names: glob pattern of the first 40 characters of the names of the files and folders that were written.
         min_age: seconds since the last change; 0 where a lock on `folder` keeps every other writer away.
     """
-    for path in folder.glob(f".{names}-????????.unfinished"):
+    for path in () if places.is_remote(folder) else folder.glob(f".{names}-????????.unfinished"):
         with suppress(OSError, UserError):  # removed meanwhile, not ours to remove, or in use
             status = path.lstat()
             if time.time() - status.st_mtime < min_age:
@@ -165,12 +176,13 @@ def read_json(
         max_bytes: a larger file is refused; in memory it can take sixty times as much.
     """
     try:
-        status = os.stat(path)
+        path = places.place(path)
+        status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{what} {path} is not a file; {advice}.")
         if status.st_size > max_bytes:
             raise error(f"{what} {path} is larger than {max_bytes >> 20} MiB; {advice}.")
-        text = Path(path).read_text("utf-8-sig")  # some editors put a byte order mark in front
+        text = path.read_text("utf-8-sig")  # some editors put a byte order mark in front
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=without_repeats)
     except OSError as fault:
         raise error(f"{what} {path} cannot be read ({fault.strerror or fault}); {advice}.") from None

@@ -1,7 +1,6 @@
 """Class names as users write them, and the prompt templates around them."""
 
 import html
-import os
 import re
 import stat
 import warnings
@@ -14,6 +13,7 @@ from typing import Any
 
 from gla_jax.support.arrays import Array, Float, l2_normalize, typed
 from gla_jax.support.errors import ClassesError
+from gla_jax.support.places import place
 
 SEPARATOR = ";"
 ENTITY = re.compile(r"&(?:amp;)*(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});")
@@ -174,10 +174,10 @@ def read_lines(path: Path | str, what: str) -> list[str]:
 
     what: names the file in errors. Raises ClassesError.
     """
-    path = Path(path)
+    path = place(str(path))
     try:
         # A pipe of the shell, <(command), is read; a named one could wait for ever, and /dev/zero has no end.
-        if not stat.S_ISREG(os.stat(path).st_mode) and path.parent != Path("/dev/fd"):
+        if not stat.S_ISREG(path.stat().st_mode) and path.parent != Path("/dev/fd"):
             raise ClassesError(f"the {what} file {path} is not a file; name a text file.")
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)

@@ -1,0 +1,196 @@
+"""Paths and URLs alike: what lies on an object store is read and written through the methods of pathlib.Path.
+
+universal_pathlib gives every store that fsspec knows those methods, and leaves local paths what they are. A whole
+object appears at once or not at all, so nothing is written beside and renamed there; a lock is an object that is
+created only where there is none.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from gla_jax.support.errors import UserError
+
+SECONDS_OF_A_LOCK = 60.0  # without a sign of life
+SIGNS_IN_A_LOCK = 4
+THREADS = 16  # that fetch objects at once: waiting, not work
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+
+
+def is_url(text: Any) -> bool:
+    """True for text such as s3://bucket/folder."""
+    return isinstance(text, str) and re.match(r"[a-z][a-z0-9+]+://", text) is not None
+
+
+def place(text: str | Path) -> Path:
+    """A path, or for a URL an object with the methods of one; what is one already stays. Raises UserError."""
+    if not is_url(text):
+        return Path(text) if isinstance(text, str) else text
+    try:
+        from upath import UPath
+
+        path = UPath(text)
+        path.fs  # noqa: B018 - loads the package that speaks to the store
+    except ImportError as error:
+        extra = EXTRAS.get(text.partition("://")[0], "stores")
+        raise UserError(f'{text} needs a package that is missing ({error}); pip install "gla-jax[{extra}]".') from None
+    except ValueError as error:
+        raise UserError(f"{text} names no store that is known ({error}); use s3://, gs://, hf:// or a path.") from None
+    return path
+
+
+def is_remote(path: Any) -> bool:
+    """True for what `place` makes of a URL."""
+    return hasattr(path, "storage_options") and not isinstance(path, os.PathLike)
+
+
+def is_file(path: Path) -> bool:
+    """True for a file or object; False, unlike Path's, for a name that is too long."""
+    return path.is_file() if is_remote(path) else os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """True for a folder, or for the beginning of objects' names; False for a name that is too long."""
+    return path.is_dir() if is_remote(path) else os.path.isdir(path)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder with its parents; on an object store there are none."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def objects_below(folder: Path) -> Iterator[Path]:
+    """Every object of a folder and below it, by one listing, which then answers questions about them too."""
+    start = len(folder.path.rstrip("/")) + 1
+    return (folder / name[start:] for name in sorted(folder.fs.find(folder.path)))
+
+
+def content_of(path: Path, most: int | None = None) -> bytes:
+    """What a file or object holds, by one request; most: bytes that are read."""
+    if is_remote(path):
+        return path.fs.cat_file(path.path, start=0 if most else None, end=most)
+    with path.open("rb") as file:
+        return file.read(-1 if most is None else most)
+
+
+def stamp(path: Path) -> Any:
+    """What changes when an object does: its size and the store's own mark of its content."""
+    info = path.fs.info(path.path)
+    mark = next(
+        (info[key] for key in ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "created") if key in info), ""
+    )
+    return [info.get("size"), str(mark)]
+
+
+def upload(path: Path, content: bytes, new: bool = False) -> bool:
+    """Put an object in place, whole; new: only where there is none. False when there is one."""
+    try:
+        path.fs.pipe_file(path.path, content, **({"mode": "create"} if new else {}))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if new and ("PreconditionFailed" in repr(error) or "412" in str(error)):
+            return False
+        raise
+    finally:
+        path.fs.invalidate_cache(str(path.parent.path))
+    return True
+
+
+@contextmanager
+def held(folder: Path, message: str, name: str, wait: float = 0) -> Iterator[None]:
+    """Hold a lock on an object store for a block: an object that a thread renews, dead a minute after its last sign.
+
+    Locks are numbered. A dead one is never removed by others, which could hit its successor: the next number is created
+    where there is none, and the highest number holds.
+
+    Args:
+        folder: what is locked.
+        message: of the UserError when the lock is taken.
+        name: of the lock.
+        wait: seconds to wait for a lock that is taken.
+    """
+    mine, deadline = secrets.token_hex(8), time.monotonic() + wait
+    while (number := _take(folder, name, mine)) is None:
+        if time.monotonic() >= deadline:
+            raise UserError(message)
+        time.sleep(min(1.0, wait))
+    lock, over = folder / f"{name}.{number}", threading.Event()
+
+    def renew() -> None:
+        while not over.wait(SECONDS_OF_A_LOCK / SIGNS_IN_A_LOCK):
+            with suppress(Exception):  # a store that does not answer now may answer the next sign
+                upload(lock, _sign(mine))
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for old in range(number + 1):
+            with suppress(FileNotFoundError, OSError):
+                (folder / f"{name}.{old}").unlink()
+
+
+def _sign(owner: str) -> bytes:
+    return json.dumps({"owner": owner, "time": time.time()}).encode()
+
+
+def _take(folder: Path, name: str, mine: str) -> int | None:
+    """The number of the lock that is now mine, None when another holds it."""
+    folder.fs.invalidate_cache(folder.path)
+    numbers = [int(end) for path in folder.glob(f"{name}.*") if (end := path.name.rpartition(".")[2]).isdigit()]
+    for number in numbers:
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            if time.time() - json.loads((folder / f"{name}.{number}").read_bytes())["time"] < SECONDS_OF_A_LOCK:
+                return None
+    number = max(numbers, default=-1) + 1
+    return number if upload(folder / f"{name}.{number}", _sign(mine), new=True) else None
+
+
+def local_copy(path: Path, cache: Callable[[], Path]) -> Path:
+    """A folder of an object store fetched into a folder of `cache()`, once for each content; a local one stays.
+
+    Raises UserError when it cannot be fetched.
+    """
+    if not is_remote(path):
+        return path
+    names = list(objects_below(path))
+    if not names:
+        raise UserError(f"{path} does not exist or holds nothing; name a folder of the store.")
+    content = [(str(name), stamp(name)) for name in names]
+    target = cache() / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    if target.exists():
+        return target
+    beside = target.parent / f".{target.name}-{secrets.token_hex(4)}.unfinished"
+
+    def fetch(name: Path) -> None:
+        local = beside / str(name)[len(str(path).rstrip("/")) + 1 :]
+        if not local.resolve().is_relative_to(beside.resolve()):
+            raise UserError(f"{name} would be written outside its folder; name another model or copy.")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        name.fs.get_file(name.path, str(local))
+
+    try:
+        beside.mkdir(parents=True)
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(fetch, names))
+        with contextlib.suppress(OSError):  # another process was faster, and its copy is as good
+            os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target

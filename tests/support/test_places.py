@@ -1,0 +1,90 @@
+"""What lies on an object store must be as safe as what lies on a disk: whole, locked, and fetched once."""
+
+import threading
+import time
+
+import pytest
+
+from gla_jax.support import places
+from gla_jax.support.errors import UserError
+from gla_jax.support.files import cache_folder, folder_lock, read_json, write_json
+
+pytest.importorskip("upath", reason="universal_pathlib is not installed")
+
+
+@pytest.fixture
+def folder(request):
+    root = places.place(f"memory://{request.node.name.replace('[', '-').replace(']', '')}")
+    yield root
+    root.fs.store.clear()
+
+
+def test_local_paths_stay_what_they_are(tmp_path):
+    assert places.place(str(tmp_path)) == tmp_path
+    assert places.place(tmp_path) is tmp_path
+    assert not places.is_remote(places.place("relative/path"))
+    assert not places.is_url("C:/x")
+    assert places.is_remote(places.place("memory://x"))
+
+
+def test_what_is_no_store_is_refused():
+    with pytest.raises(UserError, match="names no store that is known"):
+        places.place("nowhere://bucket/x")
+
+
+def test_files_are_written_and_read(folder):
+    write_json(folder / "a/b.json", {"x": 1})
+    assert read_json(folder / "a/b.json", "the test", "write it") == {"x": 1}
+    assert [str(path) for path in places.objects_below(folder)] == [str(folder / "a/b.json")]
+    with pytest.raises(UserError, match="cannot be read"):
+        read_json(folder / "none.json", "the test", "write it")
+
+
+def test_one_of_many_holds_the_lock(folder):
+    """And when it is let go of another may take it."""
+    taken, together = [], threading.Barrier(6)
+
+    def take():
+        together.wait()
+        try:
+            with folder_lock(folder, "taken"):
+                taken.append(1)
+                time.sleep(0.3)
+        except UserError as error:
+            assert str(error) == "taken"  # noqa: PT017
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1
+    with folder_lock(folder, "taken"), pytest.raises(UserError, match="taken"), folder_lock(folder, "taken"):
+        pass
+    assert not list(places.objects_below(folder))
+
+
+def test_a_dead_owner_s_lock_is_taken_over_and_a_living_one_s_is_not(folder, monkeypatch):
+    monkeypatch.setattr(places, "SECONDS_OF_A_LOCK", 0.4)
+    (folder / ".gla-jax.lock.0").write_bytes(places._sign("dead"))
+    with pytest.raises(UserError, match="taken"), folder_lock(folder, "taken"):
+        pass
+    with folder_lock(folder, "taken", wait=5):  # after the minute without a sign
+        time.sleep(1)  # signs of life go on
+        with pytest.raises(UserError, match="taken"), folder_lock(folder, "taken"):
+            pass
+
+
+def test_a_folder_is_fetched_once_for_each_content(folder, tmp_path):
+    for name, content in (("config.json", b"{}"), ("params/d/x", b"1")):
+        (folder / name).write_bytes(content)
+    first = places.local_copy(folder, lambda: tmp_path)
+    assert (first / "params/d/x").read_bytes() == b"1"
+    assert places.local_copy(folder, lambda: tmp_path) == first
+    (folder / "params/d/x").write_bytes(b"22")
+    second = places.local_copy(folder, lambda: tmp_path)
+    assert (second / "params/d/x").read_bytes() == b"22"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([first.name, second.name])
+    assert places.local_copy(tmp_path, lambda: cache_folder("none")) is tmp_path
+    with pytest.raises(UserError, match="does not exist or holds nothing"):
+        places.local_copy(folder / "none", lambda: tmp_path)
