@@ -22,6 +22,7 @@ from gla_jax.config import (
 )
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import read_json
+from gla_jax.support.places import place
 from gla_jax.support.version import VERSION
 
 
@@ -182,7 +183,7 @@ def settings_from_options(
     method, preset = method_name(method), str(preset)
     chosen = METHODS[method]
     if preset.endswith(PRESET_SUFFIX):
-        base, tuned, _ = read_preset(Path(preset))
+        base, tuned, _ = read_preset(place(preset))
         if tuned != method:  # numbers of one method say nothing about another
             raise UserError(f"the preset {preset} is for the method {tuned}, not for {method}; add --method {tuned}.")
         chosen = base.method
