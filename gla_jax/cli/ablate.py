@@ -55,8 +55,10 @@ def ablate(
     from gla_jax.segmenter import Segmenter
     from gla_jax.settings.options import check_choice
 
-    baseline = check_choice(baseline or "proxyclip", ablation.gla_baselines(), "baseline of GLA")
     axes = ablation.parse_axes(grid or ())
+    if baseline and "baseline" in axes:
+        raise UserError(f"the grid sets the baseline, so {baseline} would not be measured; leave --baseline out.")
+    baseline = check_choice(baseline or "proxyclip", ablation.gla_baselines(), "baseline of GLA")
     dataset, row = open_benchmark(benchmark, data, preset)
     base = row.config("gla", dtype)
     if baselines:

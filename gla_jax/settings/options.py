@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gla_jax.config import (
     DEFAULT_PRESET,
     FIELD_ALIASES,
@@ -202,6 +204,9 @@ def with_fields(config: SegmenterConfig, fields: Mapping[str, Any]) -> Segmenter
 
     fields: method, preset, windows and numbers, as `gla-jax segment` names them. Raises UserError.
     """
+    for name in FIELD_ALIASES.keys() & fields.keys():
+        if FIELD_ALIASES[name] in fields:
+            raise UserError(f"{name} and {FIELD_ALIASES[name]} are two names of one setting; give one of them.")
     fields = {FIELD_ALIASES.get(name, name): value for name, value in fields.items()}
     for name in fields:
         check_choice(name, ["method", *METHOD_FIELDS, *WINDOW_FIELDS, *LABEL_FIELDS], "setting")
@@ -210,13 +215,11 @@ def with_fields(config: SegmenterConfig, fields: Mapping[str, Any]) -> Segmenter
             raise UserError(f"{name} is None; give a number.")
     method = METHODS[method_name(fields["method"])] if "method" in fields else config.method
     rho = fields.get("anchor_threshold")
-    if isinstance(rho, int | float) and not -1.0 <= rho <= 1.0:
+    if isinstance(rho, int | float | np.number) and not -1.0 <= rho <= 1.0:
         raise UserError(f"anchor threshold {rho} is not a cosine; give a number from -1 to 1.")
     short_side = fields.get("short_side")
-    if short_side == NATIVE:
-        fields["short_side"] = None
-    elif isinstance(short_side, str):
-        fields["short_side"] = whole_number(short_side, "short side")
+    if isinstance(short_side, str):
+        fields["short_side"] = None if short_side == NATIVE else whole_number(short_side, "short side")
 
     def parts(names: tuple[str, ...]) -> dict[str, Any]:
         return {name: fields[name] for name in names if name in fields}

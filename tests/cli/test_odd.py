@@ -111,6 +111,7 @@ ODD = [
     ["ablate", "--data", "FOLDER"],
     ["tune", "tiny-world", "--data", "FOLDER"],
     ["ablate", "--grid", "="],
+    ["ablate", "--baseline", "sclip", "--grid", "baseline=clearclip,sclip"],
     ["ablate", "--grid", "block_size=0"],
     ["ablate", "--grid", "anchor_threshold=nan"],
     ["ablate", "--preset", "mine.json"],

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from gla_jax.config import METHODS, PRESETS, MethodConfig, SegmenterConfig
@@ -105,3 +106,17 @@ def test_a_number_that_must_be_there_cannot_be_none(name):
     with pytest.raises(UserError, match="is None; give a number"):
         with_fields(SegmenterConfig(), {name: None})
     assert with_fields(SegmenterConfig(), {"alpha_beta": None}).method.dynamic_shift is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"rho": 0.5, "anchor_threshold": 0.6}, "rho and anchor_threshold are two names of one setting; give one"),
+        ({"rho": np.float32(5)}, "is not a cosine"),
+        ({"short_side": np.array([336, 448])}, "short_side is .*; give a whole number"),
+        ({"crop": [224]}, "crop is .*; give a whole number"),
+    ],
+)
+def test_fields_from_python_are_refused_in_one_sentence(fields, reason):
+    with pytest.raises(UserError, match=reason):
+        with_fields(SegmenterConfig(), fields)
