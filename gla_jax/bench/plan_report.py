@@ -9,13 +9,14 @@ from gla_jax.bench.report import DASH, WORDS, size_text, table
 from gla_jax.support.files import write_json
 
 FILE = "compile.json"
+EMPTY = {"0", size_text(0), DASH}
 PROGRAMS = ("program", "runs", "compile s", "arguments", "output", "temporary", "code", "beside", "total")
 COSTS = ("part", "products", "TFLOP", "GB moved", "GB sent", "compute ms", "memory ms", "link ms", "roofline ms")
 NOTES = (
-    "A device each. Total: what the program needs at once; beside: arrays of the image that it does not touch.",
+    "All figures are of one device. Total: needed at once; beside: arrays of the image that a program does not touch.",
     "TFLOP: matrix products, loops as often as they run. x3: passes over the unit, which the milliseconds count.",
     "Moved: operands and results of the compiled operations, as if no cache held them. Sent: to other devices.",
-    "Roofline: the longest of the three times at the chip's published peaks; no program is faster than its products.",
+    "Roofline: the longest of the three times at the chip's published peaks; no program can be faster.",
 )
 
 
@@ -26,14 +27,14 @@ def head_lines(plan: Plan) -> list[str]:
     peaks = ", ".join(f"{peak / 1e12:.4g} TFLOP/s {unit}" for unit, peak in chip.peaks.items())
     needed = "more than there is" if plan.needed is None else size_text(plan.needed)
     lines = [
+        f"{'Fits' if plan.fits else 'Does not fit'}: {needed} of {chip.memory / GIB:.4g} GiB. At least "
+        f"{1e3 * plan.seconds:.4g} ms for {'an image' if data == 1 else f'{data} images at once'}.",
         f"{head['target']}: mesh {data}x{windows}, {chip.memory / GIB:.4g} GiB, {chip.bandwidth / 1e9:.4g} GB/s, "
         f"{peaks}, {chip.link / 1e9:.4g} GB/s to other devices ({chip.source}).",
         f"{head['model']['name']}, {image['size'][0]}x{image['size'][1]} pixels, {image['windows']} windows, "
         f"{image['tokens']:,} tokens, {image['queries']} prompts, {head['settings']['dtype']} towers, precision "
         f"{head['settings']['method']['precision']}; gla-jax {head['version']}, jax {head['jax']}, "
         f"{head['compiler']}, {head['date']}.",
-        f"{'Fits' if plan.fits else 'Does not fit'}: {needed} of {chip.memory / GIB:.4g} GiB. At least "
-        f"{1e3 * plan.seconds:.4g} ms an image{'' if data == 1 else f' of {data} at once'}.",
     ]
     if (compute := plan.ratio("compute")) is not None:
         by = f"{compute:.2f} by products, {plan.ratio('seconds'):.2f} by roofline"
@@ -44,13 +45,19 @@ def head_lines(plan: Plan) -> list[str]:
     return lines
 
 
+def without_empty(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A table without the columns in which nothing stands, as links have nothing on one device."""
+    kept = [column for column in zip(*rows, strict=True) if not set(column[1:]) <= EMPTY]
+    return list(zip(*kept, strict=True))
+
+
 def program_rows(plan: Plan) -> list[tuple[str, ...]]:
     """The table of programs."""
     rows = []
     for each in plan.programs:
         sizes = (each.arguments, each.output, each.temporary, each.code, each.beside, each.total)
         rows.append((each.name, str(each.runs), f"{each.compile_seconds:.1f}", *map(size_text, sizes)))
-    return [PROGRAMS, *rows]
+    return without_empty([PROGRAMS, *rows])
 
 
 def part_rows(plan: Plan) -> list[tuple[str, ...]]:
@@ -59,7 +66,7 @@ def part_rows(plan: Plan) -> list[tuple[str, ...]]:
     flops, moved = sum(sum(part.flops.values()) for part in plan.parts), sum(part.moved for part in plan.parts)
     sent = sum(sum(part.sent.values()) for part in plan.parts)
     seconds = [sum(getattr(part, name) for part in plan.parts) for name in ("compute", "memory", "link", "seconds")]
-    return [COSTS, *rows, ("all", "", *_figures(flops, moved, sent, seconds))]
+    return without_empty([COSTS, *rows, ("all", "", *_figures(flops, moved, sent, seconds))])
 
 
 def part_row(part: PartCost) -> tuple[str, ...]:
@@ -94,13 +101,14 @@ def print_plan(plan: Plan) -> None:
     if not console.is_terminal:
         print(plain(plan))
         return
-    first, *others = head_lines(plan)
-    console.print(first, *others, sep="\n", markup=False)
+    answer, *others = head_lines(plan)
+    console.print(answer, style="bold green" if plan.fits else "bold red", markup=False)
+    console.print(*others, sep="\n", markup=False)
     for head, *rows in (program_rows(plan), part_rows(plan)):
-        view = Table(box=box.SIMPLE_HEAD)
-        for place, name in enumerate(head):
-            words = place == 0 or (place < WORDS and head is COSTS)
-            view.add_column(name, justify="left" if words else "right")
+        view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in head:
+            words = name in ("program", *COSTS[:WORDS])
+            view.add_column(name, justify="left" if words else "right", no_wrap=name in ("program", "part"))
         for row in rows:
             view.add_row(*row, style="bold" if row[0] == "all" else None)
         console.print(view)

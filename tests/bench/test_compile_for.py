@@ -174,9 +174,11 @@ def test_the_least_time_is_that_of_the_slowest_of_products_memory_and_links():
     assert (attention.compute, attention.link, attention.seconds) == pytest.approx((3e-3, 10e-3, 10e-3))
     assert (plan.ratio("compute"), plan.ratio("seconds"), plan.seconds) == pytest.approx((3, 5, 12e-3))
     page = plan_report.plain(plan)
-    assert "Fits: 4.0 MiB of 79.11 GiB. At least 12 ms an image." in page
+    assert "Fits: 4.0 MiB of 79.11 GiB. At least 12 ms for an image." in page
     assert "Attention with its anchors over towers: 3.00 by products, 5.00 by roofline." in page
     assert "TF32 x3, 7 collective-permute" in page
+    assert "link ms" in page
+    assert "beside |" not in page  # a column in which nothing stands
 
 
 def test_a_program_that_xla_refuses_does_not_fit():
