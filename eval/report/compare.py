@@ -119,7 +119,7 @@ def comparison_html(comparison: Comparison, count: int = 6) -> str:
 
 
 def _pictures(comparison: Comparison, count: int) -> Iterator[tuple[Any, ...]]:
-    """(name, first, second, JPEG, legend) of the images that changed most; none without data and saved predictions.
+    """(name, first, second, JPEGs, legend) of the images that changed most; none without data and saved predictions.
 
     Raises UserError for a prediction that cannot be read.
     """

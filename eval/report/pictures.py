@@ -1,4 +1,4 @@
-"""Pictures for reports: an image with its window grid beside truth and prediction, as JPEG bytes."""
+"""Pictures for reports: an image with its window grid, its truth and its predictions, as JPEG bytes."""
 
 import io
 from collections.abc import Sequence
@@ -14,20 +14,21 @@ from gla_jax.images.windows import WindowGrid
 from gla_jax.pictures.drawing import palette, with_window_grid
 from gla_jax.support.arrays import Float, Integer, UInt8
 
-PANEL_WIDTH = 400
+PANEL_WIDTH = 800  # pixels: a page shows half of it, and all of it after a click
 OPACITY = 0.62
 MAX_LEGEND = 12
+BACKGROUND = "background"  # this class keeps the colours of the photo
 UNLABELLED = np.array([255, 255, 255], np.uint8)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a report: why it is shown, its mIoU, its JPEG, and (name, colour) of the classes in it."""
+    """One image of a report: why it is shown, its mIoU, its JPEGs, and (name, colour) of the classes in it."""
 
     kind: str
     image_id: str
     miou: float
-    jpeg: bytes
+    jpegs: tuple[bytes, ...]
     legend: tuple[tuple[str, str], ...]
 
 
@@ -60,8 +61,8 @@ def report_pictures(run: Run, miou: Float[np.ndarray, " images"], each: int = 2)
 
 def panels(
     example: Example, predictions: Sequence[Integer[np.ndarray, "h w"]], grid: WindowGrid | None, names: ClassNames
-) -> tuple[bytes, tuple[tuple[str, str], ...]]:
-    """Image, truth and predictions side by side as a JPEG, and (name, "#rrggbb") of the classes, the largest first.
+) -> tuple[tuple[bytes, ...], tuple[tuple[str, str], ...]]:
+    """Image, truth and predictions as JPEGs of one size, and (name, "#rrggbb") of the classes, the largest first.
 
     Args:
         example: image and truth.
@@ -70,22 +71,25 @@ def panels(
         names: classes of the benchmark.
     """
     height, width = example.label.shape
-    size = (PANEL_WIDTH, max(round(height * PANEL_WIDTH / width), 1))
+    shown_width = min(width, PANEL_WIDTH)
+    size = (shown_width, max(round(height * shown_width / width), 1))
     colours, maps = palette_of(names), (example.label, *predictions)
     views = [with_window_grid(example.image, grid) if grid else example.image]
-    # Class colours over the grey image; what is not labelled stays white.
+    # Class colours over the grey image; the background stays as it is, what is not labelled becomes white.
     grey = example.image.mean(2, keepdims=True, dtype=np.float32)
     for labels in maps:
-        shown = np.vstack([colours, UNLABELLED])[np.minimum(labels, len(colours))]
-        views.append((OPACITY * shown + (1 - OPACITY) * grey).astype(np.uint8))
-    row = Image.new("RGB", (len(views) * (PANEL_WIDTH + 6) - 6, size[1]), "white")
-    for place, view in enumerate(views):
-        small = Image.fromarray(view).resize(size, Image.Resampling.LANCZOS)
-        row.paste(small, (place * (PANEL_WIDTH + 6), 0))
-    stream = io.BytesIO()
-    row.save(stream, format="JPEG", quality=88)
+        labels = np.minimum(labels, len(colours))
+        tinted = OPACITY * np.vstack([colours, UNLABELLED])[labels] + (1 - OPACITY) * grey
+        plain = np.array([name == BACKGROUND for name in (*names.classes, "")])[labels]
+        views.append(np.where(plain[..., None], example.image, tinted).astype(np.uint8))
+    jpegs = []
+    for view in views:
+        stream = io.BytesIO()
+        Image.fromarray(view).resize(size, Image.Resampling.LANCZOS).save(stream, format="JPEG", quality=88)
+        jpegs.append(stream.getvalue())
 
     pixels = np.concatenate([labels.ravel() for labels in maps])
     counts = np.bincount(pixels[pixels < len(colours)], minlength=len(colours))
-    order = [index for index in np.argsort(-counts, kind="stable") if counts[index]][:MAX_LEGEND]
-    return stream.getvalue(), tuple((names.classes[index], "#" + bytes(colours[index]).hex()) for index in order)
+    tinted = [index for index in np.argsort(-counts, kind="stable") if names.classes[index] != BACKGROUND]
+    order = [index for index in tinted if counts[index]][:MAX_LEGEND]
+    return tuple(jpegs), tuple((names.classes[index], "#" + bytes(colours[index]).hex()) for index in order)
