@@ -89,7 +89,7 @@ class Started(NamedTuple):
 
     def prediction(self, index: int) -> Prediction:
         """The result of an image. Raises UserError when its features would give every pixel the same label."""
-        if not np.asarray(self.usable[index]):
+        if not np.asarray(jax.device_get(self.usable))[index]:
             advice = "convert them again" + ("" if self.dtype == "float32" else ", or choose --dtype float32")
             raise UserError(
                 f"the image features are zero, not finite or too large in {self.dtype}: the model's weights, its image "
