@@ -1,5 +1,6 @@
 """Two runs side by side: figures, the difference of every class, and the images that changed most."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 
 from gla_jax.eval.report.page import NAMES, figure, render, text_table
 from gla_jax.eval.results import BOUNDARY, FIGURES, read_results
+from gla_jax.support.arrays import Float
 from gla_jax.support.errors import DataError, UserError
 from gla_jax.support.places import place
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+BOOTSTRAP_SAMPLES = 2000
 Row = tuple[str, float | None, float | None]
 
 
@@ -52,11 +55,24 @@ class Comparison:
     def notes(self) -> list[str]:
         """Sentences that a reader needs beside the figures."""
         a, b = self.results
-        return render(__package__, "compare_notes.txt", a=a, b=b, same_edges=self.same_edges).splitlines()
+        changes = np.array([second - first for _, first, second in self.images])
+        words = {"same_edges": self.same_edges, "interval": paired_interval(changes), "mean": changes.sum() / max(len(changes), 1)}
+        counts = {"won": int((changes > 0).sum()), "lost": int((changes < 0).sum()), "images": len(changes)}
+        return render(__package__, "compare_notes.txt", a=a, b=b, **words, **counts).splitlines()
 
     def changed(self, count: int) -> list[tuple[str, float, float]]:
         """The images whose mIoU changed most, either way."""
         return sorted(self.images, key=lambda row: -abs(row[2] - row[1]))[:count]
+
+
+def paired_interval(changes: Float[np.ndarray, " images"]) -> tuple[float, float]:
+    """The 95 % interval of the mean change of an image, from bootstrap samples of the images; NaN below two images."""
+    if len(changes) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(0)  # a page that is made again shows the same interval
+    means = [rng.choice(changes, len(changes)).mean() for _ in range(BOOTSTRAP_SAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def compare(first: Path, second: Path) -> Comparison:
@@ -109,6 +125,7 @@ def comparison_html(comparison: Comparison, count: int = 6) -> str:
         titles=comparison.titles,
         benchmark=comparison.results[0]["benchmark"],
         head=("", *comparison.titles, "change"),
+        reports=[str((folder / "report.html").resolve().as_uri()) for folder in comparison.folders],
         figures=_texts([(NAMES[key], *pair) for key, *pair in comparison.figures()]),
         notes=comparison.notes(),
         classes=classes,

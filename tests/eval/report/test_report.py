@@ -13,7 +13,7 @@ from PIL import Image
 
 from gla_jax.eval.benchmarks import ClassNames
 from gla_jax.eval.datasets.examples import Example
-from gla_jax.eval.report.compare import compare, comparison_html, comparison_tables
+from gla_jax.eval.report.compare import compare, comparison_html, comparison_tables, paired_interval
 from gla_jax.eval.report.page import markdown, report_html, report_markdown, write_report
 from gla_jax.eval.report.pictures import chosen, panels, report_pictures
 from gla_jax.eval.report.summary import summary, summary_table, write_summary
@@ -24,7 +24,7 @@ from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
 from tests.eval.test_runner import IMAGES, in_small_windows, make_run
 
-ADDRESS = re.compile(r"https?://|src=\"(?!data:)|href=|@import|url\(")
+ADDRESS = re.compile(r"https?://|src=\"(?!data:)|href="(?!file:)|@import|url\(")
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +276,24 @@ def test_the_background_keeps_the_colours_of_the_photo():
     assert np.abs(prediction - image).max() < 12
     assert truth[0, 0, 1] > 150
     assert legend == (("cat", "#00ff00"),)
+
+
+def test_a_change_that_chance_explains_is_said_to_be_one():
+    """The interval is that of the mean of the paired changes, here by the normal approximation."""
+    rng = np.random.default_rng(1)
+    clear, unclear = rng.normal(2.0, 1.0, 400), rng.normal(0.0, 1.0, 400)
+    low, high = paired_interval(clear)
+    assert (low, high) == pytest.approx((clear.mean() - 0.098, clear.mean() + 0.098), abs=0.02)
+    low, high = paired_interval(unclear - unclear.mean())
+    assert low < 0 < high
+    assert np.isnan(paired_interval(clear[:1])).all()
+
+
+def test_a_comparison_says_who_wins(outcome, other):
+    comparison = compare(outcome.run.out, other.run.out)
+    changes = [second - first for _, first, second in comparison.images]
+    won, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    notes = " ".join(comparison.notes())
+    assert f"Of {len(changes)} images the second run wins {won} and loses {lost}" in notes
+    assert "95 % interval" in notes
+    assert (other.run.out / "report.html").as_uri() in comparison_html(comparison)
