@@ -24,7 +24,7 @@ from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
 from tests.eval.test_runner import IMAGES, in_small_windows, make_run
 
-ADDRESS = re.compile(r"https?://|src=\"(?!data:)|href="(?!file:)|@import|url\(")
+ADDRESS = re.compile(r"https?://|src=\"(?!data:)|href=\"(?!file:)|@import|url\(")
 
 
 @pytest.fixture(scope="module")
