@@ -7,7 +7,10 @@ from typing import Any
 
 from beartype.door import is_bearable
 
+from gla_jax.distributed.shards import FOLDER
 from gla_jax.eval.benchmarks import TINY_WORLD
+from gla_jax.eval.datasets.dataset import Dataset
+from gla_jax.eval.protocols import Protocol
 from gla_jax.eval.runner import Run, open_benchmark
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.segmenter import Segmenter
@@ -57,23 +60,36 @@ def read_job(values: Any) -> Job:
     return Job(**{name: values[name] for name in _HINTS})
 
 
-def open_runs(jobs: Sequence[Job], out: Path) -> list[Run]:
-    """The runs of jobs, with results in `out` or, of several, in a folder of it for each.
+def open_data(jobs: Sequence[Job], out: Path, sharded: bool) -> list[tuple[Dataset, Protocol, Path]]:
+    """Data, protocol and folder of every job: `out` or, of several, a folder of it for each.
+
+    sharded: the folder keeps the fingerprint of the data for the processes of other shards. Raises UserError.
+    """
+    opened = []
+    for job in jobs:
+        asked = {"drop_duplicates": job.drop_duplicates, "unlabelled": job.save_predictions}
+        home = out if len(jobs) == 1 else out / job.benchmark
+        kept = home / FOLDER / "data.json" if sharded else None
+        data = place(job.data) if job.data else None
+        dataset, row = open_benchmark(job.benchmark, data, job.preset, method=job.method, kept=kept, **asked)
+        opened.append((dataset, row, home))
+    return opened
+
+
+def open_runs(jobs: Sequence[Job], out: Path, sharded: bool = False) -> list[Run]:
+    """The runs of jobs, in the folders of open_data.
 
     Every data set is opened, and every setting checked, before a model is loaded. Raises UserError.
     """
     from gla_jax.distributed.mesh import read_mesh
 
     opened = []
-    for job in jobs:
-        asked = {"drop_duplicates": job.drop_duplicates, "unlabelled": job.save_predictions}
-        data = place(job.data) if job.data else None
-        dataset, row = open_benchmark(job.benchmark, data, job.preset, method=job.method, **asked)
+    for job, (dataset, row, home) in zip(jobs, open_data(jobs, out, sharded), strict=True):
         config = with_fields(row.config(job.method, job.dtype), {"precision": job.precision})
-        opened.append((job, dataset, row, config, job.mesh and read_mesh(job.mesh, spanning=False)))
+        opened.append((job, dataset, row, home, config, job.mesh and read_mesh(job.mesh, spanning=False)))
     segmenters: dict[str, Segmenter] = {}
     runs = []
-    for job, dataset, row, config, mesh in opened:
+    for job, dataset, row, home, config, mesh in opened:
         name = job.model or (TINY_WORLD if job.benchmark == TINY_WORLD else DEFAULT_MODEL)
         if name not in segmenters:
             segmenters[name] = Segmenter.from_pretrained(name, config, offline=job.offline, mesh=mesh)
@@ -84,7 +100,7 @@ def open_runs(jobs: Sequence[Job], out: Path) -> list[Run]:
                 row,
                 job.method,
                 segmenter,
-                out if len(jobs) == 1 else out / job.benchmark,
+                home,
                 limit=job.limit,
                 save_predictions=job.save_predictions,
                 threads=job.threads,

@@ -139,6 +139,7 @@ def open_benchmark(
     method: str = "gla",
     drop_duplicates: bool = False,
     unlabelled: bool = False,
+    kept: Path | None = None,
 ) -> tuple[Dataset, Protocol]:
     """The data and the protocol of a benchmark.
 
@@ -149,13 +150,14 @@ def open_benchmark(
         method: SCLIP has numbers of its own under the default preset.
         drop_duplicates: leave out the prompts of the background that are classes too.
         unlabelled: a folder may lack labels.
+        kept: a file that keeps the fingerprint of folders for other processes.
 
     Raises UserError for unknown names and files that cannot be used, DataError when something is missing in `data`.
     """
     check_choice(key, BENCHMARKS, "benchmark")
     if key == TINY_WORLD and data is not None:
         raise UserError(f"{key} draws its own scenes: leave out --data, or name what {data} holds, such as folder.")
-    dataset = open_dataset(key, data, unlabelled)
+    dataset = open_dataset(key, data, unlabelled, kept)
     classes = tuple(zip(dataset.names.classes, dataset.names.prompts["sclip"], strict=True))
     row = protocol(key, setting, classes, method)
     return dataset, without_duplicates(row) if drop_duplicates else row

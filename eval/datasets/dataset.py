@@ -18,11 +18,11 @@ TINY_WORLD_SIZE = (336, 448)
 __all__ = ["TINY_WORLD_SIZE", "Dataset", "Example", "example_reader", "examples", "open_dataset"]
 
 
-def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False) -> Dataset:
+def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False, kept: Path | None = None) -> Dataset:
     """The data of a benchmark: `data` holds mmsegmentation's folders, tars, or a copy made by `gla-jax eval prepare`.
 
-    tiny-world needs no data; unlabelled: the benchmark `folder` may be images without a folder of labels. Raises
-    DataError when something is missing.
+    tiny-world needs no data; unlabelled: the benchmark `folder` may be images without a folder of labels;
+    kept: DataFiles.fingerprint's. Raises DataError when something is missing.
     """
     if benchmark not in BENCHMARKS:
         raise DataError(f"{benchmark} is not a benchmark of this version; gla-jax eval --list shows them.")
@@ -40,10 +40,10 @@ def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False) ->
         from gla_jax.eval.datasets.tfds_copy import open_copy
 
         return open_copy(benchmark, local_copy(copy, lambda: cache_folder("copies")))
-    return _folders(benchmark, data, unlabelled)
+    return _folders(benchmark, data, unlabelled, kept)
 
 
-def _folders(benchmark: str, data: Path, unlabelled: bool) -> Dataset:
+def _folders(benchmark: str, data: Path, unlabelled: bool, kept: Path | None) -> Dataset:
     row = BENCHMARKS[benchmark]
     labelled = not unlabelled or benchmark != FOLDER or (data / row.layouts[0].labels).exists()
     files = find_folders(row, data, labelled)
@@ -56,7 +56,7 @@ def _folders(benchmark: str, data: Path, unlabelled: bool) -> Dataset:
         return read_example(pair.image_id, pair.image, pair.label)
 
     ids = tuple(pair.image_id for pair in files.pairs)
-    return Dataset(benchmark, str(files.root), ids, read, files.fingerprint(), names, code.ignore, labelled)
+    return Dataset(benchmark, str(files.root), ids, read, files.fingerprint(kept), names, code.ignore, labelled)
 
 
 def _names_of_folder(data: Path) -> ClassNames:

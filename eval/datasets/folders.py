@@ -11,8 +11,8 @@ from gla_jax.eval.datasets.ids import checked_id
 from gla_jax.images.reading import files_below
 from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import DataError
-from gla_jax.support.files import read_json
-from gla_jax.support.places import THREADS, content_of, is_file, is_remote, objects_below
+from gla_jax.support.files import read_json, write_json
+from gla_jax.support.places import THREADS, content_of, is_file, is_remote, make_folder, objects_below, stamp
 
 MAX_SPLIT_BYTES = 2**26  # a million names of images
 COPY_NAME, COPY_VERSION = "gla_benchmark", "1.0.0"
@@ -35,12 +35,32 @@ class DataFiles:
     layout: FolderLayout
     pairs: tuple[Pair, ...]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, kept: Path | None = None) -> str:
         """SHA-256 over the names of all images, the sizes of their files and the content of their labels' files.
 
         Two copies of a data set have one; an image that changes and keeps its size goes unnoticed.
+        kept: a file that keeps it, so that of many processes one reads all labels; for others their stamps are enough.
         """
+        if kept is None:
+            return self._fingerprint()
+        sha = hashlib.sha256()
+        for pair in self.pairs:
+            sha.update(f"{pair.image_id} {pair.image.stat().st_size} {pair.label and stamp(pair.label)}\n".encode())
+        listing = sha.hexdigest()
+        if kept.exists():
+            content = read_json(kept, "the fingerprint of the data", "remove it", DataError)
+            if (
+                isinstance(content, dict)
+                and content.get("listing") == listing
+                and isinstance(content.get("sha256"), str)
+            ):
+                return content["sha256"]
+        fingerprint = self._fingerprint()
+        make_folder(kept.parent)
+        write_json(kept, {"listing": listing, "sha256": fingerprint})
+        return fingerprint
 
+    def _fingerprint(self) -> str:
         def facts(pair: Pair) -> tuple[str, int, int | None]:
             label = zlib.crc32(content_of(pair.label)) if pair.label else None
             return pair.image_id, pair.image.stat().st_size, label

@@ -130,7 +130,7 @@ def run(
         from gla_jax.eval.job import open_runs
 
         jobs = _jobs(keys, values)
-        runs = open_runs(jobs, out)
+        runs = open_runs(jobs, out, sharded=part is not None)
         if part:
             for order, (job, one) in enumerate(zip(jobs, runs, strict=True)):
                 _measure_shard(job, order, replace(one, shard=part), processes, log, tensorboard)

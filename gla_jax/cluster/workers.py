@@ -11,9 +11,9 @@ from gla_jax.cluster.pool import SECONDS_TO_LET_GO, Cluster, deal, shards_for
 from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.processes import Processes
 from gla_jax.distributed.shards import Shard
-from gla_jax.eval.job import Job, open_runs
+from gla_jax.eval.job import Job, open_data, open_runs
 from gla_jax.eval.merge import finish_shard, is_finished
-from gla_jax.eval.runner import measure, open_benchmark
+from gla_jax.eval.runner import measure
 from gla_jax.outputs.run import Outcome, Say, Task, segment_files
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.devices import prepare_jax
@@ -32,7 +32,7 @@ class EvalWorker:
     @cached_property
     def _runs(self) -> list[Any]:
         prepare_jax()
-        return open_runs(self._jobs, place(self._out))
+        return open_runs(self._jobs, place(self._out), sharded=True)
 
     def work(self, number: int, shard: Shard) -> int:
         """Measure a shard of one job, unless that is done; the number of its images."""
@@ -55,11 +55,9 @@ def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progres
     Raises UserError.
     """
     jobs = [replace(job, data=_absolute(job.data), model=_absolute(job.model)) for job in jobs]
-    counts = []
-    for job in jobs:  # faults of data and settings are told before actors start
-        asked = {"drop_duplicates": job.drop_duplicates, "unlabelled": job.save_predictions}
-        dataset, _ = open_benchmark(job.benchmark, job.data and place(job.data), job.preset, method=job.method, **asked)
-        counts.append(len(dataset.ids[: job.limit]))
+    # Faults of data and settings are told before actors start.
+    opened = zip(jobs, open_data(jobs, out, sharded=True), strict=True)
+    counts = [len(dataset.ids[: job.limit]) for job, (dataset, *_) in opened]
     tasks = [(number, tuple(shard)) for number, count in enumerate(counts) for shard in shards_for(count)]
     done = 0
     for images in deal(cluster, EvalWorker, (jobs, _absolute_path(out)), tasks):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -37,8 +36,7 @@ from gla_jax.support.arrays import UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError
 from gla_jax.support.files import SECONDS_TO_LOCK, folder_lock, remove_leftovers, write_text
-from gla_jax.support.places import is_remote
-from gla_jax.support.places import stamp as object_stamp
+from gla_jax.support.places import stamp as stamp_of_file
 from gla_jax.support.progress import counter, steps
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
@@ -280,12 +278,9 @@ def _watched(task: Task, path: Path, windows: int, say: Say) -> Iterator[Progres
 
 def _stamp(path: Path) -> list[Any] | None:
     try:
-        if is_remote(path):
-            return object_stamp(path)
-        status = os.stat(path)
+        return stamp_of_file(path)
     except (OSError, ValueError):
         return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _finished(folder: Path, files: Sequence[File], scores: bool) -> dict[int, dict[str, Any]]:

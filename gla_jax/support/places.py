@@ -86,7 +86,10 @@ def content_of(path: Path, most: int | None = None) -> bytes:
 
 
 def stamp(path: Path) -> Any:
-    """What changes when an object does: its size and the store's own mark of its content."""
+    """What changes when a file does: its size, and its time of change or the store's own mark of its content."""
+    if not is_remote(path):
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
     info = path.fs.info(path.path)
     mark = next(
         (info[key] for key in ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "created") if key in info), ""

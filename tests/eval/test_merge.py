@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gla_jax.distributed.shards import Shard, read_shard
+from gla_jax.eval.datasets import folders
 from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.eval.job import read_job
 from gla_jax.eval.merge import find_shards, finish_shard, is_finished, merge
@@ -215,6 +216,21 @@ def test_parts_cover_everything_once():
         parts = [Shard(index, 7).part(items) for index in range(7)]
         assert [index for part in parts for index in part] == list(range(items))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_labels_are_read_once_for_all_shards(data, tmp_path, monkeypatch):
+    """And again when one of them changes."""
+    kept, read = tmp_path / "shards/data.json", []
+    content_of = folders.content_of
+    monkeypatch.setattr(folders, "content_of", lambda path: read.append(path) or content_of(path))
+    copy = shutil.copytree(data, tmp_path / "VOC2012")
+    first = open_dataset("voc21", copy, kept=kept).fingerprint
+    assert first == open_dataset("voc21", data).fingerprint
+    read.clear()
+    assert open_dataset("voc21", copy, kept=kept).fingerprint == first
+    assert read == []
+    trees.save_label(copy / f"SegmentationClass/{IMAGES[0]}.png", trees.label_of([15, 0]), palette=True)
+    assert open_dataset("voc21", copy, kept=kept).fingerprint == open_dataset("voc21", copy).fingerprint != first
 
 
 def test_processes_share_a_shard(data, tmp_path, thirds):
