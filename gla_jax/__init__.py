@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gla_jax.distributed.mesh import make_mesh
     from gla_jax.pipeline import SegmenterParams, segment_features, segment_logits
     from gla_jax.results.segmentation import Segmentation
-    from gla_jax.segmenter import Segmenter
+    from gla_jax.segmenter import Segmenter, image_segmentation, segment
 
 _MODULES = {
     "config": (
@@ -35,7 +35,7 @@ _MODULES = {
     "distributed.mesh": ("make_mesh",),
     "pipeline": ("SegmenterParams", "segment_features", "segment_logits"),
     "results.segmentation": ("Segmentation",),
-    "segmenter": ("Segmenter",),
+    "segmenter": ("Segmenter", "image_segmentation", "segment"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -51,8 +51,10 @@ __all__ = [
     "SegmenterParams",
     "WindowConfig",
     "__version__",
+    "image_segmentation",
     "make_mesh",
     "register_baseline",
+    "segment",
     "segment_features",
     "segment_logits",
 ]

@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,12 @@ class Segmenter:
         self.model = Model.place(params, SegmenterConfig() if config is None else config, mesh)
         self._tokenizer = load_tokenizer(clip.folder)
         self._embeddings: dict[Any, Array] = {}
+
+    def __repr__(self) -> str:
+        method, windows = self.config.method, self.config.windows
+        parts = f"{method.baseline}{' with the global buffer' if method.global_buffer else ''}"
+        sizes = f"short side {windows.short_side or 'native'}, crop {windows.crop}, stride {windows.stride}"
+        return f"<Segmenter {self.name}: {parts}; {sizes}; {self.config.dtype}>"
 
     @classmethod
     def from_pretrained(
@@ -234,6 +241,54 @@ class Segmenter:
         for index, found in label_images(model, ready, question, Stopwatch(), scores=scores, around=around):
             results[index] = Segmentation(found.labels, names, pixels[index], found.scores, background)
         return results
+
+
+@lru_cache(maxsize=2)  # weights of the last two models stay in memory
+def _loaded(name_or_path: str | Path) -> Segmenter:
+    return Segmenter.from_pretrained(name_or_path)
+
+
+def segment(
+    image: "Picture | Sequence[Picture]",
+    classes: Sequence[str] | Mapping[str, Sequence[str]],
+    *,
+    model: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Segmentation | list[Segmentation]:
+    """Segment an image, or each of a list, in one call; the model stays loaded for the next one.
+
+    Args:
+        image: a path, PIL image or RGB uint8 [h w 3], or a list of them.
+        classes: names, with synonyms after semicolons or as a mapping.
+        model: as Segmenter.from_pretrained takes it.
+        settings: as Segmenter.with_settings takes them.
+        options: of Segmenter.batch.
+
+    Raises UserError for what cannot be used.
+    """
+    segmenter = _loaded(model).with_settings(**(settings or {}))
+    call = segmenter.batch if isinstance(image, list | tuple) else segmenter
+    return call(image, classes, **options)
+
+
+def image_segmentation(model: str | Path, **settings: Any) -> Callable[..., list[Any]]:
+    """A callable with the output of transformers' image-segmentation pipeline, by the names of the classes.
+
+    It takes an image or a list of images, candidate_labels, and the options of Segmenter.batch, and returns for each
+    image a list of {score, label, mask} in the order of the classes; score is None without scores=True.
+
+    settings: as Segmenter.with_settings takes them. Raises UserError for what cannot be used.
+    """
+
+    def run(images: "Picture | Sequence[Picture]", candidate_labels: Sequence[str], **options: Any) -> list[Any]:
+        found = segment(images, candidate_labels, model=model, settings=settings, **options)
+        each = found if isinstance(found, list) else [found]
+        order = [sorted(one.segments(), key=lambda part, one=one: one.classes.index(part["label"])) for one in each]
+        lists = [[{key: part[key] for key in ("score", "label", "mask")} for part in parts] for parts in order]
+        return lists if isinstance(found, list) else lists[0]
+
+    return run
 
 
 def with_background(

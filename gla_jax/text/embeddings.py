@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 OPENAI_CONTEXT = 77
-MAX_UNKNOWN = 10  # words in a warning
+MAX_UNKNOWN = 8  # words in a warning
 OPENAI_MERGES = 49152 - 256 - 2
 WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
