@@ -84,7 +84,7 @@ def read_model(
         "assumed": {**assumed, **converted.assumed},
         "files": opened.digests(),
         "converter": f"gla-jax {VERSION}",
-        "tensors": {name: record.as_json() for name, record in sorted(converted.records.items())},
+        "tensors": dict(sorted(converted.records.items())),
     }
     return Conversion(converted.spec, converted.params, manifest, tokenizer, opened, Path(out))
 

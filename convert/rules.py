@@ -20,6 +20,7 @@ from gla_jax.checkpoints.model_folder import Params, flatten_params
 from gla_jax.support.errors import ConversionError
 
 State = Mapping[str, Any]  # arrays by published name: NumPy's, or tracers under jax.eval_shape
+Record = dict[str, Any]  # the fate of a source tensor: {"targets": [paths]} or {"dropped": reason}
 
 
 def _thirds(x: Any) -> tuple[Any, ...]:
@@ -74,17 +75,6 @@ class Drop:
 Table = Sequence[Rule | Drop]
 
 
-class Record(NamedTuple):
-    """The fate of one source tensor: its target paths, or the reason for dropping it."""
-
-    targets: tuple[str, ...] = ()
-    dropped: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The record as a manifest holds it."""
-        return {"targets": list(self.targets)} if self.dropped is None else {"dropped": self.dropped}
-
-
 class Routed(NamedTuple):
     """A tensor at its target path, with the name it came under."""
 
@@ -127,17 +117,18 @@ def route(state: State, table: Table) -> tuple[dict[str, Routed], dict[str, Reco
     students = {name for name, wrapper in wrappers.items() if taught and "student." in wrapper}
     plain = {name: name[len(wrapper) :].replace("_orig_mod.", "") for name, wrapper in wrappers.items()}
     routed: dict[str, Routed] = {}
-    records = {name: Record(dropped="the student of a training; its teacher is converted") for name in students}
+    reason = "the student of a training; its teacher is converted"
+    records: dict[str, Record] = {name: {"dropped": reason} for name in students}
     for source, (row, match) in _one_row_each({name: plain[name] for name in state if name not in students}, table):
         if isinstance(row, Drop):
-            records[source] = Record(dropped=row.reason)
+            records[source] = {"dropped": row.reason}
             continue
         paths = row.paths(match)
         for path, leaf in zip(paths, _transformed(source, state[source], row), strict=True):
             if path in routed:
                 raise ConversionError(f"two tensors give {path}: {routed[path].source} and {source}.")
             routed[path] = Routed(source, leaf)
-        records[source] = Record(paths)
+        records[source] = {"targets": [*paths]}
     return routed, records
 
 

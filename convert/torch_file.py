@@ -79,23 +79,22 @@ class _Archive:
 
     def read(self, name: str) -> np.ndarray:
         """The bytes of an entry, uncopied. Raises ConversionError when they are not those that were written."""
-        entry = self.entries.get(self.root + name)
+        entry, shown = self.entries.get(self.root + name), first_names([name])
         if entry is None:
-            raise ConversionError(f"its archive lacks {name}; download it again.")
+            raise ConversionError(f"its archive lacks {shown}; download it again.")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise ConversionError(f"{name} in its archive is compressed or encrypted, which PyTorch never writes.")
+            raise ConversionError(f"{shown} in its archive is compressed or encrypted, which PyTorch never writes.")
         # The local header repeats the name and an extra field of its own length; the bytes follow.
         header = np.asarray(self.bytes[entry.header_offset : entry.header_offset + 30])
-        if header.size < 30 or header[:4].tobytes() != b"PK\x03\x04":
-            raise ConversionError(f"its archive is damaged at {name}; download it again.")
-        lengths = header[26:30].view("<u2")
+        lengths = header[26:].view("<u2") if header.size == 30 else np.zeros(2)
         start = entry.header_offset + 30 + int(lengths.sum(dtype=np.int64))
         content = np.asarray(self.bytes[start : start + entry.file_size])
         self.unread -= content.size
         if self.unread < 0:
-            raise ConversionError(f"its archive is damaged at {name}: entries overlap; download it again.")
-        if content.size != entry.file_size or zlib.crc32(content) != entry.CRC:
-            raise ConversionError(f"its archive is damaged at {name}; download it again.")
+            raise ConversionError(f"its archive is damaged at {shown}: entries overlap; download it again.")
+        whole = header[:4].tobytes() == b"PK\x03\x04" and content.size == entry.file_size
+        if not whole or zlib.crc32(content) != entry.CRC:
+            raise ConversionError(f"its archive is damaged at {shown}; download it again.")
         return content
 
     def activation(self) -> str | None:
@@ -109,7 +108,7 @@ class _Archive:
                     with archive.open(name) as file:  # deflated: the size that it states proves nothing
                         code += file.read(MAX_CODE - len(code)).decode("utf-8", "replace")
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise ConversionError(f"its archive is damaged at {name}; download it again.") from error
+            raise ConversionError("its archive is damaged where its code lies; download it again.") from error
         shown = {kind for pattern, kind in SCRIPT_ACTIVATIONS.items() if re.search(pattern, code)}
         return shown.pop() if len(shown) == 1 else None
 
@@ -118,9 +117,7 @@ class _Archive:
         storage = tensor.storage
         content = self.read(f"data/{storage.key}")
         if content.size != storage.count * storage.dtype.itemsize:
-            raise ConversionError(
-                f"its archive has {content.size} bytes for {storage.count} numbers in data/{storage.key}."
-            )
+            raise ConversionError(f"its data/{storage.key} has {content.size} bytes for {storage.count} numbers.")
         # Bytes start where the archive puts them, aligned or not.
         numbers = np.frombuffer(content, storage.dtype)[tensor.offset :]
         strides = [stride * storage.dtype.itemsize for stride in tensor.strides]

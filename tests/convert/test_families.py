@@ -88,7 +88,7 @@ def test_older_names_of_hugging_face(clip_saved):
     ids = {f"{tower}_model.embeddings.position_ids": np.arange(9)[None] for tower in ("text", "vision")}
     converted = convert_state("clip", state | ids, config)
     assert_same(converted, convert_state("clip", state, config))
-    assert {name for name, record in converted.records.items() if record.dropped} == {*ids, "logit_scale"}
+    assert {name for name, record in converted.records.items() if "dropped" in record} == {*ids, "logit_scale"}
 
 
 def test_the_image_tower_alone(clip_saved):
