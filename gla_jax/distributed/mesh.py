@@ -5,7 +5,7 @@ pass round a ring (attention/ring.py), so the memory of each device shrinks as t
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -34,8 +34,10 @@ def make_mesh(data: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
     Raises UserError when the devices do not divide into `data` groups.
     """
+    if not isinstance(devices, Iterable | None):
+        raise UserError(f"devices is {devices!r:.60}; give a list of devices, as jax.devices() is one.")
     devices = jax.devices() if devices is None else list(devices)
-    if data < 1 or len(devices) % data:
+    if isinstance(data, bool) or not isinstance(data, int) or data < 1 or not devices or len(devices) % data:
         raise UserError(f"{len(devices)} devices cannot be divided into {data} equal groups; choose a divisor.")
     axes = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, len(devices) // data), (DATA_AXIS, WINDOW_AXIS), axes, devices=devices)

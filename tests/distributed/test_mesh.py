@@ -80,6 +80,13 @@ def row_counts(program, width):
 def test_a_mesh_of_uneven_groups_is_refused(segmenter):
     with pytest.raises(UserError, match="8 devices cannot be divided into 3 equal groups"):
         make_mesh(data=3)
+    for wrong, reason in (
+        ({"devices": []}, "0 devices cannot"),
+        ({"data": 2.0}, "2.0 equal"),
+        ({"devices": 2}, "is 2"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            make_mesh(**wrong)
     for text in ("2 by 4", "", "0x8", "8", "1x8x1", "-1x8", "\u0661x8", "1x" + "9" * 5000):
         with pytest.raises(UserError, match=r"^mesh .{2,42} is not DATAxWINDOW; write it as in 1x8\.$"):
             read_mesh(text, spanning=True)
