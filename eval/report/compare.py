@@ -56,7 +56,11 @@ class Comparison:
         """Sentences that a reader needs beside the figures."""
         a, b = self.results
         changes = np.array([second - first for _, first, second in self.images])
-        words = {"same_edges": self.same_edges, "interval": paired_interval(changes), "mean": changes.sum() / max(len(changes), 1)}
+        words = {
+            "same_edges": self.same_edges,
+            "interval": paired_interval(changes),
+            "mean": changes.sum() / max(len(changes), 1),
+        }
         counts = {"won": int((changes > 0).sum()), "lost": int((changes < 0).sum()), "images": len(changes)}
         return render(__package__, "compare_notes.txt", a=a, b=b, **words, **counts).splitlines()
 
