@@ -2,7 +2,7 @@
 # One large image over all chips of a TPU slice: every host runs the same command, and the windows of the image are
 # split over the 16 chips of a v5litepod-16 (4 hosts). The death of one host ends all; start them again.
 #
-#   NAME=slice ZONE=us-central1-a IMAGE=gs://BUCKET/large.tif OUT=gs://BUCKET/large ./tpu_slice.sh
+#   NAME=slice ZONE=us-central1-a IMAGE=gs://BUCKET/large.tif OUT=gs://BUCKET/large bash tpu_slice.sh
 set -euo pipefail
 
 gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all --command="
