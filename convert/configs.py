@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Config = Mapping[str, Any]
+MAX_LISTED = 30_000  # layers or labels; ImageNet-22k has 21,841
 
 
 class Stated(NamedTuple):
@@ -132,8 +133,15 @@ def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConf
         )
     if config.get("quantization_config"):
         raise ConversionError("its config.json has a quantization_config: quantised weights are not converted.")
+    # transformers lists every layer and every label, and looks each layer up among those of a backbone.
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name in ("num_hidden_layers", "num_labels"):
+            if type(part.get(name)) in (int, float) and part[name] > MAX_LISTED:
+                raise ConversionError(f"its config.json has {name} = {short(part[name])}, more than any model.")
+    unread = ("out_features", "out_indices", "_out_features", "_out_indices")
     try:
-        return getattr(transformers, model_types[kind]).from_dict(dict(config))
+        kept = {name: value for name, value in config.items() if name not in unread}
+        return getattr(transformers, model_types[kind]).from_dict(kept)
     except Exception as error:  # whatever a validator of theirs raises, the file is what is wrong
         raise ConversionError(f"its config.json is not one transformers accepts ({first_line(error)}).") from error
 

@@ -128,6 +128,14 @@ def test_a_field_that_no_table_has_is_refused_unless_it_is_the_default(models, m
         convert_state("dino", state, {**config, "encoder_stride": 8})
 
 
+@pytest.mark.parametrize("field", ["num_hidden_layers", "num_labels"])
+def test_counts_that_transformers_would_list_without_end(field, models):
+    """Twelve million layers took minutes, as many labels gigabytes."""
+    state, config = models["Dinov2Config"]
+    with pytest.raises(ConversionError, match=f"has {field} = 12000000, more than any model"):
+        convert_state("dinov2", state, {**config, field: 12_000_000})
+
+
 def test_what_transformers_itself_overrides_is_followed(models):
     """Early configurations repeat a tower as vision_config_dict, which goes first there."""
     state, config = models["CLIPConfig"]
