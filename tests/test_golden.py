@@ -17,14 +17,15 @@ FILES = list({path.name: path for path in [*OWN, *(sorted(Path(FOLDER).glob("*.n
 
 
 @pytest.mark.parametrize(
-    ("path", "form"),
+    ("path", "form", "precision"),
     # The form of one device runs whole; the other two, which compute the same, on recorded features alone.
-    [(path, "blockwise") for path in FILES]
-    + [(path, form) for path in FILES if "attention" in path.stem for form in ("dense", "ring")],
+    [(path, "blockwise", "highest") for path in FILES]
+    + [(path, form, "highest") for path in FILES if "attention" in path.stem for form in ("dense", "ring")]
+    + [(path, "blockwise", "high") for path in OWN],
     ids=lambda value: getattr(value, "stem", value),
 )
-def test_every_case_is_within_the_limits(path, form):
-    results = list(golden.check_file(path, form))
+def test_every_case_is_within_the_limits(path, form, precision):
+    results = list(golden.check_file(path, form, precision))
     assert [str(result) for result in results if not result.passed] == []
 
 
