@@ -9,15 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec
 from gla_jax.config import DEFAULT_PRESET, SegmenterConfig
 from gla_jax.images.reading import as_rgb
+from gla_jax.labels.label_map import whole_logits
 from gla_jax.models.pretrained import resolve
 from gla_jax.pipeline import SegmenterParams
+from gla_jax.predict.features import FeatureMap, feature_map
 from gla_jax.predict.model import Model, Prepared
-from gla_jax.predict.predict import Question, Ready, label_images
+from gla_jax.predict.predict import Question, Ready, label_images, start_label
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.settings.options import settings_from_options, with_fields
 from gla_jax.support.arrays import Array, Float, Int, UInt8
@@ -225,13 +228,7 @@ class Segmenter:
         if not isinstance(images, Iterable) or isinstance(images, str | bytes) or getattr(images, "ndim", 4) < 4:
             raise ImageError("the images are a single one, or none; give a list of images.")
         pixels = [as_rgb(image) for image in images]
-        parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
-        background = background_name(background)
-        check_enough(parsed, background)
-        with_background(parsed, background, self.config.threshold if threshold is None else threshold)
-        segmenter = self if threshold is None else self.with_settings(threshold=threshold)
-        names, question = segmenter.question(parsed, background, templates)
-        model = segmenter.model
+        model, names, question, background = self._ask(classes, background, threshold, templates)
 
         def around(group: Sequence[Ready]) -> AbstractContextManager[Progress | None] | None:
             return nullcontext(progress) if model.steps_through(group[0].prepared.size) else None
@@ -241,6 +238,52 @@ class Segmenter:
         for index, found in label_images(model, ready, question, Stopwatch(), scores=scores, around=around):
             results[index] = Segmentation(found.labels, names, pixels[index], found.scores, background)
         return results
+
+    def features(self, image: "Picture", *, progress: Progress | None = None) -> FeatureMap:
+        """Features of an image without classes: [h' w' E] in the joint space, and the places of the cells.
+
+        progress(steps done, steps): called while a large image goes through. Raises UserError.
+        """
+        return feature_map(self.model, as_rgb(image), progress)
+
+    def segment_features(
+        self,
+        features: FeatureMap,
+        classes: Sequence[str] | Mapping[str, Sequence[str]] | Classes,
+        *,
+        background: str | None = None,
+        threshold: float | None = None,
+        scores: bool = False,
+        templates: Sequence[str] | None = None,
+    ) -> Segmentation:
+        """Text against features of `features`: cosines of the cells go bilinearly to the pixels.
+
+        Close to a call on the image, which averages tokens at the pixels themselves, but not the same.
+
+        Args:
+            features: of a segmenter with the same CLIP.
+            classes: as in batch, and so are background, threshold, scores and templates.
+
+        Raises UserError for what cannot be used.
+        """
+        model, names, question, background = self._ask(classes, background, threshold, templates)
+        width, expected = features.features.shape[-1], question.text_embeddings.shape[-1]
+        if width != expected:
+            raise UserError(f"the features have {width} numbers a cell, text {expected}; take those of the same CLIP.")
+        cells = jnp.asarray(features.features.reshape(-1, 1, width))
+        logits = whole_logits(cells, question.text_embeddings, model.config.method.plain_precision)
+        found = start_label(logits, features, question, model.config, scores)()
+        return Segmentation(found.labels, names, features.image, found.scores, background)
+
+    def _ask(
+        self, classes: Any, background: str | None, threshold: float | None, templates: Sequence[str] | None
+    ) -> tuple[Model, tuple[str, ...], Question, str | None]:
+        parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
+        background = background_name(background)
+        check_enough(parsed, background)
+        with_background(parsed, background, self.config.threshold if threshold is None else threshold)
+        segmenter = self if threshold is None else self.with_settings(threshold=threshold)
+        return segmenter.model, *segmenter.question(parsed, background, templates), background
 
 
 @lru_cache(maxsize=2)  # weights of the last two models stay in memory

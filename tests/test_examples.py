@@ -20,6 +20,7 @@ PROMISES = {
     "swap_a_baseline": lambda said: max(shares(said)[:3]) < shares(said)[-1],
     "own_baseline": lambda said: len(shares(said)) == 3 and shares(said)[0] < min(shares(said)[1:]),
     "sweep_a_setting": lambda said: shares(said)[1] == 0 < max(shares(said)),
+    "find_by_features": lambda said: shares(said)[0] > 95 > 30 > shares(said)[1] and shares(said)[2] > 99,
     "shard_one_image": lambda said: said.count(" MiB of features") == 4 and shares(said)[-1] > 99.9,
 }
 

@@ -11,10 +11,10 @@ from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.labels import split_logits, start_labels
 from gla_jax.distributed.mesh import DATA_AXIS
 from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map, whole_logits
+from gla_jax.predict.features import FeatureMap, check_usable
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
 from gla_jax.support.arrays import Array, Float, Int, Integer, have_directions, typed
 from gla_jax.support.batches import Stopwatch, grouped
-from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
 
 _usable = jax.jit(have_directions)
@@ -89,12 +89,7 @@ class Started(NamedTuple):
 
     def prediction(self, index: int) -> Prediction:
         """The result of an image. Raises UserError when its features would give every pixel the same label."""
-        if not np.asarray(jax.device_get(self.usable))[index]:
-            advice = "convert them again" + ("" if self.dtype == "float32" else ", or choose --dtype float32")
-            raise UserError(
-                f"the image features are zero, not finite or too large in {self.dtype}: the model's weights, its image "
-                f"projection first, are damaged; {advice}."
-            )
+        check_usable(np.asarray(jax.device_get(self.usable))[index], self.dtype)
         return self.labels[index]()
 
 
@@ -135,7 +130,11 @@ def start(
 
 
 def start_label(
-    logits: Float[Array, "W S Q"], image: Prepared, question: Question, config: SegmenterConfig, scores: bool = False
+    logits: Float[Array, "W S Q"],
+    image: Prepared | FeatureMap,
+    question: Question,
+    config: SegmenterConfig,
+    scores: bool = False,
 ) -> Callable[[], Prediction]:
     """Hand token logits to the device; the function waits for the labels of every pixel.
 
