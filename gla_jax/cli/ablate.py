@@ -26,7 +26,7 @@ def ablate(
     ] = None,
     preset: options.Preset = options.DEFAULT_PRESET,
     limit: options.Limit = None,
-    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("gla-jax-ablation"),
+    out: Annotated[Path, typer.Option(**options.URL, help="Folder for the figures.")] = Path("gla-jax-ablation"),
     dtype: options.Dtype = "float32",
     offline: options.Offline = False,
     hosts: Annotated[bool, typer.Option("--hosts", hidden=True)] = False,

@@ -46,7 +46,7 @@ def bench(
     mesh: Annotated[
         str | None, typer.Option(help="With --compile-for: DATAxWINDOW. [default: one image over all chips]")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("gla-jax-bench"),
+    out: Annotated[Path, typer.Option(**options.URL, help="Folder for the figures.")] = Path("gla-jax-bench"),
     offline: options.Offline = False,
     queries: Annotated[int | None, typer.Option("--queries", hidden=True, min=1)] = None,
 ) -> None:

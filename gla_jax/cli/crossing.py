@@ -15,14 +15,15 @@ def crossing(
         list[str], typer.Argument(help="Image files, folders of images, glob patterns; or tiny-world for its scenes.")
     ],
     labels: Annotated[
-        Path | None, typer.Option(help="Folder of an index PNG for each image, NAME.png; 255 is ignored.")
+        Path | None,
+        typer.Option(**options.URL, help="Folder of an index PNG for each image, NAME.png; 255 is ignored."),
     ] = None,
     limit: options.Limit = None,
     model: options.BenchmarkModel = None,
     method: options.GlaMethod = "gla",
     preset: options.Preset = options.DEFAULT_PRESET,
     anchor_threshold: options.AnchorThreshold = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(**options.URL, help="Also write the figures as JSON.")] = None,
     offline: options.Offline = False,
 ) -> None:
     """Print how much attention crosses windows, and how large anchors are, stage by stage over whole images.

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from gla_jax.cli import options
 from gla_jax.cli.options import prepare_jax, results_folder
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the picture and the figures.")] = Path("gla-jax-demo"),
+    out: Annotated[Path, typer.Option(**options.URL, help="Folder for the picture and the figures.")] = Path(
+        "gla-jax-demo"
+    ),
     scene: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Number of the held-out scene.")] = None,
 ) -> None:
     """Segment a bundled scene with ProxyCLIP and with GLA-CLIP, and compare both with the truth."""

@@ -11,14 +11,15 @@ from gla_jax.models.registry import DEFAULT_MODEL
 
 
 def explain(
-    image: Annotated[Path, typer.Argument(help="An image file.")],
+    image: Annotated[Path, typer.Argument(**options.URL, help="An image file.")],
     at: Annotated[str | None, typer.Option(help="X,Y: the pixel whose token asks.")] = None,
     boundaries: Annotated[
         bool, typer.Option("--boundaries", help="Also compare the labels at window edges without and with GLA.")
     ] = False,
     classes: options.ClassNames = None,
     mask: Annotated[
-        Path | None, typer.Option(help="An index or binary PNG: the object at X,Y, and the truth at window edges.")
+        Path | None,
+        typer.Option(**options.URL, help="An index or binary PNG: the object at X,Y, and the truth at window edges."),
     ] = None,
     model: options.Model = DEFAULT_MODEL,
     method: options.GlaMethod = "gla",
@@ -27,7 +28,9 @@ def explain(
     short_side: options.ShortSide = None,
     crop: options.Crop = None,
     stride: options.Stride = None,
-    out: Annotated[Path | None, typer.Option(help="The PNG file to write.  [default: NAME.explain.png]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(**options.URL, help="The PNG file to write.  [default: NAME.explain.png]")
+    ] = None,
     dtype: options.Dtype = "float32",
     offline: options.Offline = False,
 ) -> None:

@@ -64,7 +64,7 @@ Actors = Annotated[int | None, typer.Option(min=1, help="Actors of --ray. [defau
 CpusPerActor = Annotated[int | None, typer.Option(min=1, help="Processors of an actor. [default: 4]")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never reach for the network.")]
 Benchmark = Annotated[str, typer.Argument(help="What to measure on; gla-jax eval --list names all.")]
-Data = Annotated[Path | None, typer.Option(help="Folder of the data, or the folder that holds it.")]
+Data = Annotated[Path | None, typer.Option(**URL, help="Folder of the data, or the folder that holds it.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images.")]
 
 

@@ -20,7 +20,7 @@ def tune(
     images: Annotated[int, typer.Option(min=1, help="How many labelled images, spread over the data, are used.")] = 8,
     hold_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of them that only measures.")] = 0.25,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the fit, one image each.")] = 60,
-    out: Annotated[Path, typer.Option(help="The preset file to write.")] = Path("gla-jax-preset.json"),
+    out: Annotated[Path, typer.Option(**options.URL, help="The preset file to write.")] = Path("gla-jax-preset.json"),
     force: Annotated[bool, typer.Option("--force", help="Write the fit even if it is worse.")] = False,
     offline: options.Offline = False,
 ) -> None:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from gla_jax.cli import main
 from gla_jax.support import places
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import cache_folder, folder_lock, read_json, write_json
@@ -88,3 +89,18 @@ def test_a_folder_is_fetched_once_for_each_content(folder, tmp_path):
     assert places.local_copy(tmp_path, lambda: cache_folder("none")) is tmp_path
     with pytest.raises(UserError, match="does not exist or holds nothing"):
         places.local_copy(folder / "none", lambda: tmp_path)
+
+
+def test_results_of_other_commands_go_to_stores_and_what_needs_a_disk_says_so(folder, capsys):
+    assert main(["explain", "examples/none.png", "--at", "1,1", "--out", str(folder / "x.png")]) == 2  # the image, not the store
+    assert "none.png does not exist" in capsys.readouterr().err
+    words = ["crossing", "tiny-world", "--limit", "1", "--out", str(folder / "crossing.json")]
+    assert main(words) == 0
+    assert "stages" in read_json(folder / "crossing.json", "the figures", "measure them")
+    for command in (
+        ["convert", "clip", "x", "s3://b/x"],
+        ["raster", "s3://b/x.tif"],
+        ["eval", "prepare", "--out=s3://b/x"],
+    ):
+        assert main(command) == 2
+        assert "takes local paths, not s3://b/x" in capsys.readouterr().err
