@@ -19,6 +19,7 @@ from gla_jax.support.places import content_of, is_folder, is_remote, is_url, obj
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2", ".j2k",
 )  # fmt: skip
+STRIP_PIXELS = 2**20
 MAX_JPEG2000_HEADER = 2**24
 MAX_LOOKED_INTO = 1000  # subfolders, for a word on what is skipped: nobody waits for a search of the whole disk
 MAX_FILE_BYTES = 2**30  # Pillow reads WebP and AVIF files whole before it knows their size in pixels
@@ -176,7 +177,12 @@ def to_rgb(image: Image.Image, upright: bool = True) -> UInt8[np.ndarray, "h w 3
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(STRIP_PIXELS // image.width, 1)  # at once Pillow would hold the pixels three times
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def as_rgb(image: Image.Image | np.ndarray | Path | str) -> UInt8[np.ndarray, "h w 3"]:

@@ -61,6 +61,13 @@ def test_integers_of_32_bits_are_refused(tmp_path, values):
         saved(tmp_path, Image.fromarray(values.astype(np.int32)), "a.tif")
 
 
+@pytest.mark.parametrize("mode", ["RGB", "P", "CMYK"])
+def test_large_images_are_read_strip_by_strip(monkeypatch, mode):
+    image = Image.fromarray(PIXELS).convert(mode)
+    monkeypatch.setattr(reading, "STRIP_PIXELS", 5 * 32 + 1)
+    np.testing.assert_array_equal(as_rgb(image), np.asarray(image.convert("RGB")))
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
 def test_one_channel_becomes_three(tmp_path, mode):
     image = Image.fromarray(PIXELS).convert(mode)
