@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, ClassNames, class_names
 from gla_jax.eval.datasets.examples import Dataset, Example, example_reader, examples
-from gla_jax.eval.datasets.folders import find_copy, find_folders
+from gla_jax.eval.datasets.folders import find_copy, find_folders, has_images
 from gla_jax.eval.datasets.labels import label_code
 from gla_jax.eval.datasets.tars import find_tars, open_tars
 from gla_jax.support.errors import DataError
@@ -33,7 +33,9 @@ def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False, ke
     is_tar = data.suffix == ".tar" and is_file(data)
     if not is_tar and not is_folder(data):
         raise DataError(f"{data} is not a folder; --data names the one that holds {benchmark}.")
-    if tars := find_tars(data):
+    # A tar beside the folders of a layout is the one that was unpacked there.
+    if is_tar or (not has_images(BENCHMARKS[benchmark], data) and find_tars(data)):
+        tars = find_tars(data)
         names = _names_of_folder(data.parent if is_tar else data) if benchmark == FOLDER else class_names(benchmark)
         return open_tars(benchmark, tars, names, labelled=not (unlabelled and benchmark == FOLDER))
     if benchmark != FOLDER and (copy := find_copy(benchmark, data)):

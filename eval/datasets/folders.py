@@ -12,7 +12,7 @@ from gla_jax.images.reading import files_below
 from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import DataError
 from gla_jax.support.files import read_json, write_json
-from gla_jax.support.places import THREADS, content_of, is_file, is_remote, make_folder, objects_below, stamp
+from gla_jax.support.places import THREADS, content_of, is_file, is_folder, is_remote, make_folder, objects_below, stamp
 
 MAX_SPLIT_BYTES = 2**26  # a million names of images
 COPY_NAME, COPY_VERSION = "gla_benchmark", "1.0.0"
@@ -95,6 +95,12 @@ def find_folders(benchmark: Benchmark, data: Path, labelled: bool = True) -> Dat
         f"{benchmark.key} is not in {data}: {(beside or missing)[0]} does not exist or holds no such files; it expects "
         f"{describe(benchmark)}."
     )
+
+
+def has_images(benchmark: Benchmark, data: Path) -> bool:
+    """True if there is a folder of images where one of the benchmark's layouts has it."""
+    roots = (*(data / name for name in benchmark.roots), data)
+    return any(is_folder(root / layout.images) for root in roots for layout in benchmark.layouts)
 
 
 def describe(benchmark: Benchmark) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 from gla_jax.cluster.pool import SECONDS_TO_LET_GO, Cluster, deal, shards_for
 from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.processes import Processes
-from gla_jax.distributed.shards import Shard
+from gla_jax.distributed.shards import FOLDER, Shard
 from gla_jax.eval.job import Job, open_data, open_runs
 from gla_jax.eval.merge import finish_shard, is_finished
 from gla_jax.eval.runner import measure
 from gla_jax.outputs.run import Outcome, Say, Task, segment_files
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.devices import prepare_jax
+from gla_jax.support.errors import UserError
 from gla_jax.support.places import is_url, place
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
@@ -56,13 +57,25 @@ def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progres
     """
     jobs = [replace(job, data=_absolute(job.data), model=_absolute(job.model)) for job in jobs]
     # Faults of data and settings are told before actors start.
-    opened = zip(jobs, open_data(jobs, out, sharded=True), strict=True)
-    counts = [len(dataset.ids[: job.limit]) for job, (dataset, *_) in opened]
+    opened = open_data(jobs, out, sharded=True)
+    counts = [len(dataset.ids[: job.limit]) for job, (dataset, *_) in zip(jobs, opened, strict=True)]
+    for (_, _, home), count in zip(opened, counts, strict=True):
+        _check_count(home, len(shards_for(count)))
     tasks = [(number, tuple(shard)) for number, count in enumerate(counts) for shard in shards_for(count)]
     done = 0
     for images in deal(cluster, EvalWorker, (jobs, _absolute_path(out)), tasks):
         done += images
         progress(done, sum(counts))
+
+
+def _check_count(home: Path, count: int) -> None:
+    """Raise UserError where a run left shards of another number, with which these could not be merged."""
+    for path in sorted((home / FOLDER).glob("*-of-*")):
+        if not path.name.endswith(f"-of-{count:05d}"):
+            raise UserError(
+                f"{home} holds the shard {path.name}, and Ray deals {count} shards of these images; choose another "
+                f"--out, or remove {home / FOLDER}."
+            )
 
 
 @dataclass(frozen=True)
