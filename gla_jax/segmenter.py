@@ -14,8 +14,10 @@ import numpy as np
 
 from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec
 from gla_jax.config import DEFAULT_PRESET, SegmenterConfig
+from gla_jax.images.masks import Masks, read_masks
 from gla_jax.images.reading import as_rgb
 from gla_jax.labels.label_map import whole_logits
+from gla_jax.labels.pool import label_masks
 from gla_jax.models.pretrained import resolve
 from gla_jax.pipeline import SegmenterParams
 from gla_jax.predict.features import FeatureMap, feature_map
@@ -190,14 +192,17 @@ class Segmenter:
         image: "Picture",
         classes: Sequence[str] | Mapping[str, Sequence[str]] | Classes,
         *,
+        masks: Masks | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Segmentation:
         """Segment one image: `batch` of it alone, with the same options.
 
-        progress(steps done, steps): called while a large image goes through.
+        masks: regions of one label each, as batch takes them; progress(steps done, steps): called while a large image
+        goes through.
         """
-        return self.batch([image], classes, progress=progress, **options)[0]
+        each = None if masks is None else [masks]
+        return self.batch([image], classes, masks=each, progress=progress, **options)[0]
 
     def batch(
         self,
@@ -208,6 +213,7 @@ class Segmenter:
         threshold: float | None = None,
         scores: bool = False,
         templates: Sequence[str] | None = None,
+        masks: Sequence[Masks] | None = None,
         progress: Progress | None = None,
     ) -> list[Segmentation]:
         """Segment images of any sizes; those with one padded number of windows go through the towers together.
@@ -220,6 +226,8 @@ class Segmenter:
             threshold: None takes the settings'.
             scores: also the probability of every class.
             templates: prompts with {} for the name.
+            masks: of each image the regions that get one label each, by mean probability (label_masks): bool arrays
+                [h w], the path of an index PNG whose value 0 is no mask, or COCO's run lengths.
             progress: called with (steps done, steps) while a large image goes through.
 
         Raises UserError for what cannot be used.
@@ -229,14 +237,23 @@ class Segmenter:
             raise ImageError("the images are a single one, or none; give a list of images.")
         pixels = [as_rgb(image) for image in images]
         model, names, question, background = self._ask(classes, background, threshold, templates)
+        pooled, regions = masks is not None, []
+        if pooled:
+            if len(masks) != len(pixels):
+                raise UserError(f"there are masks for {len(masks)} images, not {len(pixels)}; give a list for each.")
+            regions = [read_masks(own, rgb.shape[:2]) for own, rgb in zip(masks, pixels, strict=True)]
 
         def around(group: Sequence[Ready]) -> AbstractContextManager[Progress | None] | None:
             return nullcontext(progress) if model.steps_through(group[0].prepared.size) else None
 
         ready = read_ahead(range(len(pixels)), lambda index: Ready(index, model.prepare(pixels[index])), threads=1)
         results: list[Segmentation | None] = [None] * len(pixels)
-        for index, found in label_images(model, ready, question, Stopwatch(), scores=scores, around=around):
-            results[index] = Segmentation(found.labels, names, pixels[index], found.scores, background)
+        threshold = float(model.config.threshold)
+        for index, found in label_images(model, ready, question, Stopwatch(), scores=scores or pooled, around=around):
+            labels = found.labels
+            if pooled:
+                labels = label_masks(labels, found.scores, regions[index], threshold, question.background)
+            results[index] = Segmentation(labels, names, pixels[index], found.scores if scores else None, background)
         return results
 
     def features(self, image: "Picture", *, progress: Progress | None = None) -> FeatureMap:
