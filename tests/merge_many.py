@@ -2,7 +2,7 @@
 
     python -m tests.merge_many [--shards 100] [--images 1000000] [--classes 171]
 
-Fails when the merge takes a minute or 2 GB, which is the bound for the default numbers.
+Fails when the merge takes a minute of a processor or 2 GiB, the bounds for the default numbers.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from gla_jax.eval.runner import Outcome, Run, open_benchmark
 from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
 
-SECONDS, GIBIBYTES = 60, 2
+SECONDS, GIBIBYTES = 60, 2  # of a processor: the wall clock of a shared machine says little
 OCCURRING = 10  # classes in an image
 
 
@@ -84,7 +84,7 @@ def main() -> int:
         f"{options.shards} shards, {images} records, {size / 2**20:.0f} MiB: {seconds:.1f} s "
         f"({used.ru_utime + used.ru_stime:.1f} s of a processor), {memory:.2f} GiB"
     )
-    return int(seconds >= SECONDS or memory >= GIBIBYTES)
+    return int(used.ru_utime + used.ru_stime >= SECONDS or memory >= GIBIBYTES)
 
 
 if __name__ == "__main__":

@@ -164,3 +164,21 @@ def test_shards_are_small_and_do_not_depend_on_the_cluster():
 )
 def test_the_address_may_be_left_out(words, expected):
     assert _with_ray_address(words) == expected
+
+
+@needs_ray
+def test_a_dataset_of_ray_data_is_mapped(words):
+    code = (
+        "import sys, numpy as np, ray, gla_jax\n"
+        "if __name__ == '__main__':\n"
+        "    ray.init(num_cpus=2, include_dashboard=False, logging_level='ERROR')\n"
+        "    rows = [{'number': n, 'image': np.full((24, 32, 3), 40 * n, np.uint8)} for n in range(4)]\n"
+        "    kwargs = {'classes': ['sand', 'water'], 'model': sys.argv[1],\n"
+        "              'settings': {'short_side': 32, 'crop': 32, 'stride': 32}}\n"
+        "    dataset = ray.data.from_items(rows).map_batches(\n"
+        "        gla_jax.ray.Segmenter, fn_constructor_kwargs=kwargs, batch_size=2, concurrency=1)\n"
+        "    print(sorted((row['number'], row['labels'].shape) for row in dataset.take_all()))\n"
+    )
+    model = words[words.index("--model") + 1]
+    said = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, timeout=300)
+    assert said.stdout.splitlines()[-1:] == [str([(number, (24, 32)) for number in range(4)])], said.stderr
