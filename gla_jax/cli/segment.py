@@ -12,7 +12,7 @@ from gla_jax.cli import options
 from gla_jax.cli.options import prepare_jax, results_folder
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import ImageError, UserError
-from gla_jax.support.places import is_remote
+from gla_jax.support.places import is_folder, is_remote
 
 if TYPE_CHECKING:
     from gla_jax.outputs.run import Outcome
@@ -35,6 +35,10 @@ def segment(
     stride: options.Stride = None,
     templates: Annotated[
         Path | None, typer.Option(**options.URL, help="A text file of prompts with {} for the name.")
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(**options.URL, help="A folder with masks of every image, NAME.png or NAME.json: one label each."),
     ] = None,
     out: Annotated[
         Path, typer.Option(**options.URL, help="Folder for the results; an interrupted run goes on there.")
@@ -86,6 +90,9 @@ def segment(
     prompts = read_lines(templates, "templates") if templates else None
     paths = _find(images, out, recursive, classes)
     wanted = check_formats(formats or ())
+    if masks and not is_folder(masks):
+        raise UserError(f"there is no folder {masks} with masks; write NAME.png or NAME.json for every image there.")
+    masks = masks if masks is None or is_remote(masks) else masks.absolute()
     check_enough(parsed, background)  # after words behind the first class got their own sentence
 
     from gla_jax.distributed.processes import joined
@@ -104,7 +111,18 @@ def segment(
         with_background(parsed, background, threshold)  # before actors start
         config = with_fields(config, {"threshold": threshold, "precision": precision})
         order = SegmentOrder(
-            model, config, parsed, background, prompts, scores, batch, wanted, offline, paths, str(results_folder(out))
+            model,
+            config,
+            parsed,
+            background,
+            prompts,
+            scores,
+            batch,
+            wanted,
+            offline,
+            paths,
+            str(results_folder(out)),
+            masks and str(masks),
         )
         address = None if ray == options.RAY_HERE else ray
         with counter("segmented") as advance:
@@ -124,7 +142,7 @@ def segment(
         devices = None if mesh is None else read_mesh(mesh, spanning=True)
         folder = results_folder(out)
         segmenter = Segmenter.from_pretrained(model, config, offline=offline, mesh=devices)
-        task = Task(segmenter, parsed, background, prompts, scores, batch, wanted)
+        task = Task(segmenter, parsed, background, prompts, scores, batch, wanted, masks)
 
         def say(text: str) -> None:
             if processes.is_first or devices is None or not devices.is_multi_process:

@@ -93,12 +93,20 @@ class SegmentOrder:
     offline: bool
     paths: Sequence[str]
     out: str
+    masks: str | None = None
 
     def task(self) -> Task:
         """The task, its model loaded."""
         segmenter = Segmenter.from_pretrained(self.model, self.config, offline=self.offline)
         return Task(
-            segmenter, self.classes, self.background, self.templates, self.scores, self.batch, tuple(self.formats)
+            segmenter,
+            self.classes,
+            self.background,
+            self.templates,
+            self.scores,
+            self.batch,
+            tuple(self.formats),
+            self.masks and place(self.masks),
         )
 
 

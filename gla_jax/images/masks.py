@@ -10,6 +10,7 @@ from gla_jax.images.reading import opened
 from gla_jax.support.arrays import Bool
 from gla_jax.support.errors import ImageError
 from gla_jax.support.files import read_json
+from gla_jax.support.places import is_file, is_remote, place
 
 Masks = str | Path | Iterable[Bool[np.ndarray, "h w"] | Mapping[str, Any]]
 WAY_OUT = "give bool arrays [h w], the path of an index PNG, or COCO's run lengths"
@@ -21,16 +22,24 @@ def read_masks(source: Masks, size: tuple[int, int]) -> Iterator[Bool[np.ndarray
     source: bool arrays or COCO's {"size", "counts"}, alone or as "segmentation" of a dict; the path of a .json file
     with a list of the latter, or of an index PNG, where every value but 0 is a mask. Raises ImageError.
     """
-    if isinstance(source, str | Path):
-        path = Path(source)
+    if isinstance(source, str | Path) or is_remote(source):
+        path = place(source)
         if path.suffix.lower() != ".json":
             return _of_index_png(path, size)
-        source = read_json(path, "the masks", "give a list of COCO's run lengths")
+        source = read_json(path, "the masks", "give a list of COCO's run lengths", ImageError)
         if not isinstance(source, list):
             raise ImageError(f"the masks in {path} are not a list; give a list of COCO's run lengths.")
     if isinstance(source, Mapping) or not isinstance(source, Iterable) or getattr(source, "ndim", 3) < 3:
         raise ImageError(f"the masks are {type(source).__name__}, not a list of masks; {WAY_OUT}.")
     return iter([_as_mask(mask, number, size) for number, mask in enumerate(source, 1)])
+
+
+def masks_of(folder: Path, name: str) -> Path:
+    """The file of an image's masks in a folder, NAME.png or NAME.json. Raises ImageError."""
+    for path in (folder / f"{name}{ending}" for ending in (".png", ".json")):
+        if is_file(path):
+            return path
+    raise ImageError(f"{folder} has neither {name}.png nor {name}.json; put the masks of every image there.")
 
 
 def _as_mask(mask: Any, number: int, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

@@ -15,7 +15,9 @@ from PIL import Image
 from gla_jax.config import settings_as_dict
 from gla_jax.distributed.processes import Processes
 from gla_jax.distributed.shards import FOLDER, Shard
+from gla_jax.images.masks import masks_of, read_masks
 from gla_jax.images.reading import read_image
+from gla_jax.labels.pool import label_masks
 from gla_jax.outputs.files import (
     as_lines,
     checked_line,
@@ -32,7 +34,7 @@ from gla_jax.predict.predict import Ready, label_images
 from gla_jax.results.dataset import FORMATS, Labelled
 from gla_jax.results.segmentation import ENDINGS, Segmentation, pictures_exist
 from gla_jax.segmenter import Segmenter, with_background
-from gla_jax.support.arrays import UInt8
+from gla_jax.support.arrays import Bool, UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError
 from gla_jax.support.files import SECONDS_TO_LOCK, folder_lock, remove_leftovers, write_text
@@ -53,7 +55,8 @@ class Task:
 
     segmenter: its settings hold the threshold; background: the class of pixels below it; templates: prompts with {}
     for the name, None for the model's; scores: also the probability of every class; batch: images with one padded
-    number of windows that go through the towers together; formats: names of other tools' layouts, written at the end.
+    number of windows that go through the towers together; formats: names of other tools' layouts, written at the end;
+    masks: a folder with NAME.png or NAME.json for the results NAME of every image, whose masks get one label each.
     """
 
     segmenter: Segmenter
@@ -63,6 +66,7 @@ class Task:
     scores: bool = False
     batch: int = 1
     formats: Sequence[str] = ()
+    masks: Path | None = None
 
     def settings(self) -> dict[str, Any]:
         """A run in the same folder must agree on all of it."""
@@ -76,7 +80,7 @@ class Task:
             "templates": templates and list(templates),
             "scores": self.scores,
             "settings": deciding_settings(self.segmenter.config),
-        }
+        } | ({"masks": str(self.masks)} if self.masks else {})
 
     def document(self, images: list[Any], failed: list[Any], complete: bool) -> dict[str, Any]:
         """The whole of results.json, whose classes are in the order of the index PNG's pixels.
@@ -114,12 +118,13 @@ class File(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A file, its size in bytes and time of change, and its pixels or the reason why there are none."""
+    """A file, its size in bytes and time of change, its pixels or the reason why there are none, and its masks."""
 
     file: File
-    stamp: list[int] | None
+    stamp: list[Any] | None
     pixels: UInt8[np.ndarray, "h w 3"] | None
     error: str = ""
+    masks: Iterator[Bool[np.ndarray, "h w"]] | None = None
 
 
 def segment_files(
@@ -161,7 +166,7 @@ def segment_files(
             remove_leftovers(folder, min_age=SECONDS_TO_LOCK if shard else 0)
             if not shard:
                 claim_folder(folder, task.settings(), any(folder.glob(LINES.format("*"))))
-            before = _finished(folder, files, task.scores)
+            before = _finished(folder, files, task)
         # All processes take the first one's word: in a mesh over all they must run the same programs.
         first, *_ = processes.gather("claimed", json.dumps(before).encode())
         rows: dict[int, dict[str, Any]] = {int(index): row for index, row in json.loads(first).items()}
@@ -220,12 +225,13 @@ def _segmented(
     bad: list[Read] = []
 
     def read(file: File) -> Ready:
-        stamp = _stamp(file.path)  # before the content, so that a change meanwhile is noticed
+        stamp = _stamp(file, task)  # before the content, so that a change meanwhile is noticed
         try:
             pixels = read_image(file.path)
+            masks = task.masks and read_masks(masks_of(task.masks, file.name), pixels.shape[:2])
         except ImageError as error:
             return Ready(Read(file, stamp, None, str(error)), None)
-        return Ready(Read(file, stamp, pixels), model.prepare(pixels))
+        return Ready(Read(file, stamp, pixels, masks=masks), model.prepare(pixels))
 
     def readable() -> Iterator[Ready]:
         for ready in read_ahead(files, read, threads=1):
@@ -240,9 +246,12 @@ def _segmented(
         windows = model.steps_through(read.pixels.shape[:2])
         return _watched(task, read.file.path, windows, say) if windows else None
 
-    images = label_images(model, readable(), question, watch, batch=task.batch, scores=task.scores, around=around)
-    for read, prediction in images:
-        result = Segmentation(prediction.labels, names, read.pixels, prediction.scores, task.background)
+    scores = task.scores or task.masks is not None
+    images = label_images(model, readable(), question, watch, batch=task.batch, scores=scores, around=around)
+    for read, (labels, found) in images:
+        if read.masks is not None:
+            labels = label_masks(labels, found, read.masks, float(model.config.threshold), question.background)
+        result = Segmentation(labels, names, read.pixels, found if task.scores else None, task.background)
         if folder is not None:
             result.save(folder, read.file.name)
         watch.mark("write")
@@ -276,14 +285,15 @@ def _watched(task: Task, path: Path, windows: int, say: Say) -> Iterator[Progres
         yield progress
 
 
-def _stamp(path: Path) -> list[Any] | None:
+def _stamp(file: File, task: Task) -> list[Any] | None:
     try:
-        return stamp_of_file(path)
-    except (OSError, ValueError):
+        own = stamp_of_file(file.path)
+        return own if task.masks is None else [own, stamp_of_file(masks_of(task.masks, file.name))]
+    except (OSError, ValueError, ImageError):
         return None
 
 
-def _finished(folder: Path, files: Sequence[File], scores: bool) -> dict[int, dict[str, Any]]:
+def _finished(folder: Path, files: Sequence[File], task: Task) -> dict[int, dict[str, Any]]:
     """The rows of files that were done before, by index, and whose file and pictures are as they were."""
     by_name = {file.name: file for file in files}
     rows: dict[int, dict[str, Any]] = {}
@@ -297,6 +307,6 @@ def _finished(folder: Path, files: Sequence[File], scores: bool) -> dict[int, di
                     continue
                 # A later line of another image means that its pictures took the place of these.
                 rows.pop(file.index, None)
-                if row.get("image") == str(file.path) and stamp and stamp == _stamp(file.path):
+                if row.get("image") == str(file.path) and stamp and stamp == _stamp(file, task):
                     rows[file.index] = row
-    return {index: row for index, row in rows.items() if pictures_exist(folder, row["name"], scores)}
+    return {index: row for index, row in rows.items() if pictures_exist(folder, row["name"], task.scores)}
