@@ -8,15 +8,13 @@ import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, positive_sums, zero_sums
 from gla_jax.attention.buffer import Buffer
-from gla_jax.attention.normalize import Logits, Normalization, attention_logits, ordinary_logits
-from gla_jax.attention.products import for_anchors, for_attention, value_sums
+from gla_jax.attention.normalize import NOTHING, Logits, Normalization, attention_logits, ordinary_logits
+from gla_jax.attention.products import for_anchors, for_attention, similarities, value_sums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
 
 State = TypeVar("State")
 Part = TypeVar("Part")
-# Lower than any attention logit, yet finite: differences of two such maxima stay numbers.
-NOTHING = -1e30
 
 
 class SoftmaxPartial(NamedTuple):
@@ -63,20 +61,20 @@ def empty_softmax(queries: Float[Array, "q D"], width: int) -> SoftmaxPartial:
     return SoftmaxPartial(zeros + NOTHING, zeros, jnp.zeros_like(queries, shape=(queries.shape[0], width)))
 
 
-def block_logits(queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, method: MethodConfig) -> Logits:
+def block_logits(similarity: Float[Array, "q b"], norm: Normalization, keys: Buffer, method: MethodConfig) -> Logits:
     """Logits of some queries over one block of keys, before the softmax; NOTHING where a key is not valid."""
-    logits, kept = attention_logits(queries, norm, keys, method)
-    if not method.drops_entries:
-        logits, kept = ordinary_logits(logits, method), jnp.broadcast_to(keys.valid[None], logits.shape)
-    return Logits(jnp.where(keys.valid[None], logits, NOTHING), kept)
+    valid, (logits, kept, best) = keys.valid[None], attention_logits(similarity, norm, keys.valid)
+    if method.drops_entries:
+        return Logits(jnp.where(valid, logits, NOTHING), kept, best)
+    logits = jnp.where(valid, ordinary_logits(logits, method), NOTHING)
+    return Logits(logits, jnp.broadcast_to(valid, logits.shape), jax.lax.stop_gradient(logits.max(1)))
 
 
 def softmax_partial(block: Logits, keys: Buffer, method: MethodConfig) -> SoftmaxPartial:
     """The softmax over one block of keys."""
-    logits, kept = block
+    logits, kept, maximum = block
     # Any number in its place gives the same mean, so its gradient is 0; JAX's own is 0 / 0 where the compiler rounds
     # the logits of the maximum and those it is compared with in the backward pass differently.
-    maximum = jax.lax.stop_gradient(logits.max(1))
     exponents = logits - maximum[:, None]
     weights = jnp.where(kept, jnp.exp(exponents / method.temperature if method.drops_entries else exponents), 0.0)
     return SoftmaxPartial(maximum, weights.sum(1), value_sums(weights, for_attention(keys, method), method))
@@ -87,7 +85,8 @@ def attend_block(
     queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, method: MethodConfig
 ) -> SoftmaxPartial:
     """The softmax of some queries over one block of keys."""
-    return softmax_partial(block_logits(queries, norm, keys, method), keys, method)
+    similarity = similarities(queries, for_attention(keys, method))
+    return softmax_partial(block_logits(similarity, norm, keys, method), keys, method)
 
 
 @typed
@@ -106,15 +105,15 @@ def attend_next_block(
         keys: one block of keys and values.
         method: which entries are dropped, and whether blocks are skipped.
     """
-    logits = block_logits(queries, norm, keys, method)
+    similarity = similarities(queries, for_attention(keys, method))
 
     def merged() -> SoftmaxPartial:
-        return state.merge(softmax_partial(logits, keys, method), method)
+        return state.merge(softmax_partial(block_logits(similarity, norm, keys, method), keys, method), method)
 
     if not (method.drops_entries and method.skip_blocks):
         return merged()
     # A block matters if it has an entry >= 0 or a new maximum for any query; else its weights would all be 0.
-    best = logits.values.max(1)
+    best = block_logits(similarity, norm, keys, method).best
     survives = (best >= 0) | (best >= state.maximum)
     return jax.lax.cond(survives.any(), merged, lambda: state)
 

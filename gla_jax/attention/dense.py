@@ -7,7 +7,7 @@ from gla_jax.attention.anchors import AnchorSums, positive_sums
 from gla_jax.attention.blockwise import fold_shards, sum_over_shards
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
-from gla_jax.attention.products import for_attention, value_sums
+from gla_jax.attention.products import for_attention, similarities, value_sums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
 
@@ -25,7 +25,8 @@ def attention_weights(
     queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "q N"]:
     """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0), all without masking."""
-    logits, kept = attention_logits(queries, norm, buffer, method)
+    similarity = similarities(queries, for_attention(buffer, method))
+    logits, kept, _ = attention_logits(similarity, norm, buffer.valid)
     if not method.drops_entries:
         return jax.nn.softmax(jnp.where(buffer.valid[None], ordinary_logits(logits, method), -jnp.inf), axis=1)
     return jax.nn.softmax(jnp.where(kept, logits / method.temperature, -jnp.inf), axis=1)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer
-from gla_jax.attention.products import for_attention, similarities
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Bool, Float, typed
 
@@ -82,24 +81,33 @@ def normalization(
     return Normalization(gamma, gamma * shift(windows, method) * mean)
 
 
+# Lower than any attention logit, yet finite: differences of two such maxima stay numbers.
+NOTHING = -1e30
+
+
 class Logits(NamedTuple):
-    """Logits a_ij [q b] before the softmax, and kept: the entries that it keeps where the method drops any."""
+    """Logits a_ij [q b] before the softmax.
+
+    kept: the entries that it keeps where the method drops any; best [q]: the largest valid logit, without a gradient.
+    """
 
     values: Float[Array, "q b"]
     kept: Bool[Array, "q b"]
+    best: Float[Array, " q"]
 
 
 @typed
-def attention_logits(queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig) -> Logits:
+def attention_logits(similarity: Float[Array, "q b"], norm: Normalization, valid: Bool[Array, " b"]) -> Logits:
     """a_ij = scale_i * s_ij - offset_i; kept is every valid entry >= 0 and the largest of each row (DESIGN 3.2)."""
-    similarity = similarities(queries, for_attention(buffer, method))
     logits = norm.scale[:, None] * similarity - norm.offset[:, None]
     # The largest is found among the similarities, which come out of a product. A compiler may compute logits twice and
     # round them differently: none would equal their maximum, and a row of negative ones would keep nothing.
-    rank = jnp.where(norm.scale[:, None] < 0, -similarity, similarity)
-    rank = jnp.where(buffer.valid[None], rank, -jnp.inf)
-    largest = rank >= jax.lax.stop_gradient(rank.max(1, keepdims=True))
-    return Logits(logits, ((logits >= 0) | largest) & buffer.valid[None])
+    sign = jnp.where(norm.scale < 0, -1.0, 1.0)
+    rank = jnp.where(valid[None], sign[:, None] * similarity, -jnp.inf)
+    top = jax.lax.stop_gradient(rank.max(1))
+    best = jax.lax.stop_gradient(norm.scale) * sign * top - jax.lax.stop_gradient(norm.offset)
+    kept = ((logits >= 0) | (rank >= top[:, None])) & valid[None]
+    return Logits(logits, kept, jnp.where(valid.any(), best, NOTHING))
 
 
 @typed
