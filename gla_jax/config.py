@@ -234,14 +234,8 @@ class MethodConfig:
 
 def without_gla(baseline: str) -> MethodConfig:
     """A baseline as published, each window alone: fixed shift and scale, one mean over the window's similarities."""
-    return MethodConfig(
-        baseline=baseline,
-        global_buffer=False,
-        proxy_anchors=False,
-        row_mean=False,
-        dynamic_shift=None,
-        dynamic_scale=None,
-    )
+    off = dict.fromkeys(("global_buffer", "proxy_anchors", "row_mean"), False)
+    return MethodConfig(baseline=baseline, dynamic_shift=None, dynamic_scale=None, **off)
 
 
 METHODS: dict[str, MethodConfig] = {
@@ -294,7 +288,8 @@ class WindowConfig:
 class SegmenterConfig:
     """Everything a segmentation depends on besides weights, image and classes.
 
-    threshold: pixels whose best class probability is below it become background (0 turns it off); dtype: of the
+    threshold: pixels whose best class probability is below it become background (0 turns it off); prune_below:
+    classes whose best probability over all pixels is below it leave the softmax (0: none; our own); dtype: of the
     towers, all statistics stay float32; tower_batch and tower_attention are PlatformNumbers, None until a model is
     placed on its devices.
     """
@@ -306,6 +301,7 @@ class SegmenterConfig:
     dtype: Literal["float32", "bfloat16"] = static("float32")
     tower_batch: int | None = static(None)
     tower_attention: TowerAttention | None = static(None)
+    prune_below: Number = 0.0
 
     def __post_init__(self):
         # None, 0 and objects of JAX's own stand for a whole MethodConfig in trees of axes.
@@ -314,7 +310,8 @@ class SegmenterConfig:
         if not isinstance(self.windows, WindowConfig):
             raise ValueError(f"windows is {self.windows!r:.60}; give a WindowConfig")
         check_number("logit_scale", self.logit_scale, above=0)
-        check_number("threshold", self.threshold, at_least=0, at_most=1)
+        for name in ("threshold", "prune_below"):
+            check_number(name, getattr(self, name), at_least=0, at_most=1)
         if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.tower_batch is not None:

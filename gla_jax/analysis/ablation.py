@@ -15,6 +15,7 @@ FIELDS: dict[str, Any] = get_type_hints(MethodConfig) | {
     "tower_batch": int | None,
     "logit_scale": Number,
     "threshold": Number,
+    "prune_below": Number,
 }
 
 
@@ -118,15 +119,16 @@ def parse_value(field: str, text: str) -> Any:
     Raises UserError, which says what the field takes.
     """
     kind = FIELDS[field]
-    kinds = get_args(kind) or (kind,)  # of a Literal the choices
+    literal = next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
+    kinds = get_args(kind) or (kind,)
     optional = " or none" if NoneType in kinds else ""
     if optional and text == "none":
         return None
     if bool in kinds:
         return check_choice(text, ("true", "false"), f"value of {field}") == "true"
-    if kind is str or get_origin(kind) is Literal:
+    if kind is str or literal:
         # The ring runs inside a mesh of devices alone, and computes the same.
-        choices = BASELINES if kind is str else [choice for choice in kinds if choice != "ring"]
+        choices = BASELINES if kind is str else [choice for choice in get_args(literal) if choice != "ring"]
         return check_choice(text, choices, f"value of {field}")
     try:
         return int(text) if int in kinds else float(text)

@@ -27,6 +27,10 @@ def segment(
         float | None,
         typer.Option(help="Probability below which a pixel is background, 0 to 1. [default: a tuned preset's, else 0]"),
     ] = None,
+    prune_below: Annotated[
+        float,
+        typer.Option(help="Classes whose best probability in an image is below it are left out there. 0: none."),
+    ] = 0.0,
     model: options.Model = DEFAULT_MODEL,
     method: options.Method = "gla",
     preset: options.Preset = options.DEFAULT_PRESET,
@@ -80,6 +84,7 @@ def segment(
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
     )
+    config = with_fields(config, {"prune_below": prune_below})
     lines = list(classes or []) + (read_lines(classes_file, "classes") if classes_file else [])
     if not lines:
         raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')

@@ -104,6 +104,8 @@ def deciding_settings(config: SegmenterConfig) -> dict[str, Any]:
     for part in (settings, settings["method"]):
         for name in PlatformNumbers._fields:
             part.pop(name, None)
+    if not settings["prune_below"]:  # runs of before it go on
+        del settings["prune_below"]
     return settings
 
 

@@ -11,6 +11,7 @@ from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.labels import split_logits, start_labels
 from gla_jax.distributed.mesh import DATA_AXIS
 from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map, whole_logits
+from gla_jax.labels.prune import best_probabilities, prune
 from gla_jax.predict.features import FeatureMap, check_usable
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
 from gla_jax.support.arrays import Array, Float, Int, Integer, have_directions, typed
@@ -114,7 +115,7 @@ def start(
     """
     config, padded = model.config, [*images, *[images[-1]] * (size - len(images))]
     precision = config.method.plain_precision
-    if model.mesh is not None and not (scores or question.area_threshold):
+    if model.mesh is not None and not (scores or question.area_threshold or config.prune_below):
         features, embeddings = model.split_features(padded), np.asarray(question.text_embeddings)
         logits, usable = split_logits(features, embeddings, model.mesh, precision)
         padded += [images[-1]] * (len(usable) - len(padded))
@@ -142,11 +143,14 @@ def start_label(
         logits: before the logit scale.
         image: where the windows lie, and the size of the result.
         question: prompts and classes.
-        config: logit scale and threshold.
+        config: logit scale, threshold and prune_below.
         scores: also the probability of every class; all is then done when the function is called.
     """
     where, rule = layout(image.grid, logits.shape[1], image.size), question.rule(config)
     precision = config.method.plain_precision
+    if config.prune_below:
+        best = best_probabilities(logits, where, rule.class_of_prompt, rule.logit_scale, question.classes, precision)
+        logits = prune(logits, best, rule.class_of_prompt, config.prune_below)
     if not (scores or question.area_threshold):
         labels = label_map(logits, where, rule, precision)
         return lambda: Prediction(labels())

@@ -1,0 +1,94 @@
+"""Vocabulary pruning: classes that no pixel of an image supports leave the softmax over the prompts."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gla_jax.config import Number
+from gla_jax.labels.label_map import (
+    NOTHING,
+    ROW_BLOCK,
+    Columns,
+    Layout,
+    Rows,
+    across_columns,
+    class_probabilities,
+    down_rows,
+    synonyms,
+)
+from gla_jax.support.arrays import Array, Float, Int, typed
+
+
+@typed
+def prune(
+    logits: Float[Array, "W S Q"],
+    best: Float[Array, " L"],
+    class_of_prompt: Int[Array, " Q"] | Int[np.ndarray, " Q"],
+    prune_below: Number,
+) -> Float[Array, "W S Q"]:
+    """Logits without the prompts of classes whose best probability is below prune_below; the best class always stays.
+
+    Prompts keep their places: those that leave have logits of which the softmax gives 0.
+
+    Args:
+        logits: of the tokens of all windows.
+        best: of each class the best probability over all pixels.
+        class_of_prompt: index of the class of every prompt.
+        prune_below: a probability.
+    """
+    stays = (best >= prune_below) | (best == best.max())
+    return jnp.where(stays[jnp.asarray(class_of_prompt)], logits, NOTHING)
+
+
+def best_probabilities(
+    logits: Float[Array, "W S Q"],
+    where: Layout,
+    class_of_prompt: Int[np.ndarray, " Q"],
+    logit_scale: float,
+    classes: int,
+    precision: str = "highest",
+) -> Float[Array, " L"]:
+    """The best probability of every class over all pixels, those of `score_map`, on the device.
+
+    Args:
+        logits: of the tokens of all windows, before the logit scale.
+        where: layout of the tokens among the pixels.
+        class_of_prompt: index of the class of every prompt.
+        logit_scale: factor before the softmax over prompts.
+        classes: L.
+        precision: of the matrix product, in JAX's words.
+    """
+    best, prompts = jnp.zeros(classes, jnp.float32), synonyms(class_of_prompt, classes)
+    for down, across, rows, columns in where.tiles():
+        shape = np.array([down.stop - down.start, across.stop - across.start], np.int32)
+        best = _best_in_tile(best, logits, rows, columns, shape, prompts, np.float32(logit_scale), precision)
+    return best
+
+
+@partial(jax.jit, static_argnames="precision")
+def _best_in_tile(
+    best: Array,
+    logits: Array,
+    rows: Rows,
+    columns: Columns,
+    shape: Array,
+    prompts: Array,
+    logit_scale: Array,
+    precision: str,
+) -> Array:
+    """The larger of `best` [L] and the best probabilities in a tile whose first `shape` pixels lie in the image."""
+    rows, columns, shape, prompts, logit_scale = jax.tree.map(jnp.asarray, (rows, columns, shape, prompts, logit_scale))
+    across = across_columns(logits, rows, columns, precision)
+    inside_columns = jnp.arange(across.shape[2], dtype=jnp.int32) < shape[1]
+
+    def block(index: Array, best: Array) -> Array:
+        first = index * ROW_BLOCK
+        taps, weights = (jax.lax.dynamic_slice_in_dim(array, first, ROW_BLOCK) for array in (rows.taps, rows.weights))
+        inside_rows = first + jnp.arange(ROW_BLOCK, dtype=jnp.int32) < shape[0]
+        inside = inside_rows[:, None, None] & inside_columns[None, None]
+        scores = class_probabilities(down_rows(across, taps, weights), prompts, logit_scale)
+        return jnp.maximum(best, jnp.where(inside, scores, 0.0).max((0, 2)))
+
+    return jax.lax.fori_loop(0, -(-shape[0] // ROW_BLOCK), block, best)
