@@ -14,6 +14,7 @@ from gla_jax import pipeline
 from gla_jax.analysis.encoded import UNLABELLED, encode_image, token_targets
 from gla_jax.analysis.explain import attention_stages
 from gla_jax.analysis.explain_files import read_mask
+from gla_jax.analysis.one_key import ADVICE, MANY, keeps_one_key
 from gla_jax.attention.attend import Queries, prepare_queries
 from gla_jax.attention.dense import attention_weights
 from gla_jax.config import MethodConfig
@@ -22,7 +23,7 @@ from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.images.reading import as_rgb, find_images, read_image
 from gla_jax.images.windows import Windows
 from gla_jax.segmenter import Segmenter
-from gla_jax.support.arrays import Array, Float, Int, Integer, UInt8
+from gla_jax.support.arrays import Array, Bool, Float, Int, Integer, UInt8
 from gla_jax.support.errors import UserError
 
 QUERY_CHUNK = 512
@@ -36,12 +37,13 @@ class Crossing(NamedTuple):
 
     outside: the share of a token's attention on other windows, 0 to 1; counts: the tokens of its anchor (m), None
     before there are anchors; own_class: of its attention on labelled tokens the share on those of its own class, NaN
-    for a token without a label.
+    for a token without a label; one_key: True where attention keeps one single key.
     """
 
     outside: Float[np.ndarray, "W S"]
     counts: Float[np.ndarray, "W S"] | None
     own_class: Float[np.ndarray, "W S"]
+    one_key: Bool[np.ndarray, "W S"]
 
 
 class Likeness(NamedTuple):
@@ -82,24 +84,24 @@ def _shares(
     windows: Windows,
     classes: Int[Array, "W S"],
     method: MethodConfig,
-) -> tuple[Float[Array, "W S"], Float[Array, "W S"], Float[Array, "W S"], Float[Array, "N D"]]:
-    """Of every token Crossing's outside, own_class and counts; the keys of the buffer."""
+) -> tuple[Float[Array, "W S"], Float[Array, "W S"], Bool[Array, "W S"], Float[Array, "W S"], Float[Array, "N D"]]:
+    """Of every token Crossing's outside, own_class, one_key and counts; the keys of the buffer."""
     ((buffer, first),) = pipeline.buffers(tokens, windows, params, method)
     count = pipeline.window_count(windows, method)
     queries = prepare_queries(first, buffer.keys, buffer, count, method)
     by_token, window = classes.ravel(), jnp.arange(classes.size) // classes.shape[1]
 
-    def shares(token: tuple[Queries, Array, Array]) -> tuple[Array, Array]:
+    def shares(token: tuple[Queries, Array, Array]) -> tuple[Array, Array, Array]:
         query, own_class, own_window = token
         query = jax.tree.map(lambda leaf: leaf[None], query)
         (weights,) = attention_weights(query.rows, query.norm, buffer, method)
         labelled = jnp.where(by_token != UNLABELLED, weights, 0.0)
         same = jnp.where(by_token == own_class, labelled, 0.0).sum() / labelled.sum()
         outside = jnp.where(window != own_window, weights, 0.0).sum()
-        return outside, jnp.where(own_class == UNLABELLED, jnp.nan, same)
+        return outside, jnp.where(own_class == UNLABELLED, jnp.nan, same), keeps_one_key(weights)
 
-    outside, own_class = jax.lax.map(shares, (queries, by_token, window), batch_size=QUERY_CHUNK)
-    return *(x.reshape(classes.shape) for x in (outside, own_class, queries.counts)), buffer.keys
+    of_tokens = jax.lax.map(shares, (queries, by_token, window), batch_size=QUERY_CHUNK)
+    return *(x.reshape(classes.shape) for x in (*of_tokens, queries.counts)), buffer.keys
 
 
 def crossings(
@@ -116,8 +118,8 @@ def crossings(
     stages = {}
     for name, method in methods.items():
         *shares, keys = _shares(segmenter.params, tokens, windows, classes, method)
-        outside, own_class, counts = (np.asarray(share)[: grid.count] for share in shares)
-        stages[name] = Crossing(outside, counts if method.proxy_anchors else None, own_class)
+        outside, own_class, one_key, counts = (np.asarray(share)[: grid.count] for share in shares)
+        stages[name] = Crossing(outside, counts if method.proxy_anchors else None, own_class, one_key)
     return Crossings(stages, likeness(np.asarray(keys), classes.ravel()))
 
 
@@ -125,7 +127,8 @@ def summary(images: Iterable[Crossings]) -> dict[str, Any]:
     """Figures over the tokens of all images.
 
     "stages", by name: tokens; mean share of attention outside the own window and, where there are labels, on the own
-    class, percent; mean and median tokens of an anchor, and the percentage of tokens that are alone in theirs.
+    class, percent; the percentage of tokens that keep one single key; mean and median tokens of an anchor, and the
+    percentage of tokens that are alone in theirs.
     "labels", where there are any: labelled tokens, what even attention would put on the own class, percent, and the
     mean cosine of a token's feature to its own class and to others.
     """
@@ -138,6 +141,7 @@ def summary(images: Iterable[Crossings]) -> dict[str, Any]:
     for name, stage in images[0].stages.items():
         outside, own_class = joined(name, "outside"), joined(name, "own_class")
         row = stages[name] = {"tokens": len(outside), "outside": 100 * float(outside.mean())}
+        row["one_key"] = 100 * float(joined(name, "one_key").mean())
         if not np.isnan(own_class).all():
             row["own_class"] = 100 * float(np.nanmean(own_class))
         if stage.counts is not None:
@@ -166,7 +170,9 @@ def lines(figures: Mapping[str, Any]) -> Iterable[str]:
         if "anchor_mean" in row:
             text += f"; tokens of an anchor: mean {row['anchor_mean']:.0f}, median {row['anchor_median']:.0f}"
             text += f", {row['alone']:.1f}% alone"
-        yield text
+        yield f"{text}; {row['one_key']:.1f}% of the tokens keep one single key"
+    if row["one_key"] > MANY:
+        yield f"under the whole method more than {MANY:.0f}% of the tokens keep one single key; {ADVICE}"
     if "labels" in figures:
         row = figures["labels"]
         yield f"even attention would put {row['even']:.1f}% on the own class"

@@ -32,6 +32,8 @@ def stage_note(stage: StageAttention, on_mask: float | None) -> str:
         f"{stage.outside:.0%} outside the query's window",
         f"shift {stage.beta:.2f}   scale {stage.gamma:.2f}{count}",
     ]
+    if np.count_nonzero(stage.weights) == 1:
+        lines.append("one single key is kept: try another rho")
     if on_mask is not None:
         lines.append(f"{on_mask:.0%} on the object of the mask")
     if stage.answer is not None:

@@ -36,6 +36,7 @@ def test_every_token_has_the_share_that_explain_draws(folder, monkeypatch, at_on
         for stage in drawn.stages:
             own = found[stage.name]
             assert own.outside[drawn.window, drawn.token] == pytest.approx(stage.outside, abs=1e-5)
+            assert own.one_key[drawn.window, drawn.token] == (np.count_nonzero(stage.weights) == 1)
             assert (own.counts is None) == (stage.count is None)
             if stage.count is not None:
                 assert own.counts[drawn.window, drawn.token] == stage.count
@@ -71,12 +72,14 @@ def test_likeness_is_the_mean_cosine_to_the_own_class_and_to_others():
 
 def test_the_summary_counts_tokens_not_images():
     nan = np.nan
-    small = Crossing(np.full((1, 1), 1.0, np.float32), np.ones((1, 1)), np.array([[0.2]]))
-    large = Crossing(np.zeros((1, 3), np.float32), np.array([[5.0, 5.0, 9.0]]), np.array([[0.5, 0.8, nan]]))
+    small = Crossing(np.full((1, 1), 1.0, np.float32), np.ones((1, 1)), np.array([[0.2]]), np.ones((1, 1), bool))
+    large = Crossing(
+        np.zeros((1, 3), np.float32), np.array([[5.0, 5.0, 9.0]]), np.array([[0.5, 0.8, nan]]), np.zeros((1, 3), bool)
+    )
     alike = [Likeness(*(np.array(values) for values in rows)) for rows in (
         ([1.0], [nan], [1.0]), ([0.4, 0.4], [0.1, 0.3], [0.5, 0.5]))]  # fmt: skip
     found = summary([Crossings({"a": one}, own) for one, own in zip((small, large), alike, strict=True)])
-    row = {"tokens": 4, "outside": 25.0, "own_class": pytest.approx(50.0)}
+    row = {"tokens": 4, "outside": 25.0, "own_class": pytest.approx(50.0), "one_key": 25.0}
     assert found["stages"] == {"a": row | {"anchor_mean": 5.0, "anchor_median": 5.0, "alone": 25.0}}
     labels = {"tokens": 3, "even": 200 / 3, "own_cosine": 0.6, "other_cosine": 0.2}
     assert found["labels"] == pytest.approx(labels)
