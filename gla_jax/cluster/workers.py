@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.processes import Processes
 from gla_jax.distributed.shards import FOLDER, Shard
 from gla_jax.eval.job import Job, open_data, open_runs
-from gla_jax.eval.merge import finish_shard, is_finished
+from gla_jax.eval.merge import SHARD_FILE, finish_shard, is_finished
 from gla_jax.eval.runner import measure
 from gla_jax.outputs.run import Outcome, Say, Task, segment_files
 from gla_jax.segmenter import Segmenter
+from gla_jax.support.batches import read_ahead
 from gla_jax.support.devices import prepare_jax
 from gla_jax.support.errors import UserError
-from gla_jax.support.places import is_url, place
+from gla_jax.support.files import read_json
+from gla_jax.support.places import THREADS, is_url, place
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
 
@@ -36,11 +38,12 @@ class EvalWorker:
         return open_runs(self._jobs, place(self._out), sharded=True)
 
     def work(self, number: int, shard: Shard) -> int:
-        """Measure a shard of one job, unless that is done; the number of its images."""
+        """Measure a shard of one job; the number of its images, 0 when it was finished before."""
         run = replace(self._runs[number], shard=Shard(*shard))
-        if not is_finished(run):
-            outcome = measure(run, wait=SECONDS_TO_LET_GO)
-            finish_shard(outcome, self._jobs[number], number)
+        if is_finished(run):
+            return 0
+        outcome = measure(run, wait=SECONDS_TO_LET_GO)
+        finish_shard(outcome, self._jobs[number], number)
         return len(run.part)
 
 
@@ -62,7 +65,12 @@ def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progres
     for (_, _, home), count in zip(opened, counts, strict=True):
         _check_count(home, len(shards_for(count)))
     tasks = [(number, tuple(shard)) for number, count in enumerate(counts) for shard in shards_for(count)]
-    done = 0
+    done = 0  # those of an earlier run come first, so that rate and time left are of this one
+    for (_, _, home), count in zip(opened, counts, strict=True):
+        shards = shards_for(count)
+        there = read_ahead(shards, lambda shard, home=home: (home / shard.place / SHARD_FILE).exists(), THREADS)
+        done += sum(len(shard.part(count)) for shard, exists in zip(shards, there, strict=True) if exists)
+    progress(done, sum(counts))
     for images in deal(cluster, EvalWorker, (jobs, _absolute_path(out)), tasks):
         done += images
         progress(done, sum(counts))
@@ -122,15 +130,15 @@ class SegmentWorker:
         prepare_jax()
         return self._order.task()
 
-    def work(self, shard: Shard | None) -> tuple[int, list[str], Outcome]:
-        """Segment a shard, None: put all together; the number of its images, what there is to say, the outcome."""
+    def work(self, shard: Shard | None, images: int) -> tuple[int, list[str], Outcome]:
+        """Segment a shard, None: put all together; `images` as it came, what there is to say, the outcome."""
         sentences: list[str] = []
         paths = list(map(place, self._order.paths))
         part = Shard(*shard) if shard else None
         outcome = segment_files(
             self._task, paths, place(self._order.out), Processes(), sentences.append, part, wait=SECONDS_TO_LET_GO
         )
-        return len(part.part(len(paths))) if part else len(paths), sentences, outcome
+        return images, sentences, outcome
 
 
 def segment(order: SegmentOrder, cluster: Cluster, progress: Progress, say: Say) -> Outcome:
@@ -146,17 +154,28 @@ def segment(order: SegmentOrder, cluster: Cluster, progress: Progress, say: Say)
     """
     paths = list(map(_absolute_path, order.paths))
     order = replace(order, paths=paths, out=_absolute_path(order.out), model=_absolute(order.model))
-    done = 0
-    for images, sentences, _ in deal(
-        cluster, SegmentWorker, (order,), [(tuple(shard),) for shard in shards_for(len(paths))]
-    ):
+    shards, out = shards_for(len(paths)), place(order.out)
+    sizes = [len(shard.part(len(paths))) for shard in shards]
+    complete = list(read_ahead(shards, partial(_is_complete, out), THREADS))
+    done = sum(size for size, there in zip(sizes, complete, strict=True) if there)
+    progress(done, len(paths))
+    # Complete shards are dealt too, as their images may have changed, but are counted already.
+    tasks = [(tuple(shard), 0 if there else size) for shard, size, there in zip(shards, sizes, complete, strict=True)]
+    for images, sentences, _ in deal(cluster, SegmentWorker, (order,), tasks):
         for sentence in sentences:
             if "were done before in" not in sentence:
                 say(sentence)
         done += images
         progress(done, len(paths))
-    _, _, outcome = SegmentWorker(order).work(None)
+    _, _, outcome = SegmentWorker(order).work(None, 0)
     return outcome
+
+
+def _is_complete(out: Path, shard: Shard) -> bool:
+    """True for a shard whose images an earlier run has done."""
+    path = out / shard.place / "results.json"
+    content = read_json(path, "the results", "remove it") if path.exists() else None
+    return isinstance(content, dict) and content.get("complete") is True
 
 
 def _absolute_path(path: str | Path) -> str:
