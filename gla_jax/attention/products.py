@@ -26,7 +26,8 @@ def _key_parts(keys: Array, method: MethodConfig, products: int) -> Array:
         return keys.astype(jnp.bfloat16)
     high, low = _two_parts(keys)
     rest = (keys - high.astype(jnp.float32) - low.astype(jnp.float32)).astype(jnp.bfloat16)
-    return jnp.concatenate([high, low, high, low, rest][:products], 1)
+    # Small products come first: added to a large sum, they would be rounded away.
+    return jnp.concatenate([rest, low, high, low, high][-products:], 1)
 
 
 @typed
@@ -53,7 +54,7 @@ def for_attention(buffer: Buffer, method: MethodConfig) -> Buffer:
     if method.products == "fast" or values.dtype == jnp.bfloat16:
         values = values.astype(jnp.bfloat16)
     else:
-        values = jnp.concatenate(_two_parts(values), 1)
+        values = jnp.concatenate(_two_parts(values)[::-1], 1)
     return buffer._replace(key_parts=_key_parts(buffer.keys, method, 5), value_parts=values)
 
 
@@ -78,7 +79,7 @@ def similarities(queries: Float[Array, "q D"], buffer: Buffer) -> Float[Array, "
 def _similarities(queries: Array, keys: Array, key_parts: Array) -> Array:
     high, low = _two_parts(queries)
     # One product of long rows runs twice as fast on a GPU as several.
-    query_parts = jnp.concatenate([high, high, low, low, high][: key_parts.shape[1] // keys.shape[1]], 1)
+    query_parts = jnp.concatenate([high, low, low, high, high][-(key_parts.shape[1] // keys.shape[1]) :], 1)
     return _one_pass("qd,bd->qb", query_parts, key_parts)
 
 
@@ -92,7 +93,7 @@ _similarities.defjvps(
 @typed
 def key_sums(weights: Float[Array, "q b"] | Bool[Array, "q b"], buffer: Buffer, method: MethodConfig) -> Array:
     """Sums [q D] of keys under a mask, which bfloat16 holds exactly, or under weights."""
-    parts = None if buffer.key_parts is None else buffer.key_parts[:, : 2 * buffer.keys.shape[1]]
+    parts = None if buffer.key_parts is None else buffer.key_parts[:, -2 * buffer.keys.shape[1] :]
     return _sums(weights, buffer.keys, parts, method)
 
 
@@ -121,7 +122,7 @@ def _weighted(weights: Array, rows: Array, parts: Array) -> Array:
     if weights.dtype == jnp.bfloat16:
         return product(weights, parts)
     high, low = _two_parts(weights)
-    return product(high, parts) + product(low, parts[:, :width])
+    return product(high, parts) + product(low, parts[:, -width:])
 
 
 _weighted.defjvps(

@@ -231,7 +231,7 @@ def test_settings_vmap(precision):
     )
     for index, threshold in enumerate(thresholds):
         alone = jax.jit(aggregate_values)(*arrays, replace(gla, anchor_threshold=float(threshold)))
-        np.testing.assert_allclose(swept[index], alone, atol=1e-6)
+        np.testing.assert_allclose(swept[index], alone, atol=1e-6 if precision == "highest" else 1e-5)
 
 
 def test_gla_on_a_host_without_features_is_refused():
