@@ -166,7 +166,8 @@ def _fields(config: "PreTrainedConfig", where: str = "") -> Statements:
     """Statements of a configuration by the fields of its class; those no table has count where they are no default."""
     import transformers
 
-    table, common = TRANSFORMERS[config.model_type], signature(transformers.PretrainedConfig).parameters
+    # Of the class: a file may give the part of a model another name.
+    table, common = TRANSFORMERS[type(config).model_type], signature(transformers.PretrainedConfig).parameters
     own = {name: x.default for name, x in signature(type(config)).parameters.items() if name not in common}
     values = {name: getattr(config, name) for name in own if hasattr(config, name)}
     new = [name for name, value in values.items() if name not in table and value == own[name]]

@@ -150,3 +150,12 @@ def test_pixels_that_are_rescaled_otherwise_are_refused(field):
     assert stated_pixels(same).mean == (0.5, 0.5, 0.5)
     with pytest.raises(ConversionError, match="rescale_factor"):
         stated_pixels(same | field)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, ["clip"], None])
+def test_the_name_of_a_tower_inside_its_model_does_not_matter(name, models):
+    """transformers knows the class by its place; a damaged name there ended in a traceback."""
+    state, config = models["CLIPConfig"]
+    tower = {**config["vision_config"], "model_type": name}
+    spec = convert_state("clip", state, {**config, "vision_config": tower}).spec
+    assert spec == convert_state("clip", state, config).spec
