@@ -46,6 +46,7 @@ for command in (ablate, tune, explain, crossing, bench, convert, models, info):
 # typer's own class, whether it brings click with it or imports it.
 UsageError = typer.BadParameter.__base__
 LOCAL = (("convert",), ("raster",), ("eval", "prepare"))  # commands whose paths are no URLs
+STORES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")  # modules of errors that are none of the system's
 INTERRUPTED = 130
 STOPPED = (INTERRUPTED, 143, 129)  # Ctrl-C, SIGTERM, SIGHUP
 
@@ -92,6 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else int(error.code is not None)
         except Exception as error:
+            if type(error).__module__.partition(".")[0] in STORES:
+                reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+                return _failed(
+                    f"the object store cannot be used ({reason}); see its address, your keys and the network."
+                )
             if not _lacks_memory(error):
                 raise
             status = _failed("this needs more memory than there is; take a smaller --batch, --crop or --short-side.")

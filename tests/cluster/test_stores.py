@@ -1,6 +1,7 @@
 """A run from and to an object store must be that of local folders; the store is a server that speaks S3."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -205,3 +206,18 @@ def test_one_holds_a_lock_of_the_store(bucket):
 def test_a_store_without_the_data_gets_a_sentence(bucket):
     with pytest.raises(DataError, match=r"s3://bucket/nowhere is not a folder"):
         open_dataset("folder", place(f"{bucket}/nowhere"))
+
+
+def test_a_store_that_does_not_answer_and_one_without_keys_get_a_sentence(local):
+    words = ["eval", "folder", "--data", "s3://bucket/data", "--model", local / "model", "--out", "s3://bucket/none"]
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
+    files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    without = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    for keys in ({"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}, {}):
+        environment = without | nowhere | files | keys
+        said = subprocess.run(
+            [*COMMAND, *map(str, words)], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert said.returncode == 2, said.stderr
+        assert said.stderr.startswith("error: the object store cannot be used ("), said.stderr
+        assert "Traceback" not in said.stderr
