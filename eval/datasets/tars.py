@@ -64,30 +64,30 @@ def open_tars(benchmark: str, tars: list[Path], names: ClassNames, labelled: boo
     """Tars as examples. Raises DataError for tars that are damaged, compressed or lack an image or a label."""
     parts = read_ahead(tars, lambda tar: list(_samples(tar)), THREADS)
     samples = [sample for part in parts for sample in part]
-    with_labels = labelled or any(sample.label for sample in samples)
-    _check(tars, samples, with_labels)
+    labelled = labelled or any(sample.label for sample in samples)
+    _check(tars, samples, labelled)
     code = label_code("plain", len(names.classes))
     read_example = example_reader(benchmark, code)
 
     def read(index: int) -> Example:
         sample = samples[index]
-        return read_example(sample.image_id, sample.image.read(), sample.label.read() if with_labels else None)
+        return read_example(sample.image_id, sample.image.read(), sample.label.read() if labelled else None)
 
     def facts(sample: Sample) -> tuple[str, int, int | None]:
-        return sample.image_id, sample.image.size, zlib.crc32(sample.label.read()) if with_labels else None
+        return sample.image_id, sample.image.size, zlib.crc32(sample.label.read()) if labelled else None
 
     ids = tuple(sample.image_id for sample in samples)
     fingerprint = fingerprint_of(read_ahead(samples, facts, THREADS))
     origin = str(tars[0] if len(tars) == 1 else tars[0].parent)
-    return Dataset(benchmark, origin, ids, read, fingerprint, names, code.ignore, with_labels)
+    return Dataset(benchmark, origin, ids, read, fingerprint, names, code.ignore, labelled)
 
 
 def _samples(tar: Path) -> Iterator[Sample]:
     fields: dict[str, dict[str, Member]] = {}
     for name, member in _members(tar):
-        folder, _, base = name.rpartition("/")
+        base = name.rpartition("/")[2]
         stem, _, field = base.partition(".")
-        key = f"{folder}/{stem}".lstrip("/")
+        key = name.removesuffix(base) + stem
         if field.lower() in (*IMAGES, *LABELS, EITHER) and stem:
             sample = fields.setdefault(checked_id(key, f"the tar {tar}"), {})
             if field.lower() in sample:
@@ -104,7 +104,6 @@ def _samples(tar: Path) -> Iterator[Sample]:
 
 def _members(tar: Path) -> Iterator[tuple[str, Member]]:
     """Names and places of the regular files, of which only the headers are read."""
-
     try:
         with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:

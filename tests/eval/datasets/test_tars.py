@@ -76,6 +76,8 @@ def test_a_tar_beside_the_folders_that_were_unpacked_of_it_is_left_alone(folder,
         (["one.label.png"], "holds 0 images and 1 labels of one"),
         (["one.png", "one.label.png", "one.png"], "holds one.png twice"),
         (["../one.png", "../one.label.png"], "for an image id"),
+        (["/one.png", "/one.label.png"], "for an image id"),
+        (["C:/one.png", "C:/one.label.png"], "for an image id"),
     ],
 )
 def test_faults_are_named(files, tmp_path, members, reason):
