@@ -1,5 +1,6 @@
 """Ablations: many settings of a method measured on one benchmark; the towers run once an image."""
 
+import math
 import time
 import warnings
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gla_jax.analysis.ablation import Ablation
 from gla_jax.analysis.ablation_report import Tally, as_table, write_files
 from gla_jax.analysis.encoded import encode_image, label_settings, vocabulary_question
+from gla_jax.analysis.one_key import one_key_share
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.dataset import Dataset, examples
 from gla_jax.eval.metrics.areas import Areas, image_areas
@@ -57,11 +59,17 @@ def measure(
             encoded = encode_image(segmenter.model, example.image, configs)
             tower_seconds += time.perf_counter() - begun
             resized = encoded.prepared.grid.height, encoded.prepared.grid.width
+            methods = {config.method for config in configs if config.method.attends_by_features}
+            shares = {
+                method: float(one_key_share(segmenter.model.params, encoded.tokens, encoded.prepared.windows, method))
+                for method in methods
+            }
             for place, labels, seconds in label_settings(segmenter.model, encoded, configs, question):
-                areas, boundary, before = tallies[indices[place]]
+                areas, boundary, before, own = tallies[indices[place]]
+                own = (*own, shares.get(configs[place].method, math.nan))
                 areas = areas.merge(image_areas(labels, example.label, question.classes, dataset.ignore))
                 counts = boundary_counts(labels, example.label, resized, row.windows, dataset.ignore)
-                tallies[indices[place]] = Tally(areas, boundary.merge(counts), before + seconds)
+                tallies[indices[place]] = Tally(areas, boundary.merge(counts), before + seconds, own)
     return Measured(tuple(tallies), tower_seconds, len(images))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gla_jax.analysis.ablation import Ablation, value_text
+from gla_jax.analysis.one_key import ADVICE, MANY
 from gla_jax.config import settings_as_dict
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
@@ -22,22 +23,25 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = "gla-jax ablation 1"
-FIGURES = {"miou": "mIoU", "aacc": "accuracy", "ber_1": "boundary error", "control_1": "control"}
+FIGURES = {"miou": "mIoU", "aacc": "accuracy", "ber_1": "boundary error", "control_1": "control", "one_key": "one key"}
 MAX_BARS = 24
 GLA_PARTS = ("global_buffer", "proxy_anchors", "row_mean", "dynamic_shift", "dynamic_scale")
 
 
 class Tally(NamedTuple):
-    """Counts of all images under one setting, and their seconds."""
+    """Counts of all images under one setting, their seconds, and the share of tokens of each that keep one key."""
 
     areas: Areas
     boundary: BoundaryCounts
     seconds: float
+    one_key: tuple[float, ...] = ()
 
     def figures(self) -> dict[str, float]:
         """The figures by the names of FIGURES, percent, NaN where there is none."""
         scores, rates = self.areas.scores(), self.boundary.rates()
-        return {"miou": scores.miou, "aacc": scores.aacc, "ber_1": rates["ber_1"], "control_1": rates["control_1"]}
+        one_key = 100 * sum(self.one_key) / len(self.one_key) if self.one_key else math.nan
+        figures = {"miou": scores.miou, "aacc": scores.aacc, "ber_1": rates["ber_1"]}
+        return figures | {"control_1": rates["control_1"], "one_key": one_key}
 
 
 def write_files(folder: Path, ablation: Ablation, tallies: Sequence[Tally], note: str, about: dict[str, Any]) -> None:
@@ -77,19 +81,27 @@ def write_files(folder: Path, ablation: Ablation, tallies: Sequence[Tally], note
 
 
 def as_table(ablation: Ablation, tallies: Sequence[Tally], note: str) -> "Table":
-    """The figures for a terminal, percent; the best of mIoU, accuracy and boundary error rate are bold."""
+    """The figures for a terminal, percent; the best of mIoU, accuracy and boundary error rate are bold.
+
+    Settings under which many tokens keep one single key are named below.
+    """
     from rich import box
     from rich.table import Table
 
     left = {"title_justify": "left", "caption_justify": "left"}
+    shares = [tally.figures()["one_key"] for tally in tallies]
+    names = [setting.name for setting, share in zip(ablation.settings, shares, strict=True) if share > MANY]
+    if names:
+        note += f"\nmore than {MANY:.0f}% of the tokens keep one single key under {'; '.join(names)}: {ADVICE}"
+    shown = {name: title for name, title in FIGURES.items() if name != "one_key"}
     table = Table(title=ablation.title, caption=note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **left)
     for name in ablation.axes:
         table.add_column(name.replace("_", "_\n"), justify="right")
     if not ablation.axes:
         table.add_column("setting", no_wrap=True)
-    for title in (*FIGURES.values(), "seconds"):
+    for title in (*shown.values(), "seconds"):
         table.add_column(title, justify="right", no_wrap=True)
-    columns = {name: _column(name, tallies) for name in FIGURES}
+    columns = {name: _column(name, tallies) for name in shown}
     for index, (setting, tally) in enumerate(zip(ablation.settings, tallies, strict=True)):
         cells = [value_text(setting.fields()[name]) for name in ablation.axes] or [setting.name]
         for name, column in columns.items():

@@ -3,13 +3,69 @@
 That happens where cosines of a foundation model are spread otherwise than DINO's, which the published numbers suit.
 """
 
-from gla_jax.support.arrays import Array, Bool, Float, typed
+import jax
+import jax.numpy as jnp
+
+from gla_jax import pipeline
+from gla_jax.attention.attend import prepare_queries
+from gla_jax.attention.buffer import Buffer, fill_buffer
+from gla_jax.attention.dense import attention_weights
+from gla_jax.config import MethodConfig
+from gla_jax.images.windows import Windows
+from gla_jax.support.arrays import Array, Bool, Float, Int, typed
 
 MANY = 20.0  # percent
-ADVICE = "the numbers of the method do not suit these features: try another rho (--anchor-threshold)"
+SAMPLE = 256  # tokens of an image, a few percent of all
+ADVICE = "its numbers do not suit the features: try another anchor_threshold (rho) and a smaller dynamic_shift"
 
 
 @typed
 def keeps_one_key(weights: Float[Array, "*B N"]) -> Bool[Array, "*B"]:
     """True for rows of attention with one weight above 0."""
     return (weights > 0).sum(-1) == 1
+
+
+@jax.jit
+def one_key_share(
+    params: pipeline.SegmenterParams, tokens: pipeline.WindowTokens, windows: Windows, method: MethodConfig
+) -> Float[Array, ""]:
+    """The share, 0 to 1, of up to SAMPLE tokens spread evenly over an image; of several passes, their mean.
+
+    Args:
+        params: for the size of CLIP's patches.
+        tokens: outputs of the towers, on one device.
+        windows: the same windows.
+        method: one that attends by features.
+    """
+    count, shares = pipeline.window_count(windows, method), []
+    for features in tokens.compared(method):
+        first, side = pipeline.first_queries(features, windows, params, method), features.shape[1]
+        size = min(SAMPLE, features.shape[0] * side)
+        # Padded windows come last: places end before their tokens.
+        places = (jnp.arange(size, dtype=jnp.float32) * (count * side / size)).astype(jnp.int32)
+        if method.global_buffer:
+            buffer = fill_buffer(features, tokens.values, jnp.asarray(windows.valid), method)
+            kept = _keep_one_key(buffer, first, places, count, method)
+        else:
+
+            def alone(window: tuple[Array, Array, Array | None]) -> Array:
+                own_features, own_values, own_first = window
+                buffer = fill_buffer(own_features[None], own_values[None], jnp.ones(1, bool), method)
+                return _keep_one_key(buffer, own_first, slice(None), count, method)
+
+            first = None if first is None else first.reshape(*features.shape[:2], -1)
+            kept = jax.lax.map(alone, (features, tokens.values, first)).ravel()[places]
+        shares.append(kept.mean(dtype=jnp.float32))
+    return jnp.stack(shares).mean()
+
+
+def _keep_one_key(
+    buffer: Buffer, first: Array | None, places: Int[Array, " q"] | slice, count: Array, method: MethodConfig
+) -> Bool[Array, " q"]:
+    """Whether the tokens at some places of a buffer keep one key; without row_mean all tokens share one mean."""
+    rows = (buffer.keys if first is None else first, buffer.keys)
+    if method.row_mean:
+        queries = prepare_queries(rows[0][places], rows[1][places], buffer, count, method)
+    else:
+        queries = jax.tree.map(lambda leaf: leaf[places], prepare_queries(*rows, buffer, count, method))
+    return keeps_one_key(attention_weights(queries.rows, queries.norm, buffer, method))

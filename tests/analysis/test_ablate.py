@@ -154,7 +154,9 @@ def test_figures_are_those_of_gla_jax_eval(segmenter, data, tmp_path):
         outcome = measure(run)
         expected = {"miou": outcome.areas().scores().miou, "aacc": outcome.areas().scores().aacc}
         expected |= {name: outcome.boundary().rates()[name] for name in ("ber_1", "control_1")}
-        assert tally.figures() == pytest.approx(expected, abs=1e-9)
+        figures = tally.figures()
+        assert 0 <= figures.pop("one_key") <= 100  # which eval does not count
+        assert figures == pytest.approx(expected, abs=1e-9)
         assert outcome.boundary().pairs[0] > 0
 
 

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 
+from gla_jax import pipeline
+from gla_jax.analysis import one_key
+from gla_jax.analysis.ablation import Ablation, Setting
+from gla_jax.analysis.ablation_report import Tally, as_table
 from gla_jax.analysis.crossing import crossings, lines, summary
 from gla_jax.analysis.encoded import encode_image
 from gla_jax.analysis.explain import attention_stages, explain
 from gla_jax.analysis.explain_pictures import stage_note
 from gla_jax.config import SegmenterConfig, WindowConfig
+from gla_jax.eval.metrics.areas import Areas
+from gla_jax.eval.metrics.boundary import BoundaryCounts
 from gla_jax.segmenter import Segmenter
 from tests import oracle
 from tests.small_models import random_pair
@@ -35,12 +41,46 @@ def test_tokens_that_keep_one_key_are_those_of_the_oracle(segmenter, alpha_beta)
         assert summary([found])["stages"][name]["one_key"] == pytest.approx(100 * expected.mean())
 
 
+@pytest.mark.parametrize("name", ["gla", "gla-sclip", "gla-clearclip", "proxyclip"])
+@pytest.mark.parametrize("sample", [10_000, 24])
+def test_the_sample_of_an_image_has_the_share_of_its_tokens(segmenter, monkeypatch, name, sample):
+    monkeypatch.setattr(one_key, "SAMPLE", sample)
+    one_key.one_key_share.clear_cache()
+    changed = segmenter.with_settings(method=name, **({} if name == "proxyclip" else {"alpha_beta": 0.8}))
+    method = changed.config.method
+    tokens, prepared = encode_image(changed.model, IMAGE, [changed.config])
+    count, shares = prepared.grid.count, []
+    for features in tokens.compared(method):
+        first = pipeline.first_queries(features, prepared.windows, changed.params, method)
+        rows = [
+            x if x is None else np.asarray(x, np.float64).reshape(*features.shape[:2], -1) for x in (features, first)
+        ]
+        parts = [range(count)] if method.global_buffer else [[window] for window in range(count)]
+        kept = []
+        for part in parts:
+            keys, own = (x if x is None else x[list(part)].reshape(-1, x.shape[-1]) for x in rows)
+            weights = oracle.attend(oracle.l2(keys), np.eye(len(keys)), count, method, own)
+            kept.extend((weights > 0).sum(1) == 1)
+        shares.append(np.mean(np.array(kept)[:: max(len(kept) // sample, 1)]))
+    found = one_key.one_key_share(changed.params, tokens, prepared.windows, method)
+    assert float(found) == pytest.approx(np.mean(shares), abs=1e-6)
+
+
+def test_the_table_of_an_ablation_names_settings_under_which_many_tokens_keep_one_key():
+    settings = tuple(Setting(name, CONFIG) for name in ("good", "bad", "no attention by features"))
+    tallies = [Tally(Areas.zeros(2), BoundaryCounts.zeros(), 1.0, own) for own in ((0.1, 0.2), (0.1, 0.5), (np.nan,))]
+    assert tallies[1].figures()["one_key"] == pytest.approx(30)
+    caption = as_table(Ablation("a", settings, {}), tallies, "note").caption
+    assert "more than 20% of the tokens keep one single key under bad: its numbers" in caption
+    assert as_table(Ablation("a", settings[:1], {}), tallies[:1], "note").caption == "note"
+
+
 def test_a_setting_under_which_tokens_keep_one_key_is_pointed_out(segmenter):
     """A shift above every similarity: each row keeps its largest entry alone, and a panel is empty but for a point."""
     for alpha_beta, idle in ((0.0, False), (1000.0, True)):
         changed = segmenter.with_settings(alpha_beta=alpha_beta, rho=-1.0)
         said = "\n".join(lines(summary([crossings(changed, IMAGE)])))
         assert ("more than 20% of the tokens keep one single key" in said) == idle
-        assert ("try another rho (--anchor-threshold)" in said) == idle
+        assert ("try another anchor_threshold (rho)" in said) == idle
         drawn = explain(changed, IMAGE, (20, 20)).stages[-1]
         assert ("one single key is kept: try another rho" in stage_note(drawn, None)) == idle
