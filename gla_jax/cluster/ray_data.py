@@ -18,7 +18,7 @@ class Segmenter:
     def __init__(
         self,
         classes: Sequence[str] | Mapping[str, Sequence[str]],
-        model: str = "tiny-world",
+        model: str,
         *,
         image_column: str = "image",
         labels_column: str = "labels",
