@@ -37,11 +37,13 @@ class SoftmaxPartial(NamedTuple):
         drops = method.drops_entries
         maximum = jnp.maximum(self.maximum, other.maximum)
         weights = []
-        for side in (self, other):
+        # One comparison for both: a maximum that is worked out twice need not equal itself.
+        first, last = self.maximum >= other.maximum, self.maximum <= other.maximum
+        for side, largest in ((self, first), (other, last | ~first)):
             # Rescale to the common maximum, as in any online softmax.
             weight = jnp.exp((side.maximum - maximum) / (method.temperature if drops else 1.0))
             # Entries >= 0 always count; negative ones only where they are the maximum of the whole row.
-            survives = (side.maximum >= 0) | (side.maximum == maximum)
+            survives = (side.maximum >= 0) | largest
             weights.append(jnp.where(survives, weight, 0.0) if drops else weight)
         return SoftmaxPartial(
             maximum,
