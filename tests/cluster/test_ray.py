@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,7 @@ from gla_jax.segmenter import Segmenter
 from tests.eval import trees
 from tests.small_models import random_pair
 
-needs_ray = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode != 0,
-    reason="Ray is not installed",
-)
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 COMMAND = [sys.executable, "-c", "from gla_jax.cli import script; script()"]
 STEMS = tuple(f"image-{index:02d}" for index in range(3 * IMAGES_OF_A_SHARD))
 RAY = ("--ray", "--actors", "2", "--cpus-per-actor", "1")
