@@ -301,7 +301,7 @@ class SegmenterConfig:
     dtype: Literal["float32", "bfloat16"] = static("float32")
     tower_batch: int | None = static(None)
     tower_attention: TowerAttention | None = static(None)
-    prune_below: Number = 0.0
+    prune_below: float = static(0.0)
 
     def __post_init__(self):
         # None, 0 and objects of JAX's own stand for a whole MethodConfig in trees of axes.

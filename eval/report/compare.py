@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 BOOTSTRAP_SAMPLES = 2000
+MAX_PICKS = 2**20  # images of samples that are in memory together
 Row = tuple[str, float | None, float | None]
 
 
@@ -74,8 +75,10 @@ def paired_interval(changes: Float[np.ndarray, " images"]) -> tuple[float, float
     if len(changes) < 2:
         return math.nan, math.nan
     rng = np.random.default_rng(0)  # a page that is made again shows the same interval
-    means = [rng.choice(changes, len(changes)).mean() for _ in range(BOOTSTRAP_SAMPLES)]
-    low, high = np.quantile(means, (0.025, 0.975))
+    at_once = max(MAX_PICKS // len(changes), 1)
+    sizes = [min(at_once, BOOTSTRAP_SAMPLES - done) for done in range(0, BOOTSTRAP_SAMPLES, at_once)]
+    means = [changes[rng.integers(len(changes), size=(size, len(changes)))].mean(1) for size in sizes]
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -290,7 +290,7 @@ def test_a_change_that_chance_explains_is_said_to_be_one():
 
 
 def test_a_comparison_says_who_wins(outcome, other):
-    comparison = compare(outcome.run.out, other.run.out)
+    comparison = write_both(outcome, other)
     changes = [second - first for _, first, second in comparison.images]
     won, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
     notes = " ".join(comparison.notes())
