@@ -137,7 +137,7 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
                 image = gr.Image(
                     type="filepath",
                     sources=["upload", "clipboard"],
-                    label="Image: drop one; click on it to see what that point attends to",
+                    label="Image; a click asks about a point",
                 )
                 classes = gr.Textbox(
                     label="Classes, by lines or commas; synonyms by semicolons",
