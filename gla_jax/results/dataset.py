@@ -19,7 +19,8 @@ from gla_jax.results.regions import bounding_box, brush_rle, coco_rle, polygons
 from gla_jax.settings.options import check_choice
 from gla_jax.support.arrays import Bool, Integer
 from gla_jax.support.errors import UserError
-from gla_jax.support.files import unfinished, write_json, write_png, write_text
+from gla_jax.support.files import unfinished, write_beside, write_json, write_png, write_text
+from gla_jax.support.places import is_remote, make_folder, place
 
 
 @dataclass(frozen=True)
@@ -137,24 +138,28 @@ def _write_label_studio(images: Images, classes: Sequence[str], background: str 
 def _write_yolo(images: Images, classes: Sequence[str], background: str | None, folder: Path) -> None:
     root = folder / "yolo"
     for part in ("images", "labels"):
-        (root / part).mkdir(parents=True, exist_ok=True)
+        make_folder(root / part)
     for image in images:
         write_text(root / "labels" / f"{image.name}.txt", yolo_lines(image, classes, background))
-        _link(Path(image.path), root / "images" / f"{image.name}{Path(image.path).suffix}")
+        _link(place(image.path), root / "images" / f"{image.name}{Path(image.path).suffix}")
     names = [name for name in classes if name != background]
     lines = [f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(names)]
     write_text(root / "data.yaml", f"path: .\ntrain: images\nval: images\nnames:\n{''.join(lines)}")
 
 
-def _link(image: Path, place: Path) -> None:
+def _link(image: Path, target: Path) -> None:
     """The image at another place: a link, or a copy where there are no links. An image that is gone is left out."""
-    beside = unfinished(place)
-    with suppress(FileNotFoundError):
+    if not (is_remote(image) or is_remote(target)):
+        beside = unfinished(target)
         try:
             beside.symlink_to(image.absolute())
-        except (OSError, NotImplementedError):  # Windows without the right, some network folders
-            shutil.copyfile(image, beside)
-        os.replace(beside, place)
+        except (OSError, NotImplementedError):  # Windows without the right, some network folders: a copy, below
+            pass
+        else:
+            os.replace(beside, target)
+            return
+    with suppress(FileNotFoundError), image.open("rb") as file:
+        write_beside(target, lambda copy: shutil.copyfileobj(file, copy))
 
 
 def _write_voc(images: Images, classes: Sequence[str], background: str | None, folder: Path) -> None:
@@ -182,7 +187,7 @@ def _write_masks(
 ) -> None:
     """The layout of Pascal VOC: SegmentationClass/NAME.png, the list of names, and names and colours of the classes."""
     for part in ("SegmentationClass", "ImageSets/Segmentation"):
-        (root / part).mkdir(parents=True, exist_ok=True)
+        make_folder(root / part)
     names = []
     for image in images:
         names.append(image.name)

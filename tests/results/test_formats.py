@@ -1,6 +1,7 @@
 """Other tools read the same masks from our files as we wrote."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from gla_jax.results.dataset import FORMATS, Labelled, check_formats
 from gla_jax.results.regions import brush_rle, polygons
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.support.errors import UserError
+from gla_jax.support.places import place
 
 CLASSES = ("sky", "cat & dog", "grass")
 
@@ -162,3 +164,12 @@ def test_a_hole_in_a_hole_is_kept():
     labels[1:8, 1:8], labels[2:7, 2:7], labels[3:6, 3:6], labels[4, 4] = 1, 0, 1, 0
     filled = np.logical_xor.reduce([inside(ring, 9, 9) for ring in polygons(labels, 1)])
     assert (filled == labels).all()
+
+
+def test_yolo_goes_to_an_object_store_with_its_images(images):
+    """There are no links there: the images are copied."""
+    store = place("memory://formats/out")
+    FORMATS["yolo"](images, CLASSES, "sky", store)
+    copied = (store / "yolo" / "images" / "a.jpg").read_bytes()
+    assert copied == Path(images[0].path).read_bytes()
+    assert (store / "yolo" / "labels" / "a.txt").read_text()
