@@ -14,11 +14,12 @@ from gla_jax.analysis.explain import explain
 from gla_jax.images.reading import read_image
 from gla_jax.labels.label_map import whole_logits
 from gla_jax.pictures.drawing import Entry, Panel, blend, palette, panels, with_window_grid
+from gla_jax.predict.features import check_usable
 from gla_jax.predict.model import Prepared
 from gla_jax.predict.predict import start_label
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.segmenter import Segmenter
-from gla_jax.support.arrays import Array, UInt8
+from gla_jax.support.arrays import Array, UInt8, have_directions
 from gla_jax.support.errors import ImageError, UserError
 from gla_jax.text.prompts import Classes, background_name, check_enough, parse_classes
 
@@ -136,7 +137,9 @@ class Answers:
     ) -> tuple[Prepared, Array]:
         if key not in self._features:
             prepared = segmenter.prepare(image)
-            self._features[key] = prepared, segmenter.model.features([prepared])[0]
+            features = segmenter.model.features([prepared])[0]
+            check_usable(have_directions(features), segmenter.config.dtype)
+            self._features[key] = prepared, features
         self._features.move_to_end(key)
         while len(self._features) > IMAGES_KEPT:
             self._features.popitem(last=False)

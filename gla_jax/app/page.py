@@ -57,14 +57,9 @@ def masked(result: Segmentation, shown: Sequence[str]) -> np.ndarray:
 
 
 def downloads(result: Segmentation, folder: Path) -> list[str]:
-    """Files to take away: overlay, index PNG, palette PNG, and COCO where pycocotools is installed."""
+    """Files to take away: overlay, index PNG, palette PNG and COCO."""
     folder = Path(tempfile.mkdtemp(dir=folder))
-    formats = ["coco"]
-    try:
-        check_formats(formats)
-    except UserError:
-        formats = []
-    result.save(folder, "labels", formats)
+    result.save(folder, "labels", ["coco"])
     return sorted(str(path) for path in folder.iterdir())
 
 
@@ -74,7 +69,10 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
     Args:
         answers: models and features.
         folder: an empty one, for samples and downloads.
+
+    Raises UserError when a package of the downloads is missing.
     """
+    check_formats(["coco"])
 
     def sentences(function):
         """Show a user's mistake as its sentence, as the command line does."""

@@ -75,3 +75,13 @@ def test_uploads_are_bounded(answers, tmp_path, monkeypatch):
     monkeypatch.setattr("gla_jax.app.answers.MAX_UPLOAD_BYTES", 9)
     with pytest.raises(UserError, match="MiB; the page takes up to"):
         answers.segment(str(tmp_path / "x.png"), CLASSES, "tiny-world", "gla")
+
+
+def test_features_without_directions_are_refused(photo, monkeypatch):
+    """Damaged weights would give every pixel the same class, as on the command line."""
+    answers = Answers(["tiny-world"])
+    features = Model.features
+    monkeypatch.setattr(Model, "features", lambda *words: [0 * one for one in features(*words)])
+    for _ in range(2):  # nothing of the first answer is kept
+        with pytest.raises(UserError, match="the image features are zero"):
+            answers.segment(photo, CLASSES, "tiny-world", "gla")
