@@ -5,7 +5,7 @@ import tempfile
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,10 @@ from gla_jax.support.devices import prepare_jax as prepare_jax
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import write_text
 from gla_jax.support.places import is_remote, place
+
+if TYPE_CHECKING:
+    from gla_jax.config import SegmenterConfig
+    from gla_jax.text.prompts import Classes
 
 URL = {"parser": place, "metavar": "PATH|URL"}  # of an option that takes s3://, gs:// and hf:// too
 DEFAULT_PRESET = "336-224-112"  # config's, which would load JAX; a test compares the two
@@ -66,6 +70,28 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never reach for the ne
 Benchmark = Annotated[str, typer.Argument(help="What to measure on; gla-jax eval --list names all.")]
 Data = Annotated[Path | None, typer.Option(**URL, help="Folder of the data, or the folder that holds it.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images.")]
+
+
+def typed_classes(classes: list[str] | None, classes_file: Path | None) -> "Classes":
+    """The classes of --classes and --classes-file. Raises UserError when there are none, ClassesError for bad ones."""
+    from gla_jax.text.prompts import parse_classes, read_lines
+
+    lines = list(classes or []) + (read_lines(classes_file, "classes") if classes_file else [])
+    if not lines:
+        raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
+    return parse_classes(lines)
+
+
+def typed_background(
+    background: str | None, threshold: float | None, config: "SegmenterConfig"
+) -> tuple[str | None, float]:
+    """The class of --background, None for the word none, and the threshold below which pixels belong to it."""
+    from gla_jax.text.prompts import background_name
+
+    background = None if background == "none" else background_name(background)
+    if threshold is None:
+        threshold = config.threshold if background else 0.0
+    return background, threshold
 
 
 def warn_renamed(old: str, new: str, used: bool) -> None:

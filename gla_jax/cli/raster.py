@@ -15,7 +15,7 @@ def raster(
     source: Annotated[Path, typer.Argument(help="A GeoTIFF.")],
     classes: options.ClassNames = None,
     classes_file: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
-    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold.")] = None,
+    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability below which a pixel is background.")] = None,
     bands: Annotated[str, typer.Option(help="Numbers of the red, green and blue band, from 1.")] = "1,2,3",
     value_range: Annotated[
@@ -45,16 +45,13 @@ def raster(
     and overviews, and results.json. The same command goes on where it was stopped.
     """
     from gla_jax.settings.options import settings_from_options, with_fields
-    from gla_jax.text.prompts import background_name, check_enough, parse_classes, read_lines
+    from gla_jax.text.prompts import check_enough
 
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
     )
-    lines = list(classes or []) + (read_lines(classes_file, "classes") if classes_file else [])
-    if not lines:
-        raise UserError('there are no classes; name some with --classes "road; street" or --classes-file FILE.')
-    parsed = parse_classes(lines)
-    background = background_name(background)
+    parsed = options.typed_classes(classes, classes_file)
+    background, threshold = options.typed_background(background, threshold, config)
     check_enough(parsed, background)
     chosen = _numbers(bands, "bands", 3, int)
     values = None if value_range is None else _numbers(value_range, "range", 2, float)
@@ -72,9 +69,8 @@ def raster(
     from gla_jax.geo.blocks import Area
     from gla_jax.segmenter import Segmenter, with_background
 
-    fields = {"threshold": (config.threshold if background else 0.0) if threshold is None else threshold}
-    with_background(parsed, background, fields["threshold"])
-    config = with_fields(config, fields | ({} if precision is None else {"precision": precision}))
+    with_background(parsed, background, threshold)
+    config = with_fields(config, {"threshold": threshold, "precision": precision})
     segmenter = Segmenter.from_pretrained(model, config, offline=offline)
     folder = results_folder(out)
     area = part and Area(part[1], part[0], part[3], part[2])

@@ -79,19 +79,14 @@ def segment(
     """
     from gla_jax.results.dataset import check_formats
     from gla_jax.settings.options import settings_from_options, with_fields
-    from gla_jax.text.prompts import background_name, check_enough, parse_classes, read_lines
+    from gla_jax.text.prompts import check_enough, read_lines
 
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
     )
     config = with_fields(config, {"prune_below": prune_below})
-    lines = list(classes or []) + (read_lines(classes_file, "classes") if classes_file else [])
-    if not lines:
-        raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
-    parsed = parse_classes(lines)
-    background = None if background == "none" else background_name(background)
-    if threshold is None:
-        threshold = config.threshold if background else 0.0
+    parsed = options.typed_classes(classes, classes_file)
+    background, threshold = options.typed_background(background, threshold, config)
     prompts = read_lines(templates, "templates") if templates else None
     paths = _find(images, out, recursive, classes)
     wanted = check_formats(formats or ())

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gla_jax.config import settings_as_dict
 from gla_jax.geo.blocks import Area, Block, cut_blocks, scale_of
-from gla_jax.outputs.files import claim_folder, deciding_settings, taken_message, writing_to
+from gla_jax.outputs.files import claim_folder, question_settings, taken_message, writing_to
 from gla_jax.pictures.drawing import palette
 from gla_jax.segmenter import Segmenter, with_background
 from gla_jax.support.arrays import Bool, Integer, UInt8
@@ -60,17 +60,12 @@ class RasterTask:
     def settings(self, source: Path) -> dict[str, Any]:
         """A run in the same folder must agree on all of it."""
         status = source.stat()
-        return {
-            "command": "raster",
+        return question_settings("raster", self.segmenter, self.classes, self.background) | {
             "raster": {"path": str(source), "bytes": status.st_size, "modified": status.st_mtime_ns},
-            "model": {"name": self.segmenter.name, "sha256": self.segmenter.model_hash},
-            "classes": [list(row) for row in zip(self.classes.prompts, self.classes.class_of_prompt, strict=True)],
-            "background": self.background,
             "bands": list(self.bands),
             "range": self.value_range and list(self.value_range),
             "area": self.area and [self.area.row, self.area.column, self.area.height, self.area.width],
             "block": self.block,
-            "settings": deciding_settings(self.segmenter.config),
         }
 
 

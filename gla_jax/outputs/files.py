@@ -13,9 +13,11 @@ from typing import Any
 
 from gla_jax.config import PlatformNumbers, SegmenterConfig, settings_as_dict
 from gla_jax.results.segmentation import Segmentation
+from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import read_json, write_json, write_text
 from gla_jax.support.places import is_remote
+from gla_jax.text.prompts import Classes
 
 SETTINGS_FILE = "run.json"
 SYNC_SECONDS = 1.0
@@ -107,6 +109,24 @@ def deciding_settings(config: SegmenterConfig) -> dict[str, Any]:
     if not settings["prune_below"]:  # runs of before it go on
         del settings["prune_below"]
     return settings
+
+
+def question_settings(command: str, segmenter: Segmenter, classes: Classes, background: str | None) -> dict[str, Any]:
+    """Model, classes and settings of a run, in which all runs of a folder agree.
+
+    Args:
+        command: the name of the command.
+        segmenter: the model, whose settings hold the threshold.
+        classes: names and prompts.
+        background: the class of pixels below the threshold.
+    """
+    return {
+        "command": command,
+        "model": {"name": segmenter.name, "sha256": segmenter.model_hash},
+        "classes": list(map(list, zip(classes.prompts, classes.class_of_prompt, strict=True))),
+        "background": background,
+        "settings": deciding_settings(segmenter.config),
+    }
 
 
 def claim_folder(out: Path, settings: dict[str, Any], has_records: bool) -> None:

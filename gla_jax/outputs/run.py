@@ -22,10 +22,10 @@ from gla_jax.outputs.files import (
     as_lines,
     checked_line,
     claim_folder,
-    deciding_settings,
     line_file,
     output_names,
     parse_line,
+    question_settings,
     record,
     taken_message,
     writing_to,
@@ -70,17 +70,10 @@ class Task:
 
     def settings(self) -> dict[str, Any]:
         """A run in the same folder must agree on all of it."""
-        prompts = zip(self.classes.prompts, self.classes.class_of_prompt, strict=True)
         templates = self.segmenter.clip.templates if self.templates is None else self.templates
-        return {
-            "command": "segment",
-            "model": {"name": self.segmenter.name, "sha256": self.segmenter.model_hash},
-            "classes": list(map(list, prompts)),
-            "background": self.background,
-            "templates": templates and list(templates),
-            "scores": self.scores,
-            "settings": deciding_settings(self.segmenter.config),
-        } | ({"masks": str(self.masks)} if self.masks else {})
+        own = {"templates": templates and list(templates), "scores": self.scores}
+        masks = {"masks": str(self.masks)} if self.masks else {}
+        return question_settings("segment", self.segmenter, self.classes, self.background) | own | masks
 
     def document(self, images: list[Any], failed: list[Any], complete: bool) -> dict[str, Any]:
         """The whole of results.json, whose classes are in the order of the index PNG's pixels.

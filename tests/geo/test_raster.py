@@ -53,7 +53,7 @@ def run(segmenter, source, folder, **options):
 
 
 def test_labels_of_a_block_are_those_of_its_region_alone(tmp_path, segmenter, source):
-    """Whoever opens one block's pixels and a window around it in the segmenter must get the same labels."""
+    """The segmenter gives the same labels for the pixels of one block and a window around it."""
     run(segmenter, source, tmp_path / "out")
     with rasterio.open(source) as raster, rasterio.open(tmp_path / "out" / "labels.tif") as out:
         assert (out.crs, out.transform, out.shape) == (raster.crs, raster.transform, raster.shape)
@@ -179,3 +179,11 @@ def test_blocks_cover_an_area_once():
         assert block.region.column + block.region.width == min(block.core.column + block.core.width + 64, 300)
     assert (seen[10:215, 20:170] == 1).all()
     assert seen.sum() == 205 * 150
+
+
+def test_no_background_is_spelled_as_for_photos(source, tmp_path):
+    """`none` is no class of that name, as in `gla-jax segment`."""
+    words = [word for name in NAMES for word in ("--classes", name)] + ["--background", "none", "--block", "256"]
+    sizes = ["--short-side", "96", "--crop", "64", "--stride", "32"]
+    assert main(["raster", str(source), "--model", "tiny-world", *words, *sizes, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["classes"] == NAMES
