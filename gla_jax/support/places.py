@@ -41,7 +41,7 @@ def place(text: str | Path) -> Path:
         from upath import UPath
 
         path = UPath(text)
-        path.fs  # noqa: B018 - loads the package that speaks to the store
+        path.fs  # noqa: B018 - loads the package for the store
     except ImportError as error:
         extra = EXTRAS.get(text.partition("://")[0], "stores")
         raise UserError(f'{text} needs a package that is missing ({error}); pip install "gla-jax[{extra}]".') from None

@@ -1,4 +1,4 @@
-"""A run from and to an object store must be that of local folders; the store is a server that speaks S3."""
+"""A run from and to an object store must be that of local folders; the store is a server with the interface of S3."""
 
 import json
 import os
