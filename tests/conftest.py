@@ -25,18 +25,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Warnings that are not ours to fix; everything else fails the test that raised it.
-EXCEPTIONS: tuple[str, ...] = (
-    # What Orbax still reads of damaged weights when it gives up ends, at times, after its event loop was closed.
-    "ignore:(?s)Exception ignored in. None.*Event loop is closed:pytest.PytestUnraisableExceptionWarning",
-)
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 _FOLDER = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def pytest_configure(config):
-    for line in ("error", *EXCEPTIONS):
-        config.addinivalue_line("filterwarnings", line)
+    config.addinivalue_line("filterwarnings", "error")
     if PROGRAMS not in os.environ:
         # Worker processes and the commands that tests start compile many of the same programs.
         config.stash[_FOLDER] = tempfile.TemporaryDirectory(prefix="gla-jax-programs-")
