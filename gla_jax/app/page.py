@@ -20,7 +20,7 @@ from gla_jax.results.segmentation import Segmentation
 from gla_jax.support.errors import UserError
 from gla_jax.tiny_world.scenes import render
 
-BATCH = 8  # requests of the API that wait together go as one
+BATCH = 8  # requests of the API that are taken from the queue together; images go through one by one
 SECONDS_TO_FINISH = 60  # for what was asked before the page was stopped
 WAITING = 64  # requests in the queue; more are refused
 SAMPLES = (9, 3, 12)  # scenes
@@ -106,7 +106,7 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
             raise gr.Error(str(error), print_exception=False) from None
 
     def api_segment(images: list[Any], classes: list[str], models: list[str], methods: list[str]):
-        """Label images; what waits together goes as one batch."""
+        """Label images that waited together, one after the other."""
         labels, documents = [], []
         for row in zip(images, classes, models, methods, strict=True):
             try:
@@ -202,8 +202,8 @@ def serve(answers: Answers, host: str, port: int, share: bool, folder: Path) -> 
             prevent_thread_lock=True,
             quiet=True,
         )
-    except OSError as error:
-        raise UserError(f"the page cannot be served at {host}:{port} ({error}); choose another --port.") from None
+    except OSError:  # Gradio's, whose advice is for programmers
+        raise UserError(f"port {port} of {host} is taken or not allowed; choose another --port.") from None
     print(f"the page is at {page.local_url}" + (f" and {page.share_url}" if page.share_url else ""), flush=True)
     try:
         page.block_thread()
