@@ -1,11 +1,7 @@
 """Published tensors in memory to a spec and parameters, in one way for every family: route, size, compare, fit."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
 from gla_jax.convert import clip, dino
@@ -13,7 +9,6 @@ from gla_jax.convert.architecture import Facts
 from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
 from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
 from gla_jax.support.errors import ConversionError
-from gla_jax.towers.clip import ClipImage
 
 
 class Family(NamedTuple):
@@ -61,7 +56,7 @@ def convert_state(
     """Convert a model of a family from its tensors; parameters come out in float32.
 
     Args:
-        family: "clip", "dino" or "dinov2".
+        family: one of FAMILIES.
         state: arrays by published name.
         config: a config.json of transformers or timm, or an open_clip_config.json.
         pixels: mean and std that they are normalised by; None leaves them to config.
@@ -88,8 +83,7 @@ def convert_clip_image(
 
 
 def _abstract_image(spec: Any) -> Params:
-    pixels = jnp.zeros((1, 3, spec.patch_size, spec.patch_size))
-    return {"image": jax.eval_shape(partial(ClipImage(spec).init), jax.random.key(0), pixels)["params"]}
+    return {"image": abstract_params(spec)}
 
 
 def _convert(

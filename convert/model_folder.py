@@ -13,6 +13,7 @@ from gla_jax.support.files import read_json
 from gla_jax.support.new_folder import check_new_folder
 from gla_jax.support.version import VERSION
 from gla_jax.text.embeddings import clip_tokenizer_files, openai_tokenizer_files
+from gla_jax.towers.clip import ClipTextSpec
 
 MANIFEST_FORMAT = "gla-jax manifest 1"
 
@@ -49,7 +50,7 @@ def read_model(
     """Read and convert a model that has a place to be written to.
 
     Args:
-        family: "clip", "dino" or "dinov2".
+        family: one of FAMILIES.
         source: a hub id, a folder or a file.
         out: the folder to come.
         offline: never reach for the network.
@@ -90,14 +91,16 @@ def read_model(
 
 
 def tokenizer_files(source: Source, spec: ClipSpec) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The tokenizer of a CLIP source, and what had to be assumed of it.
+    """The tokenizer of a source with a text tower, and what had to be assumed of it.
 
-    It lies beside the weights, is built of their vocabulary and merges, or is OpenAI's. Raises ConversionError when it
-    is damaged or does not end texts as the text tower expects.
+    It lies beside the weights or, of a CLIP, is built of their vocabulary and merges, or is OpenAI's. Raises
+    ConversionError when there is none, it is damaged or does not end texts as the text tower expects.
     """
     from tokenizers import Tokenizer
 
     files, assumed = _tokenizer_beside(source), {}
+    if not files and not isinstance(spec.text, ClipTextSpec):
+        raise ConversionError("no tokenizer.json lies beside the weights; put the model's own there.")
     if not files:
         files = openai_tokenizer_files()
         assumed["tokenizer"] = "OpenAI's: none lies beside the weights"
@@ -113,9 +116,10 @@ def tokenizer_files(source: Source, spec: ClipSpec) -> tuple[dict[str, bytes], d
         raise ConversionError(f"its tokenizer.json cannot be read ({first_line(error)}).") from error
     tokenizer.no_padding()
     size, end = tokenizer.get_vocab_size(), spec.text.end_token
-    if size > spec.text.vocabulary or tokenizer.encode("a").ids[-1:] != [end]:
+    if size > spec.text.vocabulary or end not in (None, *tokenizer.encode("a").ids[-1:]):
+        ends = "" if end is None else f" and ends texts with {end}"
         raise ConversionError(
-            f"its text tower has {spec.text.vocabulary} tokens and ends texts with {end}, which a tokenizer of {size} "
+            f"its text tower has {spec.text.vocabulary} tokens{ends}, which a tokenizer of {size} "
             "tokens does not fit; put the model's own tokenizer.json beside its weights."
         )
     return files, assumed

@@ -6,7 +6,7 @@ are renamed by the tables below, which know nothing of the converter's rules: tw
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ import numpy as np
 from gla_jax.checkpoints.model_folder import ClipSpec, Spec
 from gla_jax.support.arrays import Float, Int
 from gla_jax.support.errors import ConversionError, first_line
-from gla_jax.towers.dino import DinoSpec
+from gla_jax.towers.clip import ClipImageSpec
+from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -123,6 +124,8 @@ def build_reference(state: Mapping[str, np.ndarray], spec: Spec, timm: bool = Fa
     require_torch()
     import torch
 
+    if type(spec.image if isinstance(spec, ClipSpec) else spec) not in RENAMED:
+        raise ConversionError("Verifying runs this family's files as transformers saves them; verify with those.")
     tensors = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in rename(state, spec)}
     # transformers wants them too; no stage reads them.
     unread = {"logit_scale": ()} if isinstance(spec, ClipSpec) else {"embeddings.mask_token": (1, spec.width)}
@@ -179,14 +182,18 @@ def _load(kind: type, spec: Spec, folder: Path | None, **given: Any) -> "PreTrai
     return model.eval()
 
 
+# The class of each image tower's models in transformers.
+MODELS: Mapping[type, str] = {ClipImageSpec: "CLIPModel", DinoSpec: "ViTModel", DinoV2Spec: "Dinov2Model"}
+# Whose files of other projects the tables above can rename for it.
+RENAMED = (ClipImageSpec, DinoSpec, DinoV2Spec)
+
+
 def _model_class(spec: Spec) -> type:
     import transformers
 
-    if isinstance(spec, ClipSpec):
-        return transformers.CLIPModel
-    if isinstance(spec, DinoSpec):
-        return transformers.ViTModel
-    return transformers.Dinov2WithRegistersModel if spec.registers else transformers.Dinov2Model
+    if isinstance(spec, DinoV2Spec) and spec.registers:
+        return transformers.Dinov2WithRegistersModel
+    return getattr(transformers, MODELS[type(spec.image if isinstance(spec, ClipSpec) else spec)])
 
 
 def _config(spec: Spec) -> "PreTrainedConfig":
@@ -228,12 +235,13 @@ def reference_stages(
 
     with torch.inference_mode():
         images = torch.from_numpy(pixels)
-        if model.config.model_type != "clip":
+        if model.config.model_type not in TWO_TOWERS:
             stages = _feature_stages(model, images)
         else:
-            stages = _clip_image_stages(model, images)
+            image_stages, text_stages = TWO_TOWERS[model.config.model_type]
+            stages = image_stages(model, images)
             if token_ids is not None:
-                stages |= _clip_text_stages(model, torch.from_numpy(token_ids).long())
+                stages |= text_stages(model, torch.from_numpy(token_ids).long())
         return {name: tensor.float().numpy() for name, tensor in stages.items()}
 
 
@@ -279,6 +287,12 @@ def _clip_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
         "text tokens": out.last_hidden_state,
         "text feature": model.text_projection(out.pooler_output),
     }
+
+
+# By model_type: the stages of images and of texts.
+TWO_TOWERS: Mapping[str, tuple[Callable[[Any, Any], dict[str, Any]], ...]] = {
+    "clip": (_clip_image_stages, _clip_text_stages),
+}
 
 
 def named_stages(first: str, block: str, hidden: Sequence[Any]) -> dict[str, Any]:

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, Params, Spec, build_vfm, read_checkpoint
+from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, Params, Spec, read_checkpoint
 from gla_jax.convert.configs import is_timm, is_transformers
 from gla_jax.convert.model_folder import Conversion
 from gla_jax.convert.reference import Stages, build_reference, load_reference, named_stages, reference_stages
 from gla_jax.convert.sources import Source, open_source
 from gla_jax.images.resize import resize_uint8
-from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.support.arrays import Float, Int, UInt8
 from gla_jax.support.errors import ModelError
 from gla_jax.support.files import read_json
 from gla_jax.towers.attention import multi_head_attention
-from gla_jax.towers.clip import ClipImage, ClipText
+from gla_jax.towers.kinds import build_tower
+from gla_jax.towers.layers import TextSpec, VisionSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,10 +112,8 @@ def _verify(spec: Spec, params: Params, assumed: Mapping[str, str], source: Sour
 
 def two_sizes(image: UInt8[np.ndarray, "h w 3"], spec: Spec) -> list[Float[np.ndarray, "1 3 h w"]]:
     """Normalised pixels of an image at the square size of pretraining and at whole patches near its own size."""
-    vision, mean, std = spec, IMAGENET_MEAN, IMAGENET_STD
-    if isinstance(spec, ClipSpec):
-        vision = spec.image
-        mean, std = (np.array(x, np.float32) for x in (vision.pixel_mean, vision.pixel_std))
+    vision = spec.image if isinstance(spec, ClipSpec) else spec
+    mean, std = (np.array(x, np.float32) for x in (vision.pixel_mean, vision.pixel_std))
     near = tuple(max(min(side, LARGEST_SIDE) // vision.patch_size, 1) * vision.patch_size for side in image.shape[:2])
     resized = (resize_uint8(image, size) for size in ((vision.image_size, vision.image_size), near))
     return [((x / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].copy() for x in resized]
@@ -136,15 +134,15 @@ def tower_stages(
     if not isinstance(spec, ClipSpec):
         stages = _feature_stages(spec, params, pixels)
     else:
-        stages = _clip_image_stages(spec, params["image"], pixels)
+        stages = _image_stages(spec.image, params["image"], pixels)
         if token_ids is not None:
-            stages |= _clip_text_stages(spec, params["text"], token_ids)
+            stages |= _text_stages(spec.text, params["text"], token_ids)
     return jax.tree.map(np.asarray, stages)
 
 
 @partial(jax.jit, static_argnums=0)
-def _feature_stages(spec: Spec, params: Params, pixels: jax.Array) -> dict[str, jax.Array]:
-    tokens = build_vfm(spec).apply({"params": params}, pixels)
+def _feature_stages(spec: VisionSpec, params: Params, pixels: jax.Array) -> dict[str, jax.Array]:
+    tokens = build_tower(spec).apply({"params": params}, pixels)
     return {
         **named_stages("embedded", "block", [tokens.embedded, *tokens.blocks]),
         "class token": tokens.cls_token,
@@ -153,10 +151,11 @@ def _feature_stages(spec: Spec, params: Params, pixels: jax.Array) -> dict[str, 
 
 
 @partial(jax.jit, static_argnums=0)
-def _clip_image_stages(spec: ClipSpec, params: Params, pixels: jax.Array) -> dict[str, jax.Array]:
-    tower = ClipImage(spec.image).bind({"params": params})
+def _image_stages(spec: VisionSpec, params: Params, pixels: jax.Array) -> dict[str, jax.Array]:
+    tower = build_tower(spec).bind({"params": params})
     tokens = tower.encode(pixels)
-    attended = multi_head_attention(tokens.qkv, spec.image.num_heads)
+    attended = multi_head_attention(tokens.qkv, spec.num_heads)
+    features = {"patch tokens": tower.features(tokens)} if spec.gives_features else {}
     return {
         **named_stages("image embedded", "image block", [tokens.embedded, *tokens.blocks]),
         "image queries": tokens.qkv.queries,
@@ -165,12 +164,13 @@ def _clip_image_stages(spec: ClipSpec, params: Params, pixels: jax.Array) -> dic
         "image values, joint": tower.project(tokens.qkv.values),
         "image tokens, joint": tower.project(attended, tokens.residual),
         "image feature": tower.image_feature(tokens),
+        **features,
     }
 
 
 @partial(jax.jit, static_argnums=0)
-def _clip_text_stages(spec: ClipSpec, params: Params, token_ids: jax.Array) -> dict[str, jax.Array]:
-    tower = ClipText(spec.text).bind({"params": params})
+def _text_stages(spec: TextSpec, params: Params, token_ids: jax.Array) -> dict[str, jax.Array]:
+    tower = build_tower(spec).bind({"params": params})
     blocks = tower.encode(token_ids)
     tokens = tower.norm_final(blocks[-1])
     return {

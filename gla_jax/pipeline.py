@@ -5,7 +5,6 @@ over chunks of windows and queries (segment_in_steps).
 """
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +12,14 @@ import jax.numpy as jnp
 from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer
 from gla_jax.attention.baselines import window_attention
 from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries, resample_tokens
-from gla_jax.checkpoints.model_folder import Params, VfmSpec, build_vfm
+from gla_jax.checkpoints.model_folder import Params, VfmSpec
 from gla_jax.config import BASELINES, REFERENCE, MethodConfig, SegmenterConfig
-from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, normalise
+from gla_jax.images.windows import Windows, normalise
 from gla_jax.support.arrays import Array, Float, inverse_norms, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
 from gla_jax.towers.attention import QKV
-from gla_jax.towers.clip import ClipImage, ClipImageSpec
-from gla_jax.towers.layers import STACKED, stack_blocks, unstack_blocks
+from gla_jax.towers.kinds import build_tower
+from gla_jax.towers.layers import STACKED, VisionSpec, stack_blocks, unstack_blocks
 from gla_jax.towers.placement import even_batch
 
 QUERY_CHUNK = 4096  # queries of a step
@@ -29,17 +28,25 @@ QUERY_CHUNK = 4096  # queries of a step
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SegmenterParams:
-    """The parameters of both image towers as one pytree whose structure carries their specs; vfm may be absent."""
+    """The parameters of both image towers as one pytree whose structure carries their specs.
+
+    vfm may be absent: where the tower of the values gives features too, both come from one pass of it.
+    """
 
     clip: Params
-    clip_spec: ClipImageSpec = field(metadata={"static": True})
+    clip_spec: VisionSpec = field(metadata={"static": True})
     vfm: Params | None = None
     vfm_spec: VfmSpec | None = field(default=None, metadata={"static": True})
+
+    @property
+    def features_spec(self) -> VfmSpec | None:
+        """The spec of the tower whose patch tokens are compared, None where no tower gives features."""
+        return self.vfm_spec or (self.clip_spec if self.clip_spec.gives_features else None)
 
     def tokens(self, config: SegmenterConfig) -> int:
         """S, the tokens of a window that are compared under some settings."""
         method = config.method
-        source = self.vfm_spec if method.attends_by_features and method.reads_vfm else self.clip_spec
+        source = self.features_spec if method.attends_by_features and method.reads_vfm else self.clip_spec
         return (config.windows.crop // source.patch_size) ** 2
 
     def stacked(self) -> "SegmenterParams":
@@ -54,26 +61,33 @@ class SegmenterParams:
         return replace(self, clip=unstack_blocks(self.clip), vfm=self.vfm and unstack_blocks(self.vfm))
 
 
-class WindowTokens(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WindowTokens:
     """Outputs of the towers for every window.
 
-    qkv: of CLIP's last block, CLS first, each [W 1+n C]; residual [W 1+n C]: that block's input; features [W S D]: the
-    vision foundation model's patch tokens, None where the baseline does not compare them.
+    qkv: of CLIP's last block, prefix tokens (CLS) first, each [W prefix+n C]; residual [W prefix+n C]: that block's
+    input; features [W S D]: the vision foundation model's patch tokens, None where the baseline does not compare them.
     """
 
     qkv: QKV
     residual: Float[Array, "W t C"]
     features: Float[Array, "W S D"] | None
+    prefix_tokens: int = field(default=1, metadata={"static": True})
 
     def compared(self, method: MethodConfig) -> tuple[Float[Array, "W S D"], ...]:
         """The features that GLA compares, of each pass: the VFM's patch tokens or a side of CLIP's own heads."""
         names = BASELINES[method.baseline].features
-        return tuple(self.features if name == "vfm" else getattr(self.qkv, name)[:, 1:] for name in names)
+        return tuple(self.features if name == "vfm" else self.patches(getattr(self.qkv, name)) for name in names)
 
     @property
     def values(self) -> Float[Array, "W n C"]:
-        """CLIP's values of the patches, without CLS."""
-        return self.qkv.values[:, 1:]
+        """CLIP's values of the patches."""
+        return self.patches(self.qkv.values)
+
+    def patches(self, tokens: Float[Array, "W t C"]) -> Float[Array, "W n C"]:
+        """Tokens of CLIP's last block without the prefix."""
+        return tokens[:, self.prefix_tokens :]
 
 
 @jax.named_scope("gla-towers")
@@ -87,19 +101,21 @@ def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterC
     # The form is None where the settings belong to no model.
     form = config.tower_attention or REFERENCE.tower_attention
     options = {"precision": method.plain_precision, "attention_form": form}
-    if method.reads_vfm and params.vfm is None:
+    if method.reads_vfm and params.features_spec is None:
         raise ValueError(f"{method.baseline} compares features of a vision foundation model; none is given")
 
     def encode(pixels: Array) -> WindowTokens:  # [b 3 c c]
         clip_pixels = normalise(pixels, params.clip_spec.pixel_mean, params.clip_spec.pixel_std)
-        clip = ClipImage(params.clip_spec, dtype, **options)
+        clip = build_tower(params.clip_spec, dtype, **options)
         tokens = clip.apply({"params": params.clip}, clip_pixels, method="encode")
         features = None
-        if method.reads_vfm:
-            vfm_pixels = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)
-            vfm = build_vfm(params.vfm_spec, dtype, **options)
+        if method.reads_vfm and params.vfm is not None:
+            vfm_pixels = normalise(pixels, params.vfm_spec.pixel_mean, params.vfm_spec.pixel_std)
+            vfm = build_tower(params.vfm_spec, dtype, **options)
             features = vfm.apply({"params": params.vfm}, vfm_pixels).patch_tokens
-        return WindowTokens(tokens.qkv, tokens.residual, features)
+        elif method.reads_vfm:  # the same pass gives both
+            features = clip.apply({"params": params.clip}, tokens, method="features")
+        return WindowTokens(tokens.qkv, tokens.residual, features, params.clip_spec.prefix_tokens)
 
     pixels = jnp.asarray(windows.pixels)
     size = even_batch(len(pixels), limit)
@@ -166,7 +182,8 @@ def aggregate_windows(
     """
     if not method.attends_by_features:
         row = BASELINES[method.baseline]
-        return window_attention(tokens.qkv, row, params.clip_spec.num_heads, method.plain_precision)[:, 1:]
+        heads, prefix, precision = params.clip_spec.num_heads, tokens.prefix_tokens, method.plain_precision
+        return tokens.patches(window_attention(tokens.qkv, row, heads, precision, prefix))
     count = window_count(windows, method) if count is None else count
     if not method.global_buffer:
         return sum(
@@ -189,16 +206,17 @@ def patch_features(
 
     Args:
         attended: the weighted values.
-        residual: input of CLIP's last block, CLS first; read by whole-block baselines alone.
+        residual: input of CLIP's last block, prefix tokens first; read by whole-block baselines alone.
         params: of CLIP's image tower.
         config: baseline, dtype and precision.
     """
     dtype, precision = jnp.dtype(config.dtype), config.method.plain_precision
     if BASELINES[config.method.baseline].whole_block:
-        residual = resample_tokens(residual[:, 1:], attended.shape[1], precision).astype(dtype)
+        residual = residual[:, params.clip_spec.prefix_tokens :]
+        residual = resample_tokens(residual, attended.shape[1], precision).astype(dtype)
     else:
         residual = None
-    clip = ClipImage(params.clip_spec, dtype, precision)
+    clip = build_tower(params.clip_spec, dtype, precision=precision)
     joint = clip.apply({"params": params.clip}, attended.astype(dtype), residual, method="project")
     return joint.astype(jnp.float32)
 

@@ -26,7 +26,6 @@ from jax.sharding import AxisType, PartitionSpec
 
 from gla_jax.attention.attend import aggregate_values
 from gla_jax.attention.ring import WINDOW_AXIS
-from gla_jax.checkpoints.model_folder import build_vfm
 from gla_jax.config import PRECISIONS, Form, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.convert import convert_clip_image, convert_state
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, cut_windows, normalise, window_grid
@@ -41,6 +40,7 @@ from gla_jax.pipeline import (
 )
 from gla_jax.support.arrays import Array
 from gla_jax.support.errors import ConversionError
+from gla_jax.towers.kinds import build_tower
 
 ROW_LIMIT = 1e-5
 ROWS_OVER = 0.005
@@ -252,7 +252,7 @@ _encode = jax.jit(encode_windows)
 @jax.jit
 def _dino_tokens(params: SegmenterParams, pixels: Array) -> Array:
     normal = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)
-    tokens = build_vfm(params.vfm_spec, jnp.float32).apply({"params": params.vfm}, normal)
+    tokens = build_tower(params.vfm_spec, jnp.float32).apply({"params": params.vfm}, normal)
     return jnp.concatenate([tokens.cls_token[:, None], tokens.patch_tokens], 1)
 
 

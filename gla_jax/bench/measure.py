@@ -50,13 +50,14 @@ def run_bench(options: Options, command: str, offline: bool = False) -> Report:
     bench = Bench(options.repeats, limit, ceiling, options.profile)
     parts = tuple(run() for run in track(list(part_rows(subject, bench)), "parts measured"))
     sweep = tuple(sweep_rows(subject, replace(bench, profile=None)))
+    vfm = params.vfm_spec
     head = {
         "format": FORMAT,
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": VERSION,
         "machine": machine(options.devices),
-        "model": {"name": options.model, "clip": asdict(params.clip_spec), "vfm": asdict(params.vfm_spec)},
+        "model": {"name": options.model, "clip": asdict(params.clip_spec), "vfm": vfm and asdict(vfm)},
         "settings": settings_as_dict(subject.model.config),
         "image": {
             "size": list(options.size),

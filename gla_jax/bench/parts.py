@@ -39,15 +39,16 @@ from gla_jax.predict.predict import Question, label_logits, predict
 from gla_jax.support.arrays import Array, l2_normalize
 from gla_jax.support.errors import UserError
 from gla_jax.support.progress import track
-from gla_jax.towers.clip import ClipImage, ClipImageSpec
+from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoSpec
+from gla_jax.towers.layers import VisionSpec
 
 # The published pair: CLIP ViT-B/16 and DINO ViT-B/8.
 CLIP_BASE = ClipImageSpec(224, 16, width=768, depth=12, num_heads=12, mlp_width=3072, embed_dim=512)
 DINO_BASE = DinoSpec(224, 8, width=768, depth=12, num_heads=12, mlp_width=3072)
 
 
-def random_params(clip: ClipImageSpec, vfm: VfmSpec, seed: int = 0) -> SegmenterParams:
+def random_params(clip: VisionSpec, vfm: VfmSpec | None, seed: int = 0) -> SegmenterParams:
     """Towers of some sizes with random weights, drawn by NumPy, which compiles nothing."""
     rng = np.random.default_rng(seed)
 
@@ -55,9 +56,8 @@ def random_params(clip: ClipImageSpec, vfm: VfmSpec, seed: int = 0) -> Segmenter
         noise = rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02)
         return noise + np.float32(1) if path[-1].key == "scale" else noise  # of a LayerNorm
 
-    pixels = jax.ShapeDtypeStruct((1, 3, clip.patch_size, clip.patch_size), jnp.float32)
-    shapes = jax.eval_shape(ClipImage(clip).init, jax.random.key(0), pixels)["params"], abstract_params(vfm)
-    clip_params, vfm_params = (jax.tree_util.tree_map_with_path(draw, dict(tree)) for tree in shapes)
+    shapes = abstract_params(clip), vfm and abstract_params(vfm)
+    clip_params, vfm_params = (tree and jax.tree_util.tree_map_with_path(draw, dict(tree)) for tree in shapes)
     return SegmenterParams(clip_params, clip, vfm_params, vfm)
 
 
@@ -149,7 +149,7 @@ def _tower_rows(subject: Subject, bench: Bench) -> Iterator[Callable[[], Row]]:
 
     clip_alone = replace(config, method=METHODS["vanilla"])  # a baseline that reads no features
     yield measured("CLIP", count * clip_flops(params.clip_spec, crop), encode_windows, params, windows, clip_alone)
-    yield measured("features", count * vfm_flops(params.vfm_spec, crop), features, params, windows, config)
+    yield measured("features", count * vfm_flops(params.features_spec, crop), features, params, windows, config)
     attended = random_array((bucket(count), widths.tokens, widths.values))
     flops = projection_flops(params.clip_spec, count * widths.tokens, whole_block=False)
     yield measured("projection", flops, patch_features, attended, None, params, config)

@@ -31,7 +31,6 @@ from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.pipeline import QUERY_CHUNK, SegmenterParams, segment_features, token_logits
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, check_settings, on_device
 from gla_jax.support.steps import OneProgram
-from gla_jax.towers.clip import ClipImage
 from gla_jax.towers.placement import platform_of
 
 Shape = jax.ShapeDtypeStruct
@@ -107,9 +106,7 @@ def tree_bytes(tree: Any) -> int:
 def abstract_model(options: Options) -> SegmenterParams:
     """The shapes of a model's image towers in the towers' dtype. Raises UserError for a name that is none."""
     clip, vfm = model_specs(DEFAULT_MODEL if options.model == RANDOM else options.model)
-    pixels = Shape((1, 3, clip.patch_size, clip.patch_size), jnp.float32)
-    clip_params = jax.eval_shape(ClipImage(clip).init, jax.random.key(0), pixels)["params"]
-    params = SegmenterParams(clip_params, clip, None if vfm is None else abstract_params(vfm), vfm)
+    params = SegmenterParams(abstract_params(clip), clip, None if vfm is None else abstract_params(vfm), vfm)
     return jax.tree.map(lambda leaf: Shape(leaf.shape, jnp.dtype(options.config.dtype)), params)
 
 

@@ -9,6 +9,7 @@ from gla_jax.models.registry import DEFAULT_MODEL, MODELS
 from gla_jax.support.errors import UserError
 from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
+from gla_jax.towers.layers import VisionSpec
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ DINO_LETTERS = {"s": "small", "b": "base"}
 REGISTERS = 4
 
 
-def named_spec(name: str) -> ClipImageSpec | VfmSpec:
+def named_spec(name: str) -> VisionSpec:
     """The sizes of a model of the models table; of a CLIP those of its image tower."""
     model = MODELS[name]
     sides = model.image_size, model.patch
@@ -55,11 +56,11 @@ def named_spec(name: str) -> ClipImageSpec | VfmSpec:
     return DinoV2Spec(*sides, size.width, size.depth, size.num_heads, size.mlp_width, activation, registers)
 
 
-def model_specs(name: str) -> tuple[ClipImageSpec, VfmSpec | None]:
+def model_specs(name: str) -> tuple[VisionSpec, VfmSpec | None]:
     """The image towers of CLIP+VFM, each of the models table or a folder. Raises UserError."""
     specs = [named_spec(each) if isinstance(each, str) else read_spec(each)[1] for each in model_sources(name)]
     clips = [spec.image if isinstance(spec, ClipSpec) else spec for spec in specs]
-    clips, vfms = ([s for s in clips if isinstance(s, ClipImageSpec) == clip] for clip in (True, False))
+    clips, vfms = ([s for s in clips if hasattr(s, "embed_dim") == clip] for clip in (True, False))
     if len(clips) != 1 or len(vfms) > 1:
         raise UserError(f"{name} is not one CLIP, or one CLIP and one features model, as {DEFAULT_MODEL} is.")
     return clips[0], vfms[0] if vfms else None

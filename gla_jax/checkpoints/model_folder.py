@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +23,8 @@ from gla_jax.support.errors import ModelError, first_line
 from gla_jax.support.files import read_json
 from gla_jax.support.interrupts import to_its_end
 from gla_jax.support.new_folder import folder_written_beside
-from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
-from gla_jax.towers.dino import Dino, DinoSpec, DinoV2, DinoV2Spec
+from gla_jax.towers.kinds import FAMILIES, build_tower
+from gla_jax.towers.layers import TextSpec, VisionSpec
 
 FORMAT = "gla-jax model 1"
 # How config.json names fields of a spec: folders written by earlier versions stay readable.
@@ -42,15 +41,14 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Both towers of a CLIP model."""
+    """Both towers of CLIP or a model of its kind: one of images, which gives values, and one of texts."""
 
-    image: ClipImageSpec
-    text: ClipTextSpec
+    image: VisionSpec
+    text: TextSpec
 
 
-VfmSpec = DinoSpec | DinoV2Spec
+VfmSpec = VisionSpec  # of a tower that gives features
 Spec = ClipSpec | VfmSpec
-FAMILIES: dict[str, type] = {"clip": ClipSpec, "dino": DinoSpec, "dinov2": DinoV2Spec}
 
 
 @dataclass(frozen=True)
@@ -65,21 +63,13 @@ class Checkpoint:
     templates: tuple[str, ...] | None = None
 
 
-def build_vfm(spec: VfmSpec, dtype: jnp.dtype = jnp.float32, **options: Any) -> nn.Module:
-    """The Linen module of a vision foundation model's spec; options: precision and attention_form of its class."""
-    return (Dino if isinstance(spec, DinoSpec) else DinoV2)(spec, dtype, **options)
-
-
 def initial_params(spec: Spec, key: jax.Array) -> Params:
     """Random parameters of a model: {"image": ..., "text": ...} for CLIP, the tower's own tree otherwise; float32."""
     if isinstance(spec, ClipSpec):
         image_key, text_key = jax.random.split(key)
-        side = spec.image.patch_size
-        image = ClipImage(spec.image).init(image_key, jnp.zeros((1, 3, side, side)))["params"]
-        text = ClipText(spec.text).init(text_key, jnp.zeros((1, 2), jnp.int32))["params"]
-        return {"image": image, "text": text}
-    side = spec.patch_size
-    return build_vfm(spec).init(key, jnp.zeros((1, 3, side, side)))["params"]
+        text = build_tower(spec.text).init(text_key, jnp.zeros((1, 2), jnp.int32))["params"]
+        return {"image": initial_params(spec.image, image_key), "text": text}
+    return build_tower(spec).init(key, jnp.zeros((1, 3, spec.patch_size, spec.patch_size)))["params"]
 
 
 def abstract_params(spec: Spec) -> Params:
@@ -146,7 +136,8 @@ def write_checkpoint(
         wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
         raise ValueError(f"parameters do not fit the spec at {', '.join(wrong[:5])}")
     stored = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(storage_dtype)), dict(params))
-    family = next(name for name, kind in FAMILIES.items() if isinstance(spec, kind))
+    image = spec.image if isinstance(spec, ClipSpec) else spec
+    family = next(name for name, kind in FAMILIES.items() if isinstance(image, kind.image))
     config = {"format": FORMAT, "family": family, "spec": spec_as_dict(spec), "params_sha256": digest(stored)}
     if templates is not None:
         config["templates"] = list(templates)
@@ -205,7 +196,7 @@ def read_spec(folder: Path | str) -> tuple[str, Spec, dict[str, Any]]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ModelError(
             f"{folder} is not a folder of this program (its config.json does not say {FORMAT!r}); PyTorch and "
-            f"Hugging Face weights are converted first: gla-jax convert clip|dino|dinov2 {folder} OUT."
+            f"Hugging Face weights are converted first: gla-jax convert {'|'.join(FAMILIES)} {folder} OUT."
         )
     try:
         if not is_bearable(config.get("templates"), list[str] | None):
@@ -259,7 +250,7 @@ def _check_sizes(folder: Path, spec: Spec, params: Params) -> None:
             raise ModelError(f"{path} describes another family than the parameters are of; convert again.") from None
         implied = {
             "grid_side": getattr(tower, "image_size", 0) // getattr(tower, "patch_size", 1),
-            "layer_scale": isinstance(tower, DinoV2Spec),
+            "layer_scale": getattr(tower, "layer_scale", False),
             "gated": getattr(tower, "activation", "gelu") == "swiglu",
         }
         for name, value in sizes.items():
@@ -284,11 +275,13 @@ def _tower_sizes(params: Params) -> dict[str, int]:
         sizes["embed_dim"] = np.shape(params["projection"]["kernel"])[1]
     if "token_embedding" in params:
         sizes["vocabulary"] = np.shape(params["token_embedding"]["embedding"])[0]
-        sizes["context"] = np.shape(params["positions"])[0]
+        if "positions" in params:
+            sizes["context"] = np.shape(params["positions"])[0]
     else:
         tokens = params["patch_tokens"]
         sizes["patch_size"] = math.isqrt(np.shape(tokens["projection"]["kernel"])[0] // 3)
-        sizes["grid_side"] = math.isqrt(np.shape(tokens["positions"])[0])
+        if "positions" in tokens:
+            sizes["grid_side"] = math.isqrt(np.shape(tokens["positions"])[0])
         sizes["registers"] = np.shape(tokens.get("registers", ()))[0]
     return sizes
 
@@ -314,9 +307,10 @@ def spec_as_dict(spec: Spec) -> dict[str, Any]:
 
 def _spec_from_dict(family: str, values: Mapping[str, Any]) -> Spec:
     """The spec that config.json holds; raises KeyError, TypeError or ValueError when it is none."""
-    if family == "clip":
-        return ClipSpec(_tower_spec(ClipImageSpec, values["image"]), _tower_spec(ClipTextSpec, values["text"]))
-    return _tower_spec(FAMILIES[family], values)
+    image, text = FAMILIES[family]
+    if text is not None:
+        return ClipSpec(_tower_spec(image, values["image"]), _tower_spec(text, values["text"]))
+    return _tower_spec(image, values)
 
 
 def _tower_spec(kind: type, stored: Mapping[str, Any]) -> Any:

@@ -7,15 +7,10 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli.options import Offline
+from gla_jax.models.registry import FAMILIES
 from gla_jax.support.errors import UserError
 
-
-class Family(StrEnum):
-    """The families of weights that convert."""
-
-    clip = "clip"
-    dino = "dino"
-    dinov2 = "dinov2"
+Family = StrEnum("Family", {name: name for name in FAMILIES})
 
 
 def convert(

@@ -6,8 +6,8 @@ import textwrap
 from importlib.resources import files
 from pathlib import Path
 
-from gla_jax.checkpoints.model_folder import Checkpoint, read_checkpoint
-from gla_jax.models.registry import EMBEDDED, MODELS
+from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, read_checkpoint
+from gla_jax.models.registry import EMBEDDED, FAMILIES, MODELS
 from gla_jax.support.errors import ConversionError, ModelError, first_line
 from gla_jax.support.files import cache_folder
 from gla_jax.support.new_folder import check_new_folder
@@ -33,8 +33,8 @@ def resolve(
     # Every part is looked up before one is downloaded.
     sources = model_sources(text)
     loaded = [_read_cached(at, offline, cache_dir) if at in MODELS else read_checkpoint(at) for at in sources]
-    clips = [checkpoint for checkpoint in loaded if checkpoint.family == "clip"]
-    features = [checkpoint for checkpoint in loaded if checkpoint.family != "clip"]
+    clips = [checkpoint for checkpoint in loaded if isinstance(checkpoint.spec, ClipSpec)]
+    features = [checkpoint for checkpoint in loaded if not isinstance(checkpoint.spec, ClipSpec)]
     if len(clips) != 1 or len(features) > 1:
         raise ModelError(
             f"{text} names {len(clips)} CLIP and {len(features)} features models; a model is one CLIP, or one CLIP "
@@ -56,7 +56,7 @@ def _folders(part: str) -> list[Path]:
         part = str(local_copy(place(part), lambda: cache_folder("fetched")))
     weights = files("gla_jax.tiny_world") / "weights"
     folder = Path(str(weights) if part == EMBEDDED else os.path.expanduser(part))
-    command = f"gla-jax convert clip|dino|dinov2 {part} OUT"
+    command = f"gla-jax convert {'|'.join(FAMILIES)} {part} OUT"
     if os.path.isfile(folder):
         raise ModelError(f"{part} is a file, and a model is a folder; convert it first: {command}.")
     if part and os.path.exists(folder) and not os.path.isdir(folder):

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
 
 EMBEDDED = "tiny-world"
 DEFAULT_MODEL = "clip-vit-base-patch16+dino-vitb8"  # the paper's, of every command
+# Titles by family, in the order in which they are listed; converting has the same families.
+FAMILIES: Mapping[str, str] = MappingProxyType({"clip": "CLIP", "dino": "features: DINO", "dinov2": "features: DINOv2"})
 CODE_MIT = "MIT*"  # the hub's card names no licence, the repository of the code and weights says MIT
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """One row: family ("clip", "dino" or "dinov2"), hub id, licence, sides in pixels, parameters in millions."""
+    """One row: family, hub id, licence, sides in pixels, parameters in millions."""
 
     family: str
     hub_id: str
@@ -72,7 +74,7 @@ def models_table() -> "Table":
     table.add_column("weights", justify="right", no_wrap=True)
     table.add_column("licence", no_wrap=True)
     table.add_row(f"[bold]{EMBEDDED}[/], for the demo\n[dim]part of this package", "16, 8", "", "Apache-2.0")
-    for family, title in (("clip", "CLIP"), ("dino", "features: DINO"), ("dinov2", "features: DINOv2")):
+    for family, title in FAMILIES.items():
         table.add_section()
         table.add_row(f"[italic]{title}")
         for name, model in MODELS.items():

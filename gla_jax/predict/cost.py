@@ -13,8 +13,7 @@ from gla_jax.checkpoints.model_folder import VfmSpec
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import Windows
 from gla_jax.pipeline import SegmenterParams, segment_in_steps
-from gla_jax.towers.clip import ClipImageSpec
-from gla_jax.towers.dino import DinoV2Spec
+from gla_jax.towers.layers import VisionSpec
 
 REPEATS, SECONDS_NOT_REPEATED = 4, 1.0
 SEVERAL = 4  # tower batches of the larger image that is measured
@@ -48,7 +47,7 @@ class Widths:
 def model_widths(params: SegmenterParams, config: SegmenterConfig) -> Widths:
     """The sizes of a window's tokens under some settings; the VFM may be absent when the baseline does not read it."""
     clip, crop = params.clip_spec, config.windows.crop
-    source = params.vfm_spec if config.method.reads_vfm else clip
+    source = params.features_spec if config.method.reads_vfm else clip
     return Widths((crop // source.patch_size) ** 2, (crop // clip.patch_size) ** 2, source.width, clip.width)
 
 
@@ -60,13 +59,13 @@ def _block_flops(tokens: int, width: int, hidden: int, gated: bool = False) -> f
     return 2 * tokens * (4 * width**2 + (3 if gated else 2) * width * hidden) + 4 * tokens**2 * width
 
 
-def clip_flops(spec: ClipImageSpec, crop: int) -> float:
+def clip_flops(spec: VisionSpec, crop: int) -> float:
     """CLIP's image tower on one window of side c, up to q, k, v of its last block.
 
-    2n 3p^2 C for n = (c/p)^2 patches, depth - 1 blocks on t = 1 + n tokens, and 2t 3C^2.
+    2n 3p^2 C for n = (c/p)^2 patches, depth - 1 blocks on t = prefix + n tokens, and 2t 3C^2.
     """
     patches = (crop // spec.patch_size) ** 2
-    tokens = 1 + patches
+    tokens = spec.prefix_tokens + patches
     embedding = 2 * patches * 3 * spec.patch_size**2 * spec.width
     blocks = (spec.depth - 1) * _block_flops(tokens, spec.width, spec.mlp_width)
     return embedding + blocks + 2 * tokens * 3 * spec.width**2
@@ -75,17 +74,15 @@ def clip_flops(spec: ClipImageSpec, crop: int) -> float:
 def vfm_flops(spec: VfmSpec, crop: int) -> float:
     """A vision foundation model on one window of side c.
 
-    2n 3p^2 D for n = (c/p)^2 patches and depth blocks on 1 + registers + n tokens.
+    2n 3p^2 D for n = (c/p)^2 patches and depth blocks on prefix + n tokens.
     """
     patches = (crop // spec.patch_size) ** 2
-    extra, gated = 0, False
-    if isinstance(spec, DinoV2Spec):
-        extra, gated = spec.registers, spec.activation == "swiglu"
     embedding = 2 * patches * 3 * spec.patch_size**2 * spec.width
-    return embedding + spec.depth * _block_flops(1 + extra + patches, spec.width, spec.mlp_width, gated)
+    gated = getattr(spec, "activation", "gelu") == "swiglu"
+    return embedding + spec.depth * _block_flops(spec.prefix_tokens + patches, spec.width, spec.mlp_width, gated)
 
 
-def projection_flops(clip: ClipImageSpec, tokens: int, whole_block: bool) -> float:
+def projection_flops(clip: VisionSpec, tokens: int, whole_block: bool) -> float:
     """Gathered values of some tokens to the joint space: 2 (C^2 + CE) a token, 4Ch more where the MLP runs."""
     linear = clip.width**2 + clip.width * clip.embed_dim
     return 2 * tokens * (linear + (2 * clip.width * clip.mlp_width if whole_block else 0))
@@ -111,7 +108,10 @@ def attention_flops(widths: Widths, windows: int, method: MethodConfig) -> float
 def image_flops(params: SegmenterParams, windows: int, config: SegmenterConfig) -> float:
     """Everything from windows to features in the joint space, text and label map excluded."""
     widths, method, crop = model_widths(params, config), config.method, config.windows.crop
-    towers = clip_flops(params.clip_spec, crop) + (vfm_flops(params.vfm_spec, crop) if method.reads_vfm else 0)
+    if method.reads_vfm and params.vfm_spec is None:  # one tower goes all the way and gives both
+        towers = vfm_flops(params.clip_spec, crop)
+    else:
+        towers = clip_flops(params.clip_spec, crop) + (vfm_flops(params.vfm_spec, crop) if method.reads_vfm else 0)
     tokens = windows * (widths.tokens if method.attends_by_features else widths.clip_tokens)
     projection = projection_flops(params.clip_spec, tokens, BASELINES[method.baseline].whole_block)
     return windows * towers + attention_flops(widths, windows, method) + projection

@@ -232,7 +232,7 @@ def on_device(config: SegmenterConfig, params: SegmenterParams, device: jax.Devi
     config = on_platform(config, platform_of(device))
     if config.tower_batch is not None:
         return config
-    specs = [params.clip_spec] + ([params.vfm_spec] if config.method.reads_vfm else [])
+    specs = [params.clip_spec] + ([params.features_spec] if config.method.reads_vfm else [])
     return replace(config, tower_batch=tower_batch(specs, config.windows.crop, config.dtype, device_memory(device)))
 
 
@@ -242,7 +242,7 @@ def check_settings(config: SegmenterConfig, params: SegmenterParams) -> Segmente
         config = with_plain_numbers(config)
     except ValueError as error:
         raise UserError(f"{error}.") from None
-    method, clip, vfm = config.method, params.clip_spec, params.vfm_spec
+    method, clip, vfm = config.method, params.clip_spec, params.features_spec
     if method.reads_vfm and vfm is None:
         raise UserError(
             f"method {method.baseline} compares features of a vision foundation model, but the model is a CLIP alone; "

@@ -20,7 +20,8 @@ from gla_jax.support.arrays import Array, Float, Int
 from gla_jax.support.errors import ClassesError, ModelError
 from gla_jax.support.files import usable_cache, warn_unusable, write_beside
 from gla_jax.text.prompts import Classes, average_templates, check_templates, clean_text, imagenet_templates, quote
-from gla_jax.towers.clip import ClipText, ClipTextSpec
+from gla_jax.towers.kinds import build_tower
+from gla_jax.towers.layers import TextSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -156,7 +157,8 @@ def text_embeddings(
     folder = usable_cache("text", cache_dir)
     path = folder and folder / f"{key}.npy"
     # Before the file is read, so that every run warns; bare, so that words are named once and not once a template.
-    ended = (tokenizer(prompts, clip.spec.text.context) == clip.spec.text.end_token).sum(1) > 1
+    ids, end_token = tokenizer(prompts, clip.spec.text.context), clip.spec.text.end_token
+    ended = (ids == end_token).sum(1) > 1 if end_token is not None else np.zeros(len(prompts), bool)
     if ended.any():  # the tower would read what stands before it alone
         name = quote(prompts[int(ended.argmax())])
         raise ClassesError(f"the class name {name} holds the mark that ends a text for the model; leave it out.")
@@ -175,7 +177,7 @@ def text_embeddings(
 
 
 def encode_texts(
-    params: Params, spec: ClipTextSpec, tokenizer: FolderTokenizer, texts: Sequence[str]
+    params: Params, spec: TextSpec, tokenizer: FolderTokenizer, texts: Sequence[str]
 ) -> Float[np.ndarray, "Q E"]:
     """CLIP text features, not normalised; texts of similar length run together, cut behind the longest of them.
 
@@ -190,19 +192,19 @@ def encode_texts(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the model does not know")
         ids = tokenizer(texts, spec.context)
-    if ids.max(initial=0) >= spec.vocabulary or tokenizer.tokenizer.encode("").ids[-1:] != [spec.end_token]:
+    end = [] if spec.end_token is None else [spec.end_token]
+    if ids.max(initial=0) >= spec.vocabulary or tokenizer.tokenizer.encode("").ids[-1:] != end:
         raise ModelError(
             f"the tokenizer.json of the model is another model's: its text tower has {spec.vocabulary} tokens and ends "
             f"texts with {spec.end_token}; convert the model again."
         )
-    lengths = (ids == spec.end_token).argmax(1) + 1
+    lengths = spec.lengths(ids)
     order = np.argsort(lengths, kind="stable")
     params = jax.tree.map(partial(jax.device_put, may_alias=True), dict(params))
     features = np.empty((len(texts), spec.embed_dim), np.float32)
     for start in range(0, len(texts), TEXT_BATCH):
         rows = order[start : start + TEXT_BATCH]
         length = min(-(-int(lengths[rows].max()) // 8) * 8, spec.context)
-        # The tower is causal: what comes after the end token does not matter.
         batch = np.zeros((TEXT_BATCH, length), np.int32)
         batch[: len(rows)] = ids[rows, :length]
         features[rows] = np.asarray(_encode(params, batch, spec=spec))[: len(rows)]
@@ -214,8 +216,8 @@ def encode_texts(
 
 
 @partial(jax.jit, static_argnames="spec")
-def _encode(params: Params, ids: Int[Array, "Q t"], spec: ClipTextSpec) -> Float[Array, "Q E"]:
-    return ClipText(spec).apply({"params": params}, ids)
+def _encode(params: Params, ids: Int[Array, "Q t"], spec: TextSpec) -> Float[Array, "Q E"]:
+    return build_tower(spec).apply({"params": params}, ids)
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Float[np.ndarray, "Q E"] | None:

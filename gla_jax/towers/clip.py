@@ -1,26 +1,28 @@
 """CLIP's two transformers: images opened at the last block, texts read at the end token (Radford et al. 2021)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD, Channels
 from gla_jax.support.arrays import Array, Float, Int, typed
 from gla_jax.towers.layers import (
-    QKV,
     Activation,
+    ImageTokens,
     LayerNorm,
     PatchTokens,
+    TextSpec,
     Tower,
+    VisionSpec,
     multi_head_attention,
     transformer_blocks,
 )
 
 
 @dataclass(frozen=True)
-class ClipImageSpec:
+class ClipImageSpec(VisionSpec):
     """Sizes of a CLIP image tower and how its pixels are normalised; the pretraining side fixes the position table."""
 
     image_size: int
@@ -34,24 +36,12 @@ class ClipImageSpec:
     layer_norm_eps: float = 1e-5
     pixel_mean: Channels = OPENAI_MEAN
     pixel_std: Channels = OPENAI_STD
+    gives_features = False
 
     @property
     def grid_side(self) -> int:
         """Patches along one side of the pretraining image."""
         return self.image_size // self.patch_size
-
-
-class ClipImageTokens(NamedTuple):
-    """Tokens up to the last attention; token 0 is CLS.
-
-    embedded [B 1+n C]: after ln_pre. blocks: the output of every block but the last, each [B 1+n C]. residual: the
-    input of the last block (blocks[-1]). qkv: queries, keys and values of the last block.
-    """
-
-    embedded: Array
-    blocks: tuple[Array, ...]
-    residual: Array
-    qkv: QKV
 
 
 class ClipImage(Tower):
@@ -70,7 +60,7 @@ class ClipImage(Tower):
         self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 
     @typed
-    def encode(self, pixels: Float[Array, "B 3 h w"]) -> ClipImageTokens:
+    def encode(self, pixels: Float[Array, "B 3 h w"]) -> ImageTokens:
         """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and std.
 
         Raises ValueError when the patch size does not divide h and w.
@@ -79,7 +69,7 @@ class ClipImage(Tower):
         # The last block is left open: methods replace its attention.
         outputs = self.run_blocks(embedded, count=self.spec.depth - 1)
         residual = outputs[-1] if outputs else embedded
-        return ClipImageTokens(embedded, outputs, residual, self.blocks[-1].project_in(residual))
+        return ImageTokens(embedded, outputs, residual, self.blocks[-1].project_in(residual))
 
     @typed
     def project(
@@ -100,14 +90,14 @@ class ClipImage(Tower):
         """CLIP's image feature: the CLS token after the whole last block, projected, not normalised."""
         return self.image_feature(self.encode(pixels))
 
-    def image_feature(self, tokens: ClipImageTokens) -> Float[Array, "B E"]:
+    def image_feature(self, tokens: ImageTokens) -> Float[Array, "B E"]:
         """The image feature of encoded tokens."""
         attended = multi_head_attention(tokens.qkv, self.spec.num_heads, precision=self.precision)
         return self.project(attended[:, :1], tokens.residual[:, :1])[:, 0]
 
 
 @dataclass(frozen=True)
-class ClipTextSpec:
+class ClipTextSpec(TextSpec):
     """Sizes of a CLIP text tower; end_token is the id whose first occurrence is read."""
 
     vocabulary: int
@@ -120,6 +110,10 @@ class ClipTextSpec:
     end_token: int
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
+
+    def lengths(self, token_ids: Int[np.ndarray, "Q t"]) -> Int[np.ndarray, " Q"]:
+        """Up to the end token: the tower is causal."""
+        return (token_ids == self.end_token).argmax(1) + 1
 
 
 class ClipText(Tower):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from gla_jax.support.arrays import Array, Float, typed
-from gla_jax.towers.layers import LayerNorm, PatchTokens, PositionResize, Tower, transformer_blocks
+from gla_jax.towers.layers import LayerNorm, PatchTokens, PositionResize, Tower, VisionSpec, transformer_blocks
 
 
 @dataclass(frozen=True)
-class DinoSpec:
+class DinoSpec(VisionSpec):
     """Sizes of a DINO tower.
 
     position_offset is 0.1 for weights of torch.hub; position_resize None is "bicubic" (see resize_positions).
@@ -69,18 +69,18 @@ class Dino(Tower):
 
         Raises ValueError when the patch size does not divide h and w.
         """
-        return _vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)), first_patch=1)
+        return _vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)))
 
 
-def _vision_tokens(tower: Tower, embedded: Array, first_patch: int) -> VisionTokens:
-    """Run the blocks and the last LayerNorm; first_patch is the index of the first patch token."""
+def _vision_tokens(tower: Tower, embedded: Array) -> VisionTokens:
+    """Run the blocks and the last LayerNorm."""
     outputs = tower.run_blocks(embedded)
     final = tower.norm(outputs[-1])
-    return VisionTokens(embedded, outputs, final[:, 0], final[:, first_patch:])
+    return VisionTokens(embedded, outputs, final[:, 0], final[:, tower.spec.prefix_tokens :])
 
 
 @dataclass(frozen=True)
-class DinoV2Spec:
+class DinoV2Spec(VisionSpec):
     """Sizes of a DINOv2 tower; the giant one has activation "swiglu" and mlp_width counts its gated half.
 
     position_offset is 0.1 for weights of torch.hub without registers; position_resize None is the kernel of the
@@ -99,6 +99,7 @@ class DinoV2Spec:
     layer_norm_eps: float = 1e-6
     position_offset: float = 0.0
     position_resize: PositionResize | None = None
+    layer_scale = True
 
 
 class DinoV2(Tower):
@@ -129,4 +130,4 @@ class DinoV2(Tower):
 
         Raises ValueError when the patch size does not divide h and w.
         """
-        return _vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)), first_patch=1 + self.spec.registers)
+        return _vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)))

@@ -1,7 +1,7 @@
 """Leaves and blocks shared by every tower: patch tokens, self-attention, MLP, pre-norm transformer block."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,8 @@ import numpy as np
 
 from gla_jax.config import TowerAttention
 from gla_jax.images.resize import bicubic_matrix
-from gla_jax.support.arrays import Array, Bool, Float, typed
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
+from gla_jax.support.arrays import Array, Bool, Float, Int, typed
 from gla_jax.towers.attention import QKV, multi_head_attention
 
 Activation = Literal["gelu", "quick_gelu", "swiglu"]
@@ -58,6 +59,48 @@ def resize_positions(
         kernel, antialias = {"bicubic": ("bicubic-pytorch", False), "bicubic_antialias": ("cubic", True)}[method]
         resized = jax.image.resize(table, (*grid, table.shape[-1]), method=kernel, antialias=antialias)
     return resized.reshape(grid[0] * grid[1], -1).astype(positions.dtype)
+
+
+class VisionSpec:
+    """Facts of an image tower that its spec need not state; a spec whose tower differs states its own.
+
+    registers: tokens besides CLS that are no patches. pixel_mean, pixel_std: the tower's pixels are normalised with
+    them. layer_scale: its blocks have one. gives_features: its patch tokens can be compared, as a foundation model's.
+    """
+
+    registers = 0
+    pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
+    layer_scale = False
+    gives_features = True
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the first patch: CLS and registers."""
+        return 1 + self.registers
+
+
+class TextSpec:
+    """Facts of a text tower; every spec has vocabulary, context, embed_dim and end_token.
+
+    end_token: the id that ends every text, None where none does.
+    """
+
+    def lengths(self, token_ids: Int[np.ndarray, "Q t"]) -> Int[np.ndarray, " Q"]:
+        """The tokens of each text that its feature depends on; what stands behind them may be cut off."""
+        raise NotImplementedError
+
+
+class ImageTokens(NamedTuple):
+    """Tokens of an image tower up to its last attention, prefix tokens first.
+
+    embedded [B t C]: the input of the first block. blocks: the output of every block but the last, each [B t C].
+    residual: the input of the last block (blocks[-1]). qkv: queries, keys and values of the last block.
+    """
+
+    embedded: Array
+    blocks: tuple[Array, ...]
+    residual: Array
+    qkv: QKV
 
 
 class LayerNorm(nn.Module):

@@ -38,10 +38,10 @@ def device_memory(device: jax.Device) -> int:
 def window_bytes(spec: Any, crop: int, dtype: str) -> int:
     """Bytes that a window takes at most in a tower, attention scores left out, of the tower's spec.
 
-    t = 1 + registers + (crop / patch)^2 tokens: two arrays of the MLP's hidden units, of which a gated one has twice as
+    t = prefix + (crop / patch)^2 tokens: two arrays of the MLP's hidden units, of which a gated one has twice as
     many, and thirteen of the width (what XLA plans for H100; for v5e it is less, eval/RESULTS.md).
     """
-    tokens = 1 + getattr(spec, "registers", 0) + (crop // spec.patch_size) ** 2
+    tokens = spec.prefix_tokens + (crop // spec.patch_size) ** 2
     hidden = spec.mlp_width * (2 if getattr(spec, "activation", "") == "swiglu" else 1)
     return tokens * (2 * hidden + 13 * spec.width) * jnp.dtype(dtype).itemsize
 

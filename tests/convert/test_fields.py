@@ -6,7 +6,7 @@ from inspect import signature
 import pytest
 import transformers
 
-from gla_jax.convert import configs, convert_state
+from gla_jax.convert import convert_state, fields
 from gla_jax.convert.configs import stated_pixels
 from gla_jax.support.errors import ConversionError
 from tests.convert import published
@@ -72,15 +72,15 @@ FAMILY = {"ViTConfig": "dino", "Dinov2Config": "dinov2", "Dinov2WithRegistersCon
 
 def own_fields(kind: str) -> dict[str, object]:
     common = signature(transformers.PreTrainedConfig).parameters
-    fields = signature(getattr(transformers, kind)).parameters
-    return {name: field.default for name, field in fields.items() if name not in common}
+    own = signature(getattr(transformers, kind)).parameters
+    return {name: field.default for name, field in own.items() if name not in common}
 
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_every_field_of_the_class_stands_in_the_tables(kind):
     """A field of tomorrow's transformers may change a number too."""
     assert own_fields(kind).keys() == FIELDS[kind].keys()
-    assert own_fields(kind).keys() <= configs.TRANSFORMERS[getattr(transformers, kind).model_type].keys()
+    assert own_fields(kind).keys() <= fields.TRANSFORMERS[getattr(transformers, kind).model_type].keys()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("kind", "field", "value", "effect"),
-    [(kind, field, *case) for kind, fields in FIELDS.items() for field, case in fields.items()],
+    [(kind, field, *case) for kind, cases in FIELDS.items() for field, case in cases.items()],
     ids=str,
 )
 def test_a_field_is_followed_or_refused(kind, field, value, effect, models):
@@ -121,8 +121,8 @@ def test_a_field_is_followed_or_refused(kind, field, value, effect, models):
 def test_a_field_that_no_table_has_is_refused_unless_it_is_the_default(models, monkeypatch):
     """As a class of a later transformers may have it."""
     state, config = models["ViTConfig"]
-    table = {name: rule for name, rule in configs.TRANSFORMERS["vit"].items() if name != "encoder_stride"}
-    monkeypatch.setitem(configs.TRANSFORMERS, "vit", table)
+    table = {name: rule for name, rule in fields.TRANSFORMERS["vit"].items() if name != "encoder_stride"}
+    monkeypatch.setitem(fields.TRANSFORMERS, "vit", table)
     convert_state("dino", state, config)
     with pytest.raises(ConversionError, match="asks for encoder_stride = 8, which the towers do not have"):
         convert_state("dino", state, {**config, "encoder_stride": 8})

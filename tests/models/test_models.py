@@ -4,8 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from gla_jax.checkpoints.model_folder import FAMILIES
 from gla_jax.models.registry import EMBEDDED, MODELS, NamedModel, models_table
+from gla_jax.towers.kinds import FAMILIES
 
 
 def test_the_names_users_are_told_about_are_there():

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.checkpoints.model_folder import ClipSpec, build_vfm
+from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.convert import convert_state
 from gla_jax.convert.sources import open_source
 from gla_jax.towers.clip import ClipImage, ClipText
+from gla_jax.towers.kinds import build_tower
 
 DATA = Path(__file__).parent / "data"
 CASES = sorted(path.name for path in DATA.iterdir())
@@ -32,7 +33,7 @@ def errors_of(folder: Path) -> dict[str, float]:
         if isinstance(spec, ClipSpec):
             ours[f"image_{i}"] = ClipImage(spec.image).apply({"params": params["image"]}, pixels)
         else:
-            tokens = build_vfm(spec).apply({"params": params}, pixels)
+            tokens = build_tower(spec).apply({"params": params}, pixels)
             ours[f"tokens_{i}"] = np.concatenate([tokens.cls_token[:, None], tokens.patch_tokens], axis=1)
     if isinstance(spec, ClipSpec):
         ids = jnp.asarray(outputs["token_ids"], jnp.int32)

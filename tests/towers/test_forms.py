@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from gla_jax.checkpoints.model_folder import build_vfm
 from gla_jax.towers import attention
 from gla_jax.towers.attention import QKV, multi_head_attention
 from gla_jax.towers.clip import ClipImage, ClipText
 from gla_jax.towers.dino import DinoV2Spec
+from gla_jax.towers.kinds import build_tower
 from gla_jax.towers.layers import stack_blocks, unstack_blocks
 from tests.towers.test_layers import CLIP, DINO, DINOV2, IMAGE, TEXT, pixels, random_params
 
@@ -99,7 +99,7 @@ def test_what_the_fused_kernel_does_not_take_goes_in_chunks(dtype, heads):
 
 
 def test_the_fused_kernel_is_in_the_program_for_gpus():
-    tower = build_vfm(DINO, jnp.bfloat16, attention_form="cudnn")
+    tower = build_tower(DINO, jnp.bfloat16, attention_form="cudnn")
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(DINO))
     traced = None
     try:
@@ -114,7 +114,7 @@ def test_the_fused_kernel_is_in_the_program_for_gpus():
 @pytest.mark.parametrize("spec", [DINO, DINOV2, GATED], ids=["dino", "dinov2", "gated"])
 def test_a_vision_tower_scans_its_stacked_blocks(spec, form):
     params, image = random_params(spec), pixels(2, 3, 56, 56)
-    tower = build_vfm(spec, attention_form=form)
+    tower = build_tower(spec, attention_form=form)
     stacked = stack_blocks(params, spec.depth)
     assert not [name for name in stacked if name.startswith("blocks_")]
     plain, scanned = (jax.jit(tower.apply)({"params": given}, image) for given in (params, stacked))
@@ -150,7 +150,7 @@ def test_scanned_parameters_differentiate_and_map():
     params, image = stack_blocks(random_params(DINO), DINO.depth), pixels(1, 3, 32, 32)
 
     def loss(params):
-        return build_vfm(DINO, attention_form="chunked").apply({"params": params}, image).patch_tokens.sum()
+        return build_tower(DINO, attention_form="chunked").apply({"params": params}, image).patch_tokens.sum()
 
     slopes = jax.jit(jax.grad(loss))(params)
     plain = jax.jit(jax.grad(loss))(unstack_blocks(params))

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.checkpoints.model_folder import ClipSpec, abstract_params, build_vfm
+from gla_jax.checkpoints.model_folder import ClipSpec, abstract_params
 from gla_jax.convert.verify import random_texts
 from gla_jax.towers.attention import attention_weights, merge_heads, split_heads
 from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
+from gla_jax.towers.kinds import build_tower
 from gla_jax.towers.layers import LayerNorm
 
 IMAGE = ClipImageSpec(image_size=32, patch_size=8, width=32, depth=2, num_heads=2, mlp_width=64, embed_dim=16)
@@ -36,7 +37,7 @@ def pixels(*shape):
 @pytest.mark.parametrize("spec", [DINO, DINOV2], ids=["dino", "dinov2"])
 def test_bfloat16_features_stay_close(spec):
     params, image = random_params(spec), pixels(1, 3, 56, 56)
-    full, half = (apply(build_vfm(spec, dtype), params, image) for dtype in (jnp.float32, jnp.bfloat16))
+    full, half = (apply(build_tower(spec, dtype), params, image) for dtype in (jnp.float32, jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
     error = jnp.abs(half.patch_tokens.astype(jnp.float32) - full.patch_tokens)
     # bfloat16 keeps 8 bits: 0.4 % a rounding, of tokens around 1 after two blocks.
@@ -80,7 +81,7 @@ def test_attention_weights_by_hand():
 
 
 def test_pixels_that_do_not_divide_into_patches_are_refused():
-    tower = build_vfm(DINO)
+    tower = build_tower(DINO)
     with pytest.raises(ValueError, match="a 32x33 input does not divide into patches of 8x8"):
         tower.apply({"params": random_params(DINO)}, pixels(1, 3, 32, 33))
 
@@ -114,7 +115,7 @@ def test_gradients_reach_pixels_and_parameters():
     params = random_params(DINOV2)
 
     def loss(params, image):
-        return build_vfm(DINOV2).apply({"params": params}, image).patch_tokens.sum()
+        return build_tower(DINOV2).apply({"params": params}, image).patch_tokens.sum()
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, pixels(1, 3, 28, 42))
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))

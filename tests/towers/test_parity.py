@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gla_jax.checkpoints.model_folder import build_vfm
 from gla_jax.convert.reference import reference_stages
 from gla_jax.convert.verify import TOLERANCE, compare, random_texts, stage_errors, tower_stages
 from gla_jax.towers.clip import ClipImage, ClipText
+from gla_jax.towers.kinds import build_tower
 from tests.towers.random_models import clip_config, dino_config, dinov2_config, random_pair, sizes
 
 TEXT = sizes(64, 2, 2, vocab_size=100)
@@ -82,7 +82,7 @@ def test_every_block_fed_with_the_oracle_s_own_input(name):
         towers = {"image ": (ClipImage(spec.image), params["image"]), "text ": (ClipText(spec.text), params["text"])}
         theirs = reference_stages(reference, pixels, random_texts(spec))
     else:
-        towers = {"": (build_vfm(spec), params)}
+        towers = {"": (build_tower(spec), params)}
         theirs = reference_stages(reference, pixels)
     for prefix, (tower, weights) in towers.items():
         stages = [theirs[name] for name in theirs if name.startswith((f"{prefix}embedded", f"{prefix}block"))]

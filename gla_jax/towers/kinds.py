@@ -1,0 +1,45 @@
+"""The table of towers: the module that runs a spec, and the towers that each family of models has.
+
+A new tower is a spec and a module in one file of this folder, a row in each of the two tables, and its published names
+in one file of convert/ (convert/families.py has the table of those).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
+from gla_jax.towers.dino import Dino, DinoSpec, DinoV2, DinoV2Spec
+from gla_jax.towers.layers import TextSpec, Tower, VisionSpec
+
+TOWERS: Mapping[type, type[Tower]] = {
+    ClipImageSpec: ClipImage,
+    ClipTextSpec: ClipText,
+    DinoSpec: Dino,
+    DinoV2Spec: DinoV2,
+}
+
+
+class Family(NamedTuple):
+    """The specs of a family's towers.
+
+    With a text tower the image tower gives values: encode(pixels) -> ImageTokens, project(attended, residual) and
+    image_feature(tokens); if image.gives_features also features(tokens) [B n D], from the same pass. Without one it
+    gives features alone: tower(pixels).patch_tokens [B n D].
+    """
+
+    image: type[VisionSpec]
+    text: type[TextSpec] | None = None
+
+
+FAMILIES: Mapping[str, Family] = {
+    "clip": Family(ClipImageSpec, ClipTextSpec),
+    "dino": Family(DinoSpec),
+    "dinov2": Family(DinoV2Spec),
+}
+
+
+def build_tower(spec: VisionSpec | TextSpec, dtype: jnp.dtype = jnp.float32, **options: Any) -> Tower:
+    """The Linen module of a spec; options: precision and attention_form of its class."""
+    return TOWERS[type(spec)](spec, dtype, **options)
