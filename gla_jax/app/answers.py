@@ -3,9 +3,10 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -34,6 +35,15 @@ def read_classes(text: str) -> Classes:
     return parse_classes([line for line in map(str.strip, lines) if line])
 
 
+class Request(NamedTuple):
+    """A question to the API: the file of an upload, classes as typed, and names of the model and the method."""
+
+    path: str
+    classes: str
+    model: str
+    method: str
+
+
 class Answers:
     """Models by name, loaded when first asked for, and the features of the last images; one question at a time."""
 
@@ -44,7 +54,6 @@ class Answers:
         self._segmenters: dict[str, Segmenter] = {}
         self._features: OrderedDict[tuple[str, str, str], tuple[Prepared, Array]] = OrderedDict()
         self._lock = threading.Lock()
-        self.busy = 0  # questions that are being answered or wait for the model
         self.segmenter(self.models[0], "gla")
 
     def segmenter(self, model: str, method: str) -> Segmenter:
@@ -70,20 +79,6 @@ class Answers:
 
         Raises UserError.
         """
-        with self._counted():
-            return self._segment(path, classes, model, method, background, threshold)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self.busy += 1
-        try:
-            yield
-        finally:
-            self.busy -= 1
-
-    def _segment(
-        self, path: str, classes: str, model: str, method: str, background: str, threshold: float
-    ) -> Segmentation:
         image, key = self._read(path)
         parsed, rest = read_classes(classes or ""), background_name((background or "").strip() or None)
         check_enough(parsed, rest)
@@ -95,6 +90,34 @@ class Answers:
             logits = whole_logits(features, question.text_embeddings, precision)
             prediction = start_label(logits, prepared, question, segmenter.config)()
         return Segmentation(prediction.labels, names, image, None, rest)
+
+    def segment_together(self, requests: Sequence[Request]) -> list[Segmentation | UserError]:
+        """Answer requests that waited together; images with one model, method and classes are one batch.
+
+        A request that cannot be answered gets its sentence and leaves the others alone.
+        """
+        answers: list[Segmentation | UserError | None] = [None] * len(requests)
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for index, (_, *question) in enumerate(requests):
+            groups.setdefault(tuple(question), []).append(index)
+        for question, indices in groups.items():
+            if len(indices) > 1:
+                with suppress(UserError):  # of one of them: each is answered by itself below
+                    results = self._batch([requests[index].path for index in indices], *question)
+                    for index, result in zip(indices, results, strict=True):
+                        answers[index] = result
+        for index, request in enumerate(requests):
+            if answers[index] is None:
+                try:
+                    answers[index] = self.segment(*request)
+                except UserError as error:
+                    answers[index] = error
+        return answers
+
+    def _batch(self, paths: Sequence[str], classes: str, model: str, method: str) -> list[Segmentation]:
+        images = [self._read(path)[0] for path in paths]
+        with self._lock:
+            return self.segmenter(model, method).batch(images, read_classes(classes or ""))
 
     def compare(self, path: str, classes: str, model: str) -> Image.Image:
         """ProxyCLIP beside GLA-CLIP, with the grid of windows. Raises UserError."""
@@ -112,7 +135,7 @@ class Answers:
     def attention(self, path: str, at: tuple[int, int], model: str) -> Image.Image:
         """The tokens that the token at pixel (x, y) attends to, stage by stage of GLA. Raises UserError."""
         image, _ = self._read(path)
-        with self._counted(), self._lock:
+        with self._lock:
             return explain(self.segmenter(model, "gla"), image, at=at).picture()
 
     def _read(self, path: str | None) -> tuple[UInt8[np.ndarray, "h w 3"], str]:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import gradio as gr
 import numpy as np
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
-from gla_jax.app.answers import MAX_UPLOAD_BYTES, Answers
+from gla_jax.app.answers import MAX_UPLOAD_BYTES, Answers, Request
 from gla_jax.config import METHODS
 from gla_jax.pictures.drawing import blend, palette
 from gla_jax.results.dataset import check_formats
@@ -20,8 +21,9 @@ from gla_jax.results.segmentation import Segmentation
 from gla_jax.support.errors import UserError
 from gla_jax.tiny_world.scenes import render
 
-BATCH = 8  # requests of the API that are taken from the queue together; images go through one by one
+BATCH = 8  # requests of the API that are taken from the queue together
 SECONDS_TO_FINISH = 60  # for what was asked before the page was stopped
+SECONDS_TO_FETCH = 2  # for the files of the last answers
 WAITING = 64  # requests in the queue; more are refused
 SAMPLES = (9, 3, 12)  # scenes
 SAMPLE_CLASSES = (
@@ -106,14 +108,12 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
             raise gr.Error(str(error), print_exception=False) from None
 
     def api_segment(images: list[Any], classes: list[str], models: list[str], methods: list[str]):
-        """Label images that waited together, one after the other."""
+        """Label images that waited together."""
         labels, documents = [], []
-        for row in zip(images, classes, models, methods, strict=True):
-            try:
-                result = answers.segment(*row)
-            except UserError as error:
+        for result in answers.segment_together(list(map(Request, images, classes, models, methods))):
+            if isinstance(result, UserError):
                 labels.append(None)
-                documents.append(json.dumps({"error": str(error)}))
+                documents.append(json.dumps({"error": str(result)}))
                 continue
             place = Path(tempfile.mkdtemp(dir=folder)) / "labels.png"
             Image.fromarray(result.labels).save(place)
@@ -184,12 +184,44 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
+class Door:
+    """Middleware that counts the requests on their way into the queue, and refuses more once it is closed."""
+
+    def __init__(self):
+        """Open."""
+        self.closed, self.entering = False, 0
+
+    def __call__(self, app: Any) -> Any:
+        """An ASGI application behind the door."""
+
+        async def guarded(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            if scope["type"] != "http" or scope["method"] != "POST":
+                await app(scope, receive, send)
+            elif self.closed:
+                await PlainTextResponse("the page is being stopped; ask again later.", 503)(scope, receive, send)
+            else:
+                self.entering += 1
+                try:
+                    await app(scope, receive, send)
+                finally:
+                    self.entering -= 1
+
+        return guarded
+
+
 def serve(answers: Answers, host: str, port: int, share: bool, folder: Path) -> None:
     """Serve the page until it is stopped; requests that were taken are answered first.
 
+    Args:
+        answers: models and features.
+        host: address to listen at.
+        port: to listen at.
+        share: also through a public address of Gradio.
+        folder: an empty one, for samples and downloads.
+
     Raises UserError when the port is taken.
     """
-    page = build_page(answers, folder)
+    page, door = build_page(answers, folder), Door()
     try:
         page.launch(
             server_name=host,
@@ -201,6 +233,7 @@ def serve(answers: Answers, host: str, port: int, share: bool, folder: Path) -> 
             show_error=True,
             prevent_thread_lock=True,
             quiet=True,
+            app_kwargs={"middleware": [Middleware(door)]},
         )
     except OSError:  # Gradio's, whose advice is for programmers
         raise UserError(f"port {port} of {host} is taken or not allowed; choose another --port.") from None
@@ -208,22 +241,14 @@ def serve(answers: Answers, host: str, port: int, share: bool, folder: Path) -> 
     try:
         page.block_thread()
     finally:
-        _finish(page, answers)
+        door.closed = True
+        deadline = time.monotonic() + SECONDS_TO_FINISH
+        while time.monotonic() < deadline and (door.entering or _unanswered(page)):
+            time.sleep(0.1)
+        time.sleep(SECONDS_TO_FETCH)
         page.close()
 
 
-def _finish(page: gr.Blocks, answers: Answers) -> None:
-    """Wait for what was asked before the page was stopped, and for the answers to leave."""
-    deadline = time.monotonic() + SECONDS_TO_FINISH
-    while time.monotonic() < deadline and (answers.busy or _queued(page)):
-        time.sleep(0.1)
-    time.sleep(1.0)
-
-
-def _queued(page: gr.Blocks) -> int:
-    """Requests that wait."""
-    try:
-        with urlopen(f"{page.local_url}gradio_api/queue/status", timeout=5) as reply:
-            return json.load(reply)["queue_size"]
-    except (OSError, ValueError, KeyError):
-        return 0
+def _unanswered(page: gr.Blocks) -> int:
+    """Requests that were taken and whose answer has not left yet: Gradio has no public count of them."""
+    return sum(map(len, page._queue.pending_event_ids_session.values()))

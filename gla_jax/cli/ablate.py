@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.options import prepare_jax, results_folder
+from gla_jax.cli.options import locked_results, prepare_jax
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
 
@@ -69,6 +69,6 @@ def ablate(
         chosen = ablation.stages(base, baseline)
     name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
     segmenter = Segmenter.from_pretrained(name, chosen.settings[0].config, offline=offline)
-    folder = results_folder(out)
-    Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit))
+    with locked_results(out) as folder:
+        Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit))
     typer.echo(f"{folder / 'ablation.png'}\n{folder / 'ablation.csv'}\n{folder / 'ablation.json'}")

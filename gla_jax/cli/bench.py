@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.options import check_devices, results_folder
+from gla_jax.cli.options import check_devices, locked_results, results_folder
 from gla_jax.support.errors import UserError
 
 APART = ("out", "offline", "queries", "compile_for", "mesh")  # no settings of what is measured
@@ -71,12 +71,12 @@ def bench(
     checked = bench_options.read_options(**chosen)
     if devices == 1:  # several are set up in run_bench, before JAX counts its devices
         check_devices()
-    folder = results_folder(out)
-    if profile:
-        results_folder(profile, "--profile")
-    # No prepare_jax: a cache of compiled programs would hide the compile times.
-    report = run_bench(checked, command, offline)
-    written = write_report(report, folder)
+    with locked_results(out) as folder:
+        if profile:
+            results_folder(profile, "--profile")
+        # No prepare_jax: a cache of compiled programs would hide the compile times.
+        report = run_bench(checked, command, offline)
+        written = write_report(report, folder)
     typer.echo(markdown(report))
     typer.echo("\n".join(map(str, written)))
 
@@ -91,13 +91,13 @@ def _compile_for(chip: str, mesh: str | None, out: Path, chosen: dict[str, Any])
 
     target, checked = Target.read(chip), bench_options.read_options(**chosen)
     target.mesh_shape(mesh)
-    folder = results_folder(out)
     from gla_jax.bench.plan import make_plan
     from gla_jax.bench.plan_report import print_plan, write_plan
 
     kept = {name: chosen[name] for name in ("model", "size", "prompts", "crop", "stride", "dtype", "precision")}
     command = bench_options.command_line({"compile_for": chip, "mesh": mesh, **kept})
-    plan = make_plan(checked, target, mesh, command)
-    written = write_plan(plan, folder)
+    with locked_results(out) as folder:
+        plan = make_plan(checked, target, mesh, command)
+        written = write_plan(plan, folder)
     print_plan(plan)
     typer.echo(str(written))

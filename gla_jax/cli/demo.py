@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.options import prepare_jax, results_folder
+from gla_jax.cli.options import locked_results, prepare_jax
 
 
 def demo(
@@ -17,10 +17,10 @@ def demo(
 ) -> None:
     """Segment a bundled scene with ProxyCLIP and with GLA-CLIP, and compare both with the truth."""
     prepare_jax()
-    folder = results_folder(out)
     from gla_jax.analysis.demo import DEFAULT_SCENE, run_demo
 
-    figures = run_demo(folder, DEFAULT_SCENE if scene is None else scene)
+    with locked_results(out) as folder:
+        figures = run_demo(folder, DEFAULT_SCENE if scene is None else scene)
     for name, row in figures["methods"].items():
         typer.echo(
             f"{name:10s} mIoU {row['miou']:5.1f}   pixel accuracy {row['pixel_accuracy']:5.1f}   "

@@ -3,7 +3,8 @@
 import os
 import tempfile
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.devices import check_devices as check_devices
 from gla_jax.support.devices import prepare_jax as prepare_jax
 from gla_jax.support.errors import UserError
-from gla_jax.support.files import write_text
+from gla_jax.support.files import LOCK_FILE, folder_lock, write_text
 from gla_jax.support.places import is_remote, place
 
 if TYPE_CHECKING:
@@ -128,6 +129,21 @@ def results_folder(path: Path, option: str = "--out") -> Path:
         reason = error.strerror
         raise UserError(f"the folder {path} cannot be written to ({reason}); choose another with {option}.") from None
     return path
+
+
+@contextmanager
+def locked_results(path: Path) -> Iterator[Path]:
+    """results_folder, which no other run writes to within the block. Raises UserError when one does."""
+    from gla_jax.outputs.files import taken_message
+
+    folder = results_folder(path)
+    with folder_lock(folder, taken_message(folder)):
+        try:
+            yield folder
+        finally:
+            # A lock alone is no result: the folder goes if this command has made it.
+            if folder in _made and [part.name for part in folder.iterdir()] == [LOCK_FILE]:
+                (folder / LOCK_FILE).unlink()
 
 
 def results_file(path: Path) -> Path:

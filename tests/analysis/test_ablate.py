@@ -222,7 +222,7 @@ def test_the_command_leaves_a_table_and_three_files(folder, data, tmp_path, caps
     assert call("ablate", *given, "--grid", "anchor_threshold=0.2,0.9") == 0
     printed = capsys.readouterr().out
     assert "mIoU" in printed
-    assert {path.name for path in out.iterdir()} == {"ablation.json", "ablation.csv", "ablation.png"}
+    assert {path.name for path in out.glob("[!.]*")} == {"ablation.json", "ablation.csv", "ablation.png"}
     content = json.loads((out / "ablation.json").read_text())
     assert content["axes"] == {"anchor_threshold": [0.2, 0.9]}
     assert content["images"] == {"measured": 1, "in_data": 2}

@@ -11,7 +11,7 @@ from gla_jax.cli import main
 
 def test_demo_writes_a_picture_and_figures_in_which_gla_wins(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo.png", "demo.json"}
+    assert {path.name for path in (tmp_path / "demo").glob("[!.]*")} == {"demo.png", "demo.json"}
     document = json.loads((tmp_path / "demo" / "demo.json").read_text())
     proxyclip, gla = document["methods"]["ProxyCLIP"], document["methods"]["GLA-CLIP"]
     assert gla["miou"] > proxyclip["miou"]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gla_jax import Segmenter
-from gla_jax.app.answers import Answers, read_classes
+from gla_jax.app.answers import Answers, Request, read_classes
 from gla_jax.predict.model import Model
 from gla_jax.support.errors import UserError
 from gla_jax.tiny_world.scenes import render
@@ -85,3 +85,19 @@ def test_features_without_directions_are_refused(photo, monkeypatch):
     for _ in range(2):  # nothing of the first answer is kept
         with pytest.raises(UserError, match="the image features are zero"):
             answers.segment(photo, CLASSES, "tiny-world", "gla")
+
+
+def test_what_waits_together_goes_as_one_batch(answers, photo, tmp_path, monkeypatch):
+    """And a bad request of a batch leaves the others alone."""
+    Image.fromarray(render(3, 200, 260, "test").image).save(tmp_path / "other.png")
+    sizes, batch = [], Segmenter.batch
+    monkeypatch.setattr(Segmenter, "batch", lambda *words: sizes.append(len(words[1])) or batch(*words))
+    of_scenes = [Request(path, CLASSES, "tiny-world", "gla") for path in (photo, str(tmp_path / "other.png"))]
+    of_others = [Request(photo, "sand, water", "tiny-world", method) for method in ("gla", "gla", "sclip")]
+    results = answers.segment_together([*of_scenes, *of_others])
+    assert sizes == [2, 2]
+    for request, result in zip([*of_scenes, *of_others], results, strict=True):
+        assert (result.labels == answers.segment(*request).labels).all()
+    good, bad = answers.segment_together([of_scenes[0], of_scenes[0]._replace(path=__file__)])
+    assert (good.labels == results[0].labels).all()
+    assert "test_answers.py" in str(bad)

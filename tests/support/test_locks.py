@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from gla_jax.cli import main
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import folder_lock
 
@@ -54,3 +55,15 @@ def test_a_missing_folder_is_created_and_a_file_is_the_systems_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"), folder_lock(tmp_path / "file", "taken"):
         pass
+
+
+@pytest.mark.parametrize("command", [["demo"], ["ablate", "tiny-world"], ["bench"]], ids=lambda words: words[0])
+def test_two_runs_into_one_folder_would_mix_their_figures(command, tmp_path, capsys):
+    with folder_lock(tmp_path, "unused"):
+        assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "another run is writing to" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_leaves_no_folder_with_a_lock_alone(tmp_path):
+    assert main(["bench", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "new" / "out")]) == 2
+    assert not any(tmp_path.iterdir())
