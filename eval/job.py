@@ -105,7 +105,7 @@ def open_runs(jobs: Sequence[Job], out: Path, sharded: bool = False) -> list[Run
                 save_predictions=job.save_predictions,
                 threads=job.threads,
                 batch=job.batch,
-                templates=segmenter.clip.templates,
+                templates=segmenter.templates,
             )
         )
     return runs

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         register_baseline,
     )
     from gla_jax.distributed.mesh import make_mesh
+    from gla_jax.eval.datasets.by_example import classes_from
     from gla_jax.pipeline import SegmenterParams, segment_features, segment_logits
     from gla_jax.results.segmentation import Segmentation
     from gla_jax.segmenter import Segmenter, image_segmentation, segment
@@ -33,6 +34,7 @@ _MODULES = {
         "register_baseline",
     ),
     "distributed.mesh": ("make_mesh",),
+    "eval.datasets.by_example": ("classes_from",),
     "pipeline": ("SegmenterParams", "segment_features", "segment_logits"),
     "results.segmentation": ("Segmentation",),
     "segmenter": ("Segmenter", "image_segmentation", "segment"),
@@ -51,6 +53,7 @@ __all__ = [
     "SegmenterParams",
     "WindowConfig",
     "__version__",
+    "classes_from",
     "image_segmentation",
     "make_mesh",
     "register_baseline",

@@ -28,13 +28,14 @@ QUERY_CHUNK = 4096  # queries of a step
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SegmenterParams:
-    """The parameters of both image towers as one pytree whose structure carries their specs.
+    """The parameters of both image towers as one pytree whose structure carries their specs; one may be absent.
 
-    vfm may be absent: where the tower of the values gives features too, both come from one pass of it.
+    Without a vfm the tower of the values may give features too, both from one pass of it. Without a CLIP the foundation
+    model's features are keys and values, and the joint space is theirs.
     """
 
-    clip: Params
-    clip_spec: VisionSpec = field(metadata={"static": True})
+    clip: Params | None
+    clip_spec: VisionSpec | None = field(metadata={"static": True})
     vfm: Params | None = None
     vfm_spec: VfmSpec | None = field(default=None, metadata={"static": True})
 
@@ -43,22 +44,32 @@ class SegmenterParams:
         """The spec of the tower whose patch tokens are compared, None where no tower gives features."""
         return self.vfm_spec or (self.clip_spec if self.clip_spec.gives_features else None)
 
+    @property
+    def values_spec(self) -> VisionSpec:
+        """The spec of the tower whose outputs are the values: CLIP's where there is one."""
+        return self.clip_spec or self.vfm_spec
+
+    @property
+    def joint_width(self) -> int:
+        """E, the width of the space in which patches meet class embeddings."""
+        return self.clip_spec.embed_dim if self.clip_spec else self.vfm_spec.width
+
     def tokens(self, config: SegmenterConfig) -> int:
         """S, the tokens of a window that are compared under some settings."""
         method = config.method
-        source = self.features_spec if method.attends_by_features and method.reads_vfm else self.clip_spec
+        source = self.features_spec if method.attends_by_features and method.reads_vfm else self.values_spec
         return (config.windows.crop // source.patch_size) ** 2
 
     def stacked(self) -> "SegmenterParams":
         """The same with the blocks of each tower stacked, which run as one scanned program; CLIP's last stays apart."""
         vfm = self.vfm and stack_blocks(self.vfm, self.vfm_spec.depth)
-        return replace(self, clip=stack_blocks(self.clip, self.clip_spec.depth - 1), vfm=vfm)
+        return replace(self, clip=self.clip and stack_blocks(self.clip, self.clip_spec.depth - 1), vfm=vfm)
 
     def unstacked(self) -> "SegmenterParams":
         """The inverse of stacked: paths of the leaves as on disk."""
-        if not any(STACKED in tower for tower in (self.clip, self.vfm or {})):
+        if not any(STACKED in tower for tower in (self.clip or {}, self.vfm or {})):
             return self
-        return replace(self, clip=unstack_blocks(self.clip), vfm=self.vfm and unstack_blocks(self.vfm))
+        return replace(self, clip=self.clip and unstack_blocks(self.clip), vfm=self.vfm and unstack_blocks(self.vfm))
 
 
 @jax.tree_util.register_dataclass
@@ -67,11 +78,12 @@ class WindowTokens:
     """Outputs of the towers for every window.
 
     qkv: of CLIP's last block, prefix tokens (CLS) first, each [W prefix+n C]; residual [W prefix+n C]: that block's
-    input; features [W S D]: the vision foundation model's patch tokens, None where the baseline does not compare them.
+    input; both None without a CLIP; features [W S D]: the vision foundation model's patch tokens, None where nothing
+    reads them.
     """
 
-    qkv: QKV
-    residual: Float[Array, "W t C"]
+    qkv: QKV | None
+    residual: Float[Array, "W t C"] | None
     features: Float[Array, "W S D"] | None
     prefix_tokens: int = field(default=1, metadata={"static": True})
 
@@ -82,8 +94,8 @@ class WindowTokens:
 
     @property
     def values(self) -> Float[Array, "W n C"]:
-        """CLIP's values of the patches."""
-        return self.patches(self.qkv.values)
+        """CLIP's values of the patches; without a CLIP the features."""
+        return self.features if self.qkv is None else self.patches(self.qkv.values)
 
     def patches(self, tokens: Float[Array, "W t C"]) -> Float[Array, "W n C"]:
         """Tokens of CLIP's last block without the prefix."""
@@ -105,16 +117,19 @@ def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterC
         raise ValueError(f"{method.baseline} compares features of a vision foundation model; none is given")
 
     def encode(pixels: Array) -> WindowTokens:  # [b 3 c c]
-        clip_pixels = normalise(pixels, params.clip_spec.pixel_mean, params.clip_spec.pixel_std)
-        clip = build_tower(params.clip_spec, dtype, **options)
-        tokens = clip.apply({"params": params.clip}, clip_pixels, method="encode")
-        features = None
-        if method.reads_vfm and params.vfm is not None:
+        tokens = features = None
+        if params.clip is not None:
+            clip_pixels = normalise(pixels, params.clip_spec.pixel_mean, params.clip_spec.pixel_std)
+            clip = build_tower(params.clip_spec, dtype, **options)
+            tokens = clip.apply({"params": params.clip}, clip_pixels, method="encode")
+        if params.vfm is not None and (method.reads_vfm or tokens is None):
             vfm_pixels = normalise(pixels, params.vfm_spec.pixel_mean, params.vfm_spec.pixel_std)
             vfm = build_tower(params.vfm_spec, dtype, **options)
             features = vfm.apply({"params": params.vfm}, vfm_pixels).patch_tokens
         elif method.reads_vfm:  # the same pass gives both
             features = clip.apply({"params": params.clip}, tokens, method="features")
+        if tokens is None:
+            return WindowTokens(None, None, features)
         return WindowTokens(tokens.qkv, tokens.residual, features, params.clip_spec.prefix_tokens)
 
     pixels = jnp.asarray(windows.pixels)
@@ -180,6 +195,8 @@ def aggregate_windows(
         method: baseline and stages of GLA.
         count: W of the image, where these windows are a part of it.
     """
+    if not method.attends_by_features and tokens.qkv is None:
+        return tokens.values  # MaskCLIP's attention, the identity: the only one a foundation model alone takes
     if not method.attends_by_features:
         row = BASELINES[method.baseline]
         heads, prefix, precision = params.clip_spec.num_heads, tokens.prefix_tokens, method.plain_precision
@@ -204,6 +221,8 @@ def patch_features(
 ) -> Float[Array, "W S E"]:
     """Attended values to CLIP's joint space: out_proj, residual and MLP for whole-block baselines, ln_post, proj.
 
+    Without a CLIP they are features already and stay as they are.
+
     Args:
         attended: the weighted values.
         residual: input of CLIP's last block, prefix tokens first; read by whole-block baselines alone.
@@ -211,6 +230,8 @@ def patch_features(
         config: baseline, dtype and precision.
     """
     dtype, precision = jnp.dtype(config.dtype), config.method.plain_precision
+    if params.clip is None:
+        return attended.astype(jnp.float32)
     if BASELINES[config.method.baseline].whole_block:
         residual = residual[:, params.clip_spec.prefix_tokens :]
         residual = resample_tokens(residual, attended.shape[1], precision).astype(dtype)

@@ -20,6 +20,7 @@ from gla_jax.labels.label_map import whole_logits
 from gla_jax.labels.pool import label_masks
 from gla_jax.models.pretrained import resolve
 from gla_jax.pipeline import SegmenterParams
+from gla_jax.predict.examples import ExampleClasses, example_embeddings
 from gla_jax.predict.features import FeatureMap, feature_map
 from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Question, Ready, label_images, start_label
@@ -27,10 +28,17 @@ from gla_jax.results.segmentation import Segmentation
 from gla_jax.settings.options import settings_from_options, with_fields
 from gla_jax.support.arrays import Array, Float, Int, UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
-from gla_jax.support.errors import ClassesError, ImageError, UserError
+from gla_jax.support.errors import ClassesError, ImageError, ModelError, UserError
 from gla_jax.support.steps import Progress
 from gla_jax.text.embeddings import load_tokenizer, text_embeddings
-from gla_jax.text.prompts import Classes, background_name, check_enough, check_templates, parse_classes
+from gla_jax.text.prompts import (
+    Classes,
+    background_name,
+    check_enough,
+    check_templates,
+    parse_classes,
+    with_background,
+)
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -46,7 +54,7 @@ class Segmenter:
 
     def __init__(
         self,
-        clip: Checkpoint,
+        clip: Checkpoint | None,
         vfm: Checkpoint | None,
         config: SegmenterConfig | None = None,
         name: str = "",
@@ -55,7 +63,7 @@ class Segmenter:
         """Put the weights on the device, or on all devices of a mesh, over which the windows of an image are split.
 
         Args:
-            clip: both towers of a CLIP.
+            clip: both towers of a CLIP; None for a foundation model alone, which knows classes by example.
             vfm: a vision foundation model, for methods that compare its features.
             config: settings; the released run's where left out.
             name: of the model in results; its folder's where empty.
@@ -63,17 +71,16 @@ class Segmenter:
 
         Raises UserError when settings, model and mesh do not go together.
         """
-        if not isinstance(clip.spec, ClipSpec):
+        if clip is not None and not isinstance(clip.spec, ClipSpec):
             raise UserError(f"{clip.folder} holds a {clip.family} model; the first part of a model is a CLIP.")
-        self.name = name or str(clip.folder)
+        self.name = name or str((clip or vfm).folder)
         self.clip, self.vfm = clip, vfm
         self.model_hash = hashlib.sha256("+".join(part.sha256 for part in (clip, vfm) if part).encode()).hexdigest()
-        params = SegmenterParams(
-            clip.params["image"], clip.spec.image, vfm and dict(vfm.params), vfm.spec if vfm else None
-        )
+        image, spec = (clip.params["image"], clip.spec.image) if clip else (None, None)
+        params = SegmenterParams(image, spec, vfm and dict(vfm.params), vfm.spec if vfm else None)
         self.model = Model.place(params, SegmenterConfig() if config is None else config, mesh)
-        self._tokenizer = load_tokenizer(clip.folder)
-        self._embeddings: dict[Any, Array] = {}
+        self._tokenizer = load_tokenizer(clip.folder) if clip else None
+        self._embeddings: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
         method, windows = self.config.method, self.config.windows
@@ -150,8 +157,42 @@ class Segmenter:
         """
         return self.with_config(with_fields(self.model.settings, fields))
 
+    @property
+    def templates(self) -> tuple[str, ...] | None:
+        """The model's own prompt templates; None where it takes CLIP's 80, or reads no text."""
+        return self.clip.templates if self.clip else None
+
+    def embeddings(
+        self, classes: Classes, templates: Sequence[str] | None = None
+    ) -> tuple[Float[Array, "Q E"], Int[np.ndarray, " Q"]]:
+        """Class embeddings of length one, and the class of each: of every prompt, or of what labelled images show.
+
+        Labelled images go through the same towers and method as the image to be segmented. Raises ClassesError, and
+        ModelError for text without a CLIP.
+        """
+        if not isinstance(classes, ExampleClasses):
+            return self.text_embeddings(classes, templates), np.asarray(classes.class_of_prompt, np.int32)
+        if templates is not None:
+            raise ClassesError(
+                "prompt templates are for names, and these classes are known by example; leave them out."
+            )
+        config = self.model.settings
+        key = (classes.sha256, classes.names, config.method, config.windows, config.dtype)
+        if key not in self._embeddings:
+            rows, present = example_embeddings(self.model, classes)
+            self._embeddings[key] = jnp.asarray(rows), present
+        return self._embeddings[key]
+
     def text_embeddings(self, classes: Classes, templates: Sequence[str] | None = None) -> Float[Array, "Q E"]:
-        """Text features of length one of every prompt; templates default to the model's own, else CLIP's 80."""
+        """Text features of length one of every prompt; templates default to the model's own, else CLIP's 80.
+
+        Raises ModelError for a foundation model alone.
+        """
+        if self.clip is None:
+            raise ModelError(
+                f"{self.name} is a foundation model alone, which reads no class names: show it labelled images "
+                "(--classes-from FOLDER), or add a CLIP, as in clip-vit-base-patch16+dino-vitb8."
+            )
         templates = self.clip.templates if templates is None else check_templates(templates)
         key = (classes.prompts, templates)
         if key not in self._embeddings:
@@ -170,8 +211,10 @@ class Segmenter:
 
         background: the class of pixels below the settings' threshold. Raises ClassesError.
         """
-        names, class_of_prompt, index = with_background(classes, background, float(self.config.threshold))
-        return names, Question(self.text_embeddings(classes, templates), class_of_prompt, len(names), index)
+        names, _, index = with_background(classes, background, float(self.config.threshold))
+        rows, class_of_row = self.embeddings(classes, templates)
+        # A background that is not among the classes comes before them.
+        return names, Question(rows, class_of_row + (len(names) - len(classes.names)), len(names), index)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Prepared:
         """An RGB image brought to its working size and cut into windows."""
@@ -220,7 +263,7 @@ class Segmenter:
 
         Args:
             images: paths, PIL images or RGB uint8 [h w 3].
-            classes: names, synonyms separated by "; ", or a mapping from names to synonyms.
+            classes: names, synonyms separated by "; ", a mapping from names to synonyms, or gla_jax.classes_from.
             background: class of pixels whose best probability is below threshold, one of classes or a name of its own
                 (then class 0).
             threshold: None takes the settings'.
@@ -349,34 +392,3 @@ def image_segmentation(model: str | Path, **settings: Any) -> Callable[..., list
         return lists if isinstance(found, list) else lists[0]
 
     return run
-
-
-def with_background(
-    classes: Classes, background: str | None, threshold: float
-) -> tuple[tuple[str, ...], Int[np.ndarray, " Q"], int]:
-    """Class names, class of each prompt and index of the background class.
-
-    A background that is not among the classes becomes class 0, which only the threshold reaches. Raises ClassesError
-    when the threshold and the background do not go together.
-    """
-    try:
-        in_range = 0.0 <= float(threshold) <= 1.0
-    except (TypeError, ValueError):
-        in_range = False
-    if not in_range:
-        raise ClassesError(f"threshold {threshold!r:.60} is not a probability; give a number from 0 to 1.")
-    class_of_prompt = np.asarray(classes.class_of_prompt, np.int32)
-    if background is None:
-        if threshold > 0:
-            raise ClassesError(
-                f"threshold {threshold} needs a class for the pixels below it; name one with background."
-            )
-        return classes.names, class_of_prompt, 0
-    if background in classes.names:
-        return classes.names, class_of_prompt, classes.names.index(background)
-    if threshold == 0:
-        raise ClassesError(
-            f"background {background!r} is not among the classes, so only a threshold could reach it, and that is 0; "
-            "set a threshold above 0 or add it to the classes."
-        )
-    return (background, *classes.names), class_of_prompt + 1, 0

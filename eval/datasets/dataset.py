@@ -6,13 +6,14 @@ from pathlib import Path
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, TINY_WORLD, ClassNames, class_names
 from gla_jax.eval.datasets.examples import Dataset, Example, example_reader, examples
 from gla_jax.eval.datasets.folders import find_copy, find_folders, has_images
-from gla_jax.eval.datasets.labels import label_code
+from gla_jax.eval.datasets.labels import NAMED, label_code
 from gla_jax.eval.datasets.tars import find_tars, open_tars
+from gla_jax.eval.metrics.areas import IGNORE
 from gla_jax.support.errors import DataError
-from gla_jax.support.files import cache_folder
+from gla_jax.support.files import cache_folder, read_json
 from gla_jax.support.places import is_file, is_folder, local_copy
 
-CLASSES_FILE = "classes.txt"
+CLASSES_FILE, CLASSES_JSON = "classes.txt", "classes.json"
 TINY_WORLD_SIZE = (336, 448)
 
 __all__ = ["TINY_WORLD_SIZE", "Dataset", "Example", "example_reader", "examples", "open_dataset"]
@@ -50,7 +51,7 @@ def _folders(benchmark: str, data: Path, unlabelled: bool, kept: Path | None) ->
     labelled = not unlabelled or benchmark != FOLDER or (data / row.layouts[0].labels).exists()
     files = find_folders(row, data, labelled)
     names = _names_of_folder(data) if benchmark == FOLDER else class_names(benchmark)
-    code = label_code(files.layout.encoding, len(names.classes), names.tables)
+    code = label_code(NAMED if NAMED in names.tables else files.layout.encoding, len(names.classes), names.tables)
     read_example = example_reader(benchmark, code)
 
     def read(index: int) -> Example:
@@ -62,16 +63,41 @@ def _folders(benchmark: str, data: Path, unlabelled: bool, kept: Path | None) ->
 
 
 def _names_of_folder(data: Path) -> ClassNames:
-    path = data / CLASSES_FILE
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; write one class a line there, in the order of the labels' indices.")
     from gla_jax.text.prompts import parse_classes, read_lines
 
+    path, tables = data / CLASSES_FILE, {}
+    if not path.is_file() and (data / CLASSES_JSON).is_file():
+        lines, tables[NAMED] = _named_values(data / CLASSES_JSON)
+        classes = parse_classes(dict.fromkeys(lines, ()))
+        return ClassNames(classes.names, None, {"sclip": tuple((name,) for name in classes.names)}, tables)
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist; write one class a line there, in the order of the labels' indices, or "
+            f'{CLASSES_JSON} with {{"index": "name"}}.'
+        )
     classes = parse_classes(read_lines(path, "class"))
     synonyms: list[list[str]] = [[] for _ in classes.names]
     for prompt, index in zip(classes.prompts, classes.class_of_prompt, strict=True):
         synonyms[index].append(prompt)
     return ClassNames(classes.names, None, {"sclip": tuple(map(tuple, synonyms))}, {})
+
+
+def _named_values(path: Path) -> tuple[list[str], dict[int, int]]:
+    """Names in the order of their values in labels, and the class of every value: those without a name are ignored.
+
+    Raises DataError.
+    """
+    content = read_json(path, "the names of the labels' indices", 'write {"index": "name"}', DataError)
+    wrong = DataError(f'{path} does not name indices; write {{"index": "name"}}, indices from 0 to {IGNORE - 1}.')
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
+        raise wrong
+    if not all(key.isascii() and key.isdecimal() and int(key) < IGNORE for key in content):
+        raise wrong
+    if len(set(map(int, content))) < len(content):
+        raise DataError(f"{path} names an index twice; name each once.")
+    values = sorted(content, key=int)
+    table = dict.fromkeys(range(IGNORE), IGNORE) | {int(value): index for index, value in enumerate(values)}
+    return [content[value] for value in values], table
 
 
 def _tiny_world() -> Dataset:

@@ -13,6 +13,7 @@ from gla_jax.support.arrays import Integer
 from gla_jax.support.errors import DataError
 
 WIDE_IGNORE = 65535
+NAMED = "named"  # the encoding of labels of which classes.json names some values
 LARGEST_NARROW = 254  # more classes than this need 16-bit labels: 255 is ignored
 # Lossy formats, and one whose writers number colours anew.
 CHANGING = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "GIF")

@@ -15,7 +15,7 @@ from gla_jax.eval.benchmarks import ClassNames
 from gla_jax.eval.datasets.examples import Dataset, Example, example_reader
 from gla_jax.eval.datasets.folders import fingerprint_of
 from gla_jax.eval.datasets.ids import checked_id
-from gla_jax.eval.datasets.labels import label_code
+from gla_jax.eval.datasets.labels import NAMED, label_code
 from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import DataError
 from gla_jax.support.places import THREADS, is_remote
@@ -66,7 +66,7 @@ def open_tars(benchmark: str, tars: list[Path], names: ClassNames, labelled: boo
     samples = [sample for part in parts for sample in part]
     labelled = labelled or any(sample.label for sample in samples)
     _check(tars, samples, labelled)
-    code = label_code("plain", len(names.classes))
+    code = label_code(NAMED if NAMED in names.tables else "plain", len(names.classes), names.tables)
     read_example = example_reader(benchmark, code)
 
     def read(index: int) -> Example:

@@ -1,4 +1,4 @@
-"""An image through the towers once: its labels under several settings, and the truth on its tokens."""
+"""An image through the towers once: its labels under several settings."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,16 +9,14 @@ import jax
 import numpy as np
 
 from gla_jax import pipeline
-from gla_jax.analysis.token_attention import split_windows
 from gla_jax.config import SegmenterConfig
-from gla_jax.images.windows import WindowGrid, Windows
+from gla_jax.images.windows import Windows
 from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Question, label_logits
 from gla_jax.segmenter import Segmenter
-from gla_jax.support.arrays import Array, Float, Int, Integer, UInt8
+from gla_jax.support.arrays import Array, Float, Integer, UInt8
 from gla_jax.text.prompts import Classes
 
-UNLABELLED = -1
 # Numbers that only the step from logits to labels reads, with values that stand for all others.
 LABEL_NUMBERS = {"logit_scale": 1.0, "threshold": 0.0, "prune_below": 0.0}
 
@@ -104,28 +102,3 @@ def label_settings(
             begun = time.perf_counter()
             labels = label_logits(logits, prepared, question, configs[index]).labels
             yield SettingLabels(index, labels, share + time.perf_counter() - begun)
-
-
-def token_targets(
-    label: Integer[np.ndarray, "h w"], grid: WindowGrid, shape: tuple[int, int], ignore: int
-) -> Int[np.ndarray, "W S"]:
-    """The class under the centre of every token, UNLABELLED where ignored, beside the image or in a padded window.
-
-    Args:
-        label: the class of every pixel of the image.
-        grid: of its windows.
-        shape: (W, S), W with padding.
-        ignore: value of pixels that have no class.
-    """
-    side = round(shape[1] ** 0.5)
-
-    def pixels(starts: tuple[int, ...], length: int, target: int) -> Int[np.ndarray, " windows*side"]:
-        """The pixel of the image under each centre along an axis, -1 beside the image."""
-        places = (np.array(starts)[:, None] + (np.arange(side) + 0.5) * grid.crop / side).ravel()
-        return np.where((places >= 0) & (places < length), np.floor(places * target / length), -1).astype(int)
-
-    rows = pixels(grid.row_starts, grid.height, label.shape[0])[:, None]
-    columns = pixels(grid.column_starts, grid.width, label.shape[1])[None]
-    classes = label[rows, columns].astype(np.int32)
-    classes[(rows < 0) | (columns < 0) | (classes == ignore)] = UNLABELLED
-    return np.pad(split_windows(classes, grid), ((0, shape[0] - grid.count), (0, 0)), constant_values=UNLABELLED)

@@ -7,6 +7,7 @@ import numpy as np
 
 from gla_jax.images.windows import WindowGrid
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
+from gla_jax.labels.targets import split_windows
 from gla_jax.support.arrays import Bool, Float, UInt8
 
 
@@ -83,9 +84,3 @@ def cover(mask: Bool[np.ndarray, "h w"], grid: WindowGrid, side: int) -> Float[n
     columns = axis(grid.column_starts, grid.width, mask.shape[1])
     covered = (rows @ mask.astype(np.float64) @ columns.T).astype(np.float32)
     return split_windows(covered, grid)
-
-
-def split_windows(per_token: np.ndarray, grid: WindowGrid) -> np.ndarray:
-    """Tokens that lie as in the image [y x] by window [W S]: the inverse of stitch.token_grid."""
-    rows, columns = len(grid.row_starts), len(grid.column_starts)
-    return per_token.reshape(rows, -1, columns, per_token.shape[1] // columns).swapaxes(1, 2).reshape(grid.count, -1)

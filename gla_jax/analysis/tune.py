@@ -24,6 +24,7 @@ from gla_jax.eval.datasets.dataset import TINY_WORLD_SIZE, Dataset, Example
 from gla_jax.eval.metrics.areas import Areas, image_areas
 from gla_jax.eval.protocols import Protocol
 from gla_jax.labels.label_map import synonyms
+from gla_jax.labels.targets import UNLABELLED, token_targets
 from gla_jax.predict.predict import Question
 from gla_jax.segmenter import Segmenter
 from gla_jax.settings.options import NUMBERS, join_or, number, preset_content
@@ -110,8 +111,8 @@ class Problem:
         config = self.segmenter.config
         image = encoded.encode_image(self.segmenter.model, example.image, [config])
         shape = image.tokens.compared(config.method)[0].shape[:2]
-        targets = encoded.token_targets(example.label, image.prepared.grid, shape, self.ignore)
-        if (targets == encoded.UNLABELLED).all():
+        targets = token_targets(example.label, image.prepared.grid, shape, self.ignore)
+        if (targets == UNLABELLED).all():
             raise UserError(
                 f"the image {example.image_id} has nothing labelled, so nothing can be fitted to it; leave it out."
             )
@@ -151,7 +152,7 @@ def loss(config: SegmenterConfig, inputs: tuple, background: bool) -> Float[Arra
     """Mean cross-entropy of the labelled tokens of one image, every window's token by itself."""
     *image, prompts, targets = inputs
     by_class = class_log_probabilities(encoded.encoded_logits(*image, config), prompts, config, background)
-    counted = (targets != encoded.UNLABELLED).astype(jnp.float32)
+    counted = (targets != UNLABELLED).astype(jnp.float32)
     picked = jnp.take_along_axis(by_class, jnp.maximum(targets, 0)[None], 0)[0]
     return -(picked * counted).sum() / counted.sum()
 

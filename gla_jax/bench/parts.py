@@ -67,7 +67,10 @@ def load_model(options: Options, offline: bool = False) -> Model:
         return Model.place(random_params(CLIP_BASE, DINO_BASE), options.config)
     from gla_jax.segmenter import Segmenter
 
-    return Segmenter.from_pretrained(options.model, options.config, offline=offline).model
+    model = Segmenter.from_pretrained(options.model, options.config, offline=offline).model
+    if model.params.clip is None:
+        raise UserError(f"{options.model} is a foundation model alone, which bench does not measure; name a CLIP too.")
+    return model
 
 
 def bench_mesh(devices: int) -> Mesh:

@@ -170,7 +170,7 @@ class Work:
 
     def cut(self, canvas: Canvas) -> Windows:
         """The windows of an image."""
-        return cut_canvas(canvas, self.config.windows.crop, self.params.clip_spec.pixel_mean)
+        return cut_canvas(canvas, self.config.windows.crop, self.params.values_spec.pixel_mean)
 
     @property
     def features(self) -> Shape:

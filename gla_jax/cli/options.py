@@ -30,6 +30,14 @@ ClassNames = Annotated[
     list[str] | None,
     typer.Option("--classes", help='One class with its synonyms, "cat; tabby"; repeat it.'),
 ]
+ClassesFrom = Annotated[
+    Path | None,
+    typer.Option(
+        **URL,
+        help="A folder of images/, labels/ (index PNGs) and classes.txt or classes.json, which show the classes in "
+        "place of text.",
+    ),
+]
 Model = Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")]
 BenchmarkModel = Annotated[
     str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")
@@ -73,13 +81,25 @@ Data = Annotated[Path | None, typer.Option(**URL, help="Folder of the data, or t
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images.")]
 
 
-def typed_classes(classes: list[str] | None, classes_file: Path | None) -> "Classes":
-    """The classes of --classes and --classes-file. Raises UserError when there are none, ClassesError for bad ones."""
+def typed_classes(classes: list[str] | None, classes_file: Path | None, classes_from: Path | None = None) -> "Classes":
+    """The classes of --classes and --classes-file, or those that the labelled images of --classes-from show.
+
+    Raises UserError when there are none, ClassesError for bad ones, DataError for labelled images that cannot be used.
+    """
     from gla_jax.text.prompts import parse_classes, read_lines
 
+    if classes_from is not None:
+        if classes or classes_file:
+            raise UserError("--classes-from names the classes itself; leave out --classes and --classes-file.")
+        from gla_jax.eval.datasets.by_example import classes_from as labelled
+
+        return labelled(classes_from)
     lines = list(classes or []) + (read_lines(classes_file, "classes") if classes_file else [])
     if not lines:
-        raise UserError('there are no classes; name some with --classes "cat; tabby" or --classes-file FILE.')
+        raise UserError(
+            'there are no classes; name some with --classes "cat; tabby" or --classes-file FILE, or show some with '
+            "--classes-from FOLDER."
+        )
     return parse_classes(lines)
 
 

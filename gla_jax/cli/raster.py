@@ -67,7 +67,8 @@ def raster(
     check_packages(vectors)
     prepare_jax()
     from gla_jax.geo.blocks import Area
-    from gla_jax.segmenter import Segmenter, with_background
+    from gla_jax.segmenter import Segmenter
+    from gla_jax.text.prompts import with_background
 
     with_background(parsed, background, threshold)
     config = with_fields(config, {"threshold": threshold, "precision": precision})

@@ -22,6 +22,7 @@ def segment(
     images: options.Images,
     classes: options.ClassNames = None,
     classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
+    classes_from: options.ClassesFrom = None,
     background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
     threshold: Annotated[
         float | None,
@@ -79,13 +80,13 @@ def segment(
     """
     from gla_jax.results.dataset import check_formats
     from gla_jax.settings.options import settings_from_options, with_fields
-    from gla_jax.text.prompts import check_enough, read_lines
+    from gla_jax.text.prompts import check_enough, read_lines, with_background
 
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
     )
     config = with_fields(config, {"prune_below": prune_below})
-    parsed = options.typed_classes(classes, classes_file)
+    parsed = options.typed_classes(classes, classes_file, classes_from)
     background, threshold = options.typed_background(background, threshold, config)
     prompts = read_lines(templates, "templates") if templates else None
     paths = _find(images, out, recursive, classes)
@@ -105,7 +106,6 @@ def segment(
         from gla_jax.cluster.pool import Cluster
         from gla_jax.cluster.workers import SegmentOrder
         from gla_jax.cluster.workers import segment as segment_on_ray
-        from gla_jax.segmenter import with_background
         from gla_jax.support.progress import counter
 
         with_background(parsed, background, threshold)  # before actors start
@@ -135,7 +135,7 @@ def segment(
         prepare_jax()
         from gla_jax.distributed.mesh import read_mesh
         from gla_jax.outputs.run import Task, segment_files
-        from gla_jax.segmenter import Segmenter, with_background
+        from gla_jax.segmenter import Segmenter
 
         with_background(parsed, background, threshold)  # before the weights are loaded
         config = with_fields(config, {"threshold": threshold, "precision": precision})

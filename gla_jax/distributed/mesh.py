@@ -115,7 +115,7 @@ def ring_features(
 
     def local(params: SegmenterParams, windows: Windows | Canvas, config: SegmenterConfig) -> Array:
         if isinstance(windows, Canvas):
-            crop, mean = config.windows.crop, params.clip_spec.pixel_mean
+            crop, mean = config.windows.crop, params.values_spec.pixel_mean
             windows = jax.vmap(lambda own: cut_canvas(own, crop, mean))(windows)
         return segment_images(params, windows, config)
 

@@ -19,7 +19,7 @@ from gla_jax.config import settings_as_dict
 from gla_jax.geo.blocks import Area, Block, cut_blocks, scale_of
 from gla_jax.outputs.files import claim_folder, question_settings, taken_message, writing_to
 from gla_jax.pictures.drawing import palette
-from gla_jax.segmenter import Segmenter, with_background
+from gla_jax.segmenter import Segmenter
 from gla_jax.support.arrays import Bool, Integer, UInt8
 from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import ImageError, UserError, first_line

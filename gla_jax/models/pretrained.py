@@ -19,8 +19,8 @@ PYTORCH = (".safetensors", ".bin", ".pt", ".pth")
 
 def resolve(
     name_or_path: str | Path, *, offline: bool = False, cache_dir: Path | str | None = None
-) -> tuple[Checkpoint, Checkpoint | None]:
-    """The CLIP model and the features model (None when only a CLIP is named) of "A+B", a name or a folder.
+) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The CLIP model and the features model of "A+B", a name or a folder; None for one that is not named.
 
     A part is a name of the models table (which goes before a folder of that name: write ./NAME for the folder), a
     model folder, or a folder with clip/ and vfm/ in it. Named models are downloaded and converted once, under
@@ -35,12 +35,12 @@ def resolve(
     loaded = [_read_cached(at, offline, cache_dir) if at in MODELS else read_checkpoint(at) for at in sources]
     clips = [checkpoint for checkpoint in loaded if isinstance(checkpoint.spec, ClipSpec)]
     features = [checkpoint for checkpoint in loaded if not isinstance(checkpoint.spec, ClipSpec)]
-    if len(clips) != 1 or len(features) > 1:
+    if len(clips) > 1 or len(features) > 1:
         raise ModelError(
-            f"{text} names {len(clips)} CLIP and {len(features)} features models; a model is one CLIP, or one CLIP "
+            f"{text} names {len(clips)} CLIP and {len(features)} features models; a model is one of them, or one CLIP "
             "and one features model with a plus between them, as in clip-vit-base-patch16+dino-vitb8."
         )
-    return clips[0], features[0] if features else None
+    return clips[0] if clips else None, features[0] if features else None
 
 
 def model_sources(text: str) -> list[str | Path]:

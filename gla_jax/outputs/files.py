@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gla_jax.config import PlatformNumbers, SegmenterConfig, settings_as_dict
+from gla_jax.predict.examples import ExampleClasses
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
@@ -120,7 +121,8 @@ def question_settings(command: str, segmenter: Segmenter, classes: Classes, back
         classes: names and prompts.
         background: the class of pixels below the threshold.
     """
-    return {
+    examples = {"examples": classes.sha256} if isinstance(classes, ExampleClasses) else {}
+    return examples | {
         "command": command,
         "model": {"name": segmenter.name, "sha256": segmenter.model_hash},
         "classes": list(map(list, zip(classes.prompts, classes.class_of_prompt, strict=True))),

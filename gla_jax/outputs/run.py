@@ -33,7 +33,7 @@ from gla_jax.outputs.files import (
 from gla_jax.predict.predict import Ready, label_images
 from gla_jax.results.dataset import FORMATS, Labelled
 from gla_jax.results.segmentation import ENDINGS, Segmentation, pictures_exist
-from gla_jax.segmenter import Segmenter, with_background
+from gla_jax.segmenter import Segmenter
 from gla_jax.support.arrays import Bool, UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError
@@ -41,7 +41,7 @@ from gla_jax.support.files import SECONDS_TO_LOCK, folder_lock, remove_leftovers
 from gla_jax.support.places import stamp as stamp_of_file
 from gla_jax.support.progress import counter, steps
 from gla_jax.support.steps import Progress
-from gla_jax.text.prompts import Classes
+from gla_jax.text.prompts import Classes, with_background
 
 SECONDS_BETWEEN_RECORDS = 5.0
 SECONDS_TO_CLAIM = 30.0
@@ -70,7 +70,7 @@ class Task:
 
     def settings(self) -> dict[str, Any]:
         """A run in the same folder must agree on all of it."""
-        templates = self.segmenter.clip.templates if self.templates is None else self.templates
+        templates = self.segmenter.templates if self.templates is None else self.templates
         own = {"templates": templates and list(templates), "scores": self.scores}
         masks = {"masks": str(self.masks)} if self.masks else {}
         return question_settings("segment", self.segmenter, self.classes, self.background) | own | masks

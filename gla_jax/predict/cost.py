@@ -46,9 +46,9 @@ class Widths:
 
 def model_widths(params: SegmenterParams, config: SegmenterConfig) -> Widths:
     """The sizes of a window's tokens under some settings; the VFM may be absent when the baseline does not read it."""
-    clip, crop = params.clip_spec, config.windows.crop
-    source = params.features_spec if config.method.reads_vfm else clip
-    return Widths((crop // source.patch_size) ** 2, (crop // clip.patch_size) ** 2, source.width, clip.width)
+    values, crop = params.values_spec, config.windows.crop
+    source = params.features_spec if config.method.reads_vfm else values
+    return Widths((crop // source.patch_size) ** 2, (crop // values.patch_size) ** 2, source.width, values.width)
 
 
 def _block_flops(tokens: int, width: int, hidden: int, gated: bool = False) -> float:
@@ -108,12 +108,13 @@ def attention_flops(widths: Widths, windows: int, method: MethodConfig) -> float
 def image_flops(params: SegmenterParams, windows: int, config: SegmenterConfig) -> float:
     """Everything from windows to features in the joint space, text and label map excluded."""
     widths, method, crop = model_widths(params, config), config.method, config.windows.crop
-    if method.reads_vfm and params.vfm_spec is None:  # one tower goes all the way and gives both
-        towers = vfm_flops(params.clip_spec, crop)
+    clip = params.clip_spec
+    if params.vfm_spec is None or clip is None:  # one tower goes all the way and gives both, or is all there is
+        towers = (vfm_flops if clip is None or method.reads_vfm else clip_flops)(params.values_spec, crop)
     else:
-        towers = clip_flops(params.clip_spec, crop) + (vfm_flops(params.vfm_spec, crop) if method.reads_vfm else 0)
+        towers = clip_flops(clip, crop) + (vfm_flops(params.vfm_spec, crop) if method.reads_vfm else 0)
     tokens = windows * (widths.tokens if method.attends_by_features else widths.clip_tokens)
-    projection = projection_flops(params.clip_spec, tokens, BASELINES[method.baseline].whole_block)
+    projection = projection_flops(clip, tokens, BASELINES[method.baseline].whole_block) if clip else 0
     return windows * towers + attention_flops(widths, windows, method) + projection
 
 

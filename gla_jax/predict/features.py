@@ -56,21 +56,32 @@ def feature_map(model: Model, image: UInt8[np.ndarray, "h w 3"], progress: Progr
 
     Raises UserError when the features have no directions.
     """
-    prepared = model.prepare(image)
-    tokens = model.features([prepared], progress)[0]
-    check_usable(have_directions(tokens), model.config.dtype)
-    whole = None if model.mesh is None else NamedSharding(model.mesh, PartitionSpec())
-    tokens = jax.jit(l2_normalize, out_shardings=whole)(tokens).addressable_data(0)
-    grid, side = prepared.grid, round(tokens.shape[1] ** 0.5)
-    rows, columns = len(grid.row_starts), len(grid.column_starts)
+    grid, tokens = unit_tokens(model, image, progress)
+    rows, columns, side = len(grid.row_starts), len(grid.column_starts), round(tokens.shape[1] ** 0.5)
     # On the host: every size of an image would be a program of its own.
-    tokens = np.asarray(tokens)[: grid.count].reshape(rows, columns, side, side, -1)
+    tokens = tokens.reshape(rows, columns, side, side, -1)
     tokens = tokens.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, -1)
     cells = tuple(max(round(length * side / grid.crop), 1) for length in (grid.height, grid.width))
     plan = stitch_plan(grid, side, cells)
     stitched = plan.columns @ np.tensordot(plan.rows, tokens, 1)
     lengths = np.linalg.norm(stitched, axis=-1, keepdims=True)
     return FeatureMap(stitched / np.where(lengths > 0, lengths, np.float32(1)), image)
+
+
+def unit_tokens(
+    model: Model, image: UInt8[np.ndarray, "h w 3"], progress: Progress | None = None
+) -> tuple[WindowGrid, Float[np.ndarray, "W S E"]]:
+    """Joint-space features of length one of the tokens of an RGB image, without padding, and the grid of its windows.
+
+    progress(steps done, steps) is called for images that go through in steps. Raises UserError when the features have
+    no directions.
+    """
+    prepared = model.prepare(image)
+    tokens = model.features([prepared], progress)[0]
+    check_usable(have_directions(tokens), model.config.dtype)
+    whole = None if model.mesh is None else NamedSharding(model.mesh, PartitionSpec())
+    tokens = jax.jit(l2_normalize, out_shardings=whole)(tokens).addressable_data(0)
+    return prepared.grid, np.asarray(tokens)[: prepared.grid.count]
 
 
 def check_usable(usable: Bool[Array, ""] | Bool[np.ndarray, ""] | np.bool_, dtype: str) -> None:

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.ring import WINDOW_AXIS
-from gla_jax.config import ACCELERATOR, PLATFORMS, SegmenterConfig, WindowConfig, on_platform, with_plain_numbers
+from gla_jax.config import (
+    ACCELERATOR,
+    BASELINES,
+    PLATFORMS,
+    SegmenterConfig,
+    WindowConfig,
+    on_platform,
+    with_plain_numbers,
+)
 from gla_jax.distributed.mesh import (
     DATA_AXIS,
     image_features,
@@ -121,7 +129,7 @@ MAX_PROGRAM_WINDOWS = 64
 
 
 def _of_canvas(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig) -> Float[Array, "W S E"]:
-    return segment_features(params, cut_canvas(canvas, config.windows.crop, params.clip_spec.pixel_mean), config)
+    return segment_features(params, cut_canvas(canvas, config.windows.crop, params.values_spec.pixel_mean), config)
 
 
 _segment_features = jax.jit(_of_canvas)
@@ -130,7 +138,7 @@ _cut = jax.jit(cut_canvas, static_argnums=(1, 2))
 
 @jax.jit
 def _batch_features(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig) -> Float[Array, "B W S E"]:
-    crop, mean = config.windows.crop, params.clip_spec.pixel_mean
+    crop, mean = config.windows.crop, params.values_spec.pixel_mean
     return segment_images(params, jax.vmap(lambda own: cut_canvas(own, crop, mean))(canvas), config)
 
 
@@ -187,7 +195,7 @@ class Model:
             batch = self.config.max_tower_batch
             return -(-count // batch) * batch if count > MAX_PROGRAM_WINDOWS else bucket(count)
 
-        return prepare_image(image, self.config.windows, padded, self.params.clip_spec.pixel_mean)
+        return prepare_image(image, self.config.windows, padded, self.params.values_spec.pixel_mean)
 
     def features(self, images: Sequence[Prepared], progress: Progress | None = None) -> list[Float[Array, "W S E"]]:
         """Joint-space features of every window token of images with one padded number of windows, as one program.
@@ -232,7 +240,7 @@ def on_device(config: SegmenterConfig, params: SegmenterParams, device: jax.Devi
     config = on_platform(config, platform_of(device))
     if config.tower_batch is not None:
         return config
-    specs = [params.clip_spec] + ([params.features_spec] if config.method.reads_vfm else [])
+    specs = [params.values_spec] + ([params.features_spec] if config.method.reads_vfm and params.clip_spec else [])
     return replace(config, tower_batch=tower_batch(specs, config.windows.crop, config.dtype, device_memory(device)))
 
 
@@ -248,7 +256,14 @@ def check_settings(config: SegmenterConfig, params: SegmenterParams) -> Segmente
             f"method {method.baseline} compares features of a vision foundation model, but the model is a CLIP alone; "
             "name a pair such as CLIP+dino-vitb8, or choose another method."
         )
-    parts = {"CLIP": clip.patch_size} | ({"the VFM": vfm.patch_size} if method.reads_vfm else {})
+    row = BASELINES[method.baseline]
+    if clip is None and (row.whole_block or row.pairs or row.attention or set(row.features) - {"vfm"}):
+        raise UserError(
+            f"the model is a foundation model alone, and {method.baseline} reads the last block of a CLIP; take the "
+            "method gla, proxyclip or maskclip (each token alone), or name a pair such as CLIP+dino-vitb8."
+        )
+    parts = {"CLIP": clip.patch_size} if clip else {}
+    parts |= {"the VFM": vfm.patch_size} if method.reads_vfm or clip is None else {}
     for part, patch in parts.items():
         if config.windows.crop % patch:
             raise UserError(

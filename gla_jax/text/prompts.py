@@ -11,7 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gla_jax.support.arrays import Array, Float, l2_normalize, typed
+import numpy as np
+
+from gla_jax.support.arrays import Array, Float, Int, l2_normalize, typed
 from gla_jax.support.errors import ClassesError
 from gla_jax.support.places import place
 
@@ -155,6 +157,37 @@ def check_enough(classes: Classes, background: str | None = None) -> None:
         raise ClassesError(
             f"the class {quote(name)} alone would take every pixel; name what else the images show as further classes."
         )
+
+
+def with_background(
+    classes: Classes, background: str | None, threshold: float
+) -> tuple[tuple[str, ...], Int[np.ndarray, " Q"], int]:
+    """Class names, class of each prompt and index of the background class.
+
+    A background that is not among the classes becomes class 0, which only the threshold reaches. Raises ClassesError
+    when the threshold and the background do not go together.
+    """
+    try:
+        in_range = 0.0 <= float(threshold) <= 1.0
+    except (TypeError, ValueError):
+        in_range = False
+    if not in_range:
+        raise ClassesError(f"threshold {threshold!r:.60} is not a probability; give a number from 0 to 1.")
+    class_of_prompt = np.asarray(classes.class_of_prompt, np.int32)
+    if background is None:
+        if threshold > 0:
+            raise ClassesError(
+                f"threshold {threshold} needs a class for the pixels below it; name one with background."
+            )
+        return classes.names, class_of_prompt, 0
+    if background in classes.names:
+        return classes.names, class_of_prompt, classes.names.index(background)
+    if threshold == 0:
+        raise ClassesError(
+            f"background {background!r} is not among the classes, so only a threshold could reach it, and that is 0; "
+            "set a threshold above 0 or add it to the classes."
+        )
+    return (background, *classes.names), class_of_prompt + 1, 0
 
 
 def clean_text(text: str) -> str:

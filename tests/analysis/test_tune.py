@@ -17,6 +17,7 @@ from gla_jax.eval.datasets.dataset import Example, open_dataset
 from gla_jax.eval.protocols import protocol
 from gla_jax.images.windows import window_grid
 from gla_jax.labels.label_map import synonyms
+from gla_jax.labels.targets import UNLABELLED, token_targets
 from gla_jax.segmenter import Segmenter
 from gla_jax.settings.options import METHOD_NUMBERS, NUMBERS, number, read_preset, settings_from_options
 from gla_jax.support.errors import UserError
@@ -87,12 +88,12 @@ def test_targets_are_the_labels_under_token_centres():
     label = np.arange(8 * 12).reshape(8, 12).astype(np.uint8)
     label[0, 0] = 255
     grid = window_grid(16, 24, WindowConfig(None, crop=16, stride=8))  # twice the label's size
-    targets = encoded.token_targets(label, grid, (3, 4), ignore=255)
+    targets = token_targets(label, grid, (3, 4), ignore=255)
     np.testing.assert_array_equal(targets[0], [label[2, 2], label[2, 6], label[6, 2], label[6, 6]])
     np.testing.assert_array_equal(targets[1], [label[2, 6], label[2, 10], label[6, 6], label[6, 10]])
-    assert (targets[2] == encoded.UNLABELLED).all()
-    fine = encoded.token_targets(label, grid, (2, 64), ignore=255)
-    assert fine[0, 0] == encoded.UNLABELLED
+    assert (targets[2] == UNLABELLED).all()
+    fine = token_targets(label, grid, (2, 64), ignore=255)
+    assert fine[0, 0] == UNLABELLED
 
 
 def test_tokens_below_the_threshold_count_for_the_background():

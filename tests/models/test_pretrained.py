@@ -109,8 +109,7 @@ def test_named_models_are_downloaded_and_converted_once(downloads, hub, tmp_path
 
 def test_the_cache_is_where_the_environment_says(downloads, monkeypatch, tmp_path):
     monkeypatch.setenv("GLA_JAX_CACHE", str(tmp_path / "mine"))
-    with pytest.raises(ModelError, match="0 CLIP"):
-        resolve("some-dino")
+    assert resolve("some-dino")[0] is None  # a foundation model alone, which knows classes by example
     assert (tmp_path / "mine" / "models" / "some-dino" / "config.json").exists()
 
 
