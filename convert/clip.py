@@ -1,4 +1,4 @@
-"""CLIP under its published names: Hugging Face's CLIPModel, OpenAI's archives, open_clip's state dicts."""
+"""CLIP under its published names: Hugging Face's CLIPModel and MetaClip2Model, OpenAI's archives, open_clip's."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
 
-MODEL_TYPES = {"clip": "CLIPConfig"}
+MODEL_TYPES = {"clip": "CLIPConfig", "metaclip_2": "MetaClip2Config"}
 ACTIVATIONS = ("quick_gelu", "gelu")
 # Every published width; OpenAI's heads are 64 channels wide, those of H/14, g/14 and bigG/14 80, 88 and 104.
 IMAGE_HEADS = {256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 896: 14, 1024: 16, 1280: 16, 1408: 16, 1664: 16}

@@ -59,6 +59,8 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     },
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINOV2),
 }
+# MetaCLIP 2 has the fields of CLIP.
+TRANSFORMERS |= {name.replace("clip", "metaclip_2"): row for name, row in TRANSFORMERS.items() if "clip" in name}
 
 
 # open_clip's, of 3.3 and before.

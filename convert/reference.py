@@ -193,7 +193,14 @@ def _model_class(spec: Spec) -> type:
 
     if isinstance(spec, DinoV2Spec) and spec.registers:
         return transformers.Dinov2WithRegistersModel
+    if _is_metaclip2(spec):
+        return transformers.MetaClip2Model
     return getattr(transformers, MODELS[type(spec.image if isinstance(spec, ClipSpec) else spec)])
+
+
+def _is_metaclip2(spec: Spec) -> bool:
+    """True where CLIPModel, which takes an end token of 2 for the largest id, would read other tokens."""
+    return isinstance(spec, ClipSpec) and spec.text.end_token == 2
 
 
 def _config(spec: Spec) -> "PreTrainedConfig":
@@ -208,7 +215,8 @@ def _config(spec: Spec) -> "PreTrainedConfig":
     if isinstance(spec, ClipSpec):
         tokens = {"vocab_size": spec.text.vocabulary, "max_position_embeddings": spec.text.context}
         ends = {"eos_token_id": spec.text.end_token, "bos_token_id": None, "pad_token_id": None}
-        return transformers.CLIPConfig(
+        kind = transformers.MetaClip2Config if _is_metaclip2(spec) else transformers.CLIPConfig
+        return kind(
             projection_dim=spec.image.embed_dim,
             vision_config=sizes(spec.image),
             text_config=sizes(spec.text, **tokens, **ends),
@@ -291,7 +299,7 @@ def _clip_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
 
 # By model_type: the stages of images and of texts.
 TWO_TOWERS: Mapping[str, tuple[Callable[[Any, Any], dict[str, Any]], ...]] = {
-    "clip": (_clip_image_stages, _clip_text_stages),
+    **dict.fromkeys(("clip", "metaclip_2"), (_clip_image_stages, _clip_text_stages)),
 }
 
 

@@ -35,10 +35,10 @@ WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 @dataclass(frozen=True)
 class FolderTokenizer:
-    """A model's tokenizer; unknown: its token for words outside its vocabulary, None when it spells every word."""
+    """A model's tokenizer; unknown: id of its token for what its vocabulary lacks, None when it spells every text."""
 
     tokenizer: "Tokenizer"
-    unknown: str | None
+    unknown: int | None
 
     def __call__(self, texts: Sequence[str], context: int) -> Int[np.ndarray, "Q t"]:
         """Token ids [Q context] int32, padded with 0, truncated before the end token.
@@ -53,7 +53,7 @@ class FolderTokenizer:
             if encoding.overflowing:
                 warnings.warn(f"{quote(text)} is cut to the {context} tokens the model reads", stacklevel=2)
             ids[row, : len(encoding.ids)] = encoding.ids
-            for token, (first, last) in zip(encoding.tokens, encoding.offsets, strict=True):
+            for token, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
                 if token == self.unknown:
                     unknown[quote(text[first:last])] = None
         if unknown:
@@ -71,11 +71,13 @@ def load_tokenizer(folder: Path | str) -> FolderTokenizer:
         raise ModelError(f"{folder} has no tokenizer.json, so it cannot read class names; convert the model again.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-        unknown = json.loads(path.read_text())["model"].get("unk_token")
+        model = json.loads(path.read_text())["model"]
+        name = model.get("unk_token")
+        unknown = model.get("unk_id") if name is None else tokenizer.token_to_id(name)  # the former: SentencePiece's
     except Exception as error:  # the library raises plain Exception
         raise ModelError(f"{path} cannot be read ({error}); convert the model again.") from None
     # OpenAI's vocabulary spells every text and names its end token as the unknown one.
-    return FolderTokenizer(tokenizer, None if unknown == END else unknown)
+    return FolderTokenizer(tokenizer, None if name == END else unknown)
 
 
 def byte_letters() -> list[str]:

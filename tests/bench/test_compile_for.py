@@ -122,6 +122,10 @@ PUBLISHED = {  # millions of parameters of the image towers, as their papers and
     "laion-clip-vit-huge-patch14": 632,
     "laion-clip-vit-bigg-patch14": 1845,
     "tinyclip-vit-8m-patch16": 8,
+    "metaclip2-base-patch16": 86,
+    "metaclip2-large-patch14": 304,
+    "metaclip2-huge-patch14-378": 632,
+    "metaclip2-bigg-patch14": 1845,
 }
 
 

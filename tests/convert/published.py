@@ -39,12 +39,18 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def clip_model(vocabulary: int = len(VOCABULARY), **text) -> transformers.CLIPModel:
+def clip_model(vocabulary: int = len(VOCABULARY), kind: str = "CLIP", **text) -> transformers.PreTrainedModel:
     ends = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": 0}
-    config = transformers.CLIPConfig(
+    config = getattr(transformers, f"{kind}Config")(
         projection_dim=16, vision_config=VISION, text_config={**TEXT, **ends, "vocab_size": vocabulary, **text}
     )
-    return randomise(transformers.CLIPModel(config))
+    return randomise(getattr(transformers, f"{kind}Model")(config))
+
+
+def metaclip2_model(**text) -> transformers.MetaClip2Model:
+    """As released: the end token is XLM-V's, and no other special token is named."""
+    ends = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": None}
+    return clip_model(kind="MetaClip2", **ends, **text)
 
 
 def dino_model(**options) -> transformers.ViTModel:

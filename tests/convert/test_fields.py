@@ -67,6 +67,7 @@ FIELDS = {
     "Dinov2Config": DINOV2 | {"use_mask_token": (False, SAME)},
     "Dinov2WithRegistersConfig": DINOV2 | {"num_register_tokens": (2, REFUSED)},
 }
+FIELDS |= {f"MetaClip2{kind.removeprefix('CLIP')}": fields for kind, fields in FIELDS.items() if "CLIP" in kind}
 FAMILY = {"ViTConfig": "dino", "Dinov2Config": "dinov2", "Dinov2WithRegistersConfig": "dinov2"}
 
 
@@ -87,6 +88,7 @@ def test_every_field_of_the_class_stands_in_the_tables(kind):
 def models(tmp_path_factory):
     """The tensors and the configuration of a small model of each class."""
     made = {"CLIPConfig": published.clip_model(), "ViTConfig": published.dino_model()}
+    made["MetaClip2Config"] = published.metaclip2_model()
     made |= {"Dinov2Config": published.dinov2_model(), "Dinov2WithRegistersConfig": published.dinov2_model(4)}
     return {kind: saved(model, tmp_path_factory.mktemp(kind)) for kind, model in made.items()}
 
@@ -97,8 +99,8 @@ def models(tmp_path_factory):
     ids=str,
 )
 def test_a_field_is_followed_or_refused(kind, field, value, effect, models):
-    part = {"CLIPVisionConfig": "image", "CLIPTextConfig": "text"}.get(kind)
-    state, config = models[kind if part is None else "CLIPConfig"]
+    part = {"VisionConfig": "image", "TextConfig": "text"}.get(kind.removeprefix("CLIP").removeprefix("MetaClip2"))
+    state, config = models[kind if part is None else kind.replace("Vision", "").replace("Text", "")]
     family = FAMILY.get(kind, "clip")
     before = convert_state(family, state, config).spec
     if part is None:
@@ -107,7 +109,7 @@ def test_a_field_is_followed_or_refused(kind, field, value, effect, models):
         name = f"{'vision' if part == 'image' else 'text'}_config"
         config = {**config, name: {**config[name], field: value}}
     if effect == REFUSED:
-        named = {"hidden_act": "activation", "vision_config": "heads", "text_config": "end-of-text token"}
+        named = {"hidden_act": "activation", "vision_config": "heads", "text_config": "end-of-text token|heads"}
         with pytest.raises(ConversionError, match=named.get(field, field)):
             convert_state(family, state, config)
         return

@@ -30,6 +30,15 @@ def clip_config(image: dict, text: dict, joint: int, activation: str) -> transfo
     )
 
 
+def metaclip2_config(image: dict, text: dict, joint: int, activation: str) -> transformers.MetaClip2Config:
+    end = {"eos_token_id": 2, "bos_token_id": None, "pad_token_id": None}  # as released
+    return transformers.MetaClip2Config(
+        projection_dim=joint,
+        vision_config={**image, "hidden_act": activation},
+        text_config={**text, **end, "hidden_act": activation},
+    )
+
+
 def sizes(width: int, depth: int, heads: int, mlp: int | None = None, **others) -> dict:
     return {
         "hidden_size": width,
@@ -55,6 +64,7 @@ def dinov2_config(width: int, depth: int, heads: int, side: int = 518, registers
 
 _KINDS = {
     "clip": ("clip", transformers.CLIPModel),
+    "metaclip_2": ("clip", transformers.MetaClip2Model),
     "vit": ("dino", transformers.ViTModel),
     "dinov2": ("dinov2", transformers.Dinov2Model),
     "dinov2_with_registers": ("dinov2", transformers.Dinov2WithRegistersModel),

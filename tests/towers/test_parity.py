@@ -16,7 +16,14 @@ from gla_jax.convert.reference import reference_stages
 from gla_jax.convert.verify import TOLERANCE, compare, random_texts, stage_errors, tower_stages
 from gla_jax.towers.clip import ClipImage, ClipText
 from gla_jax.towers.kinds import build_tower
-from tests.towers.random_models import clip_config, dino_config, dinov2_config, random_pair, sizes
+from tests.towers.random_models import (
+    clip_config,
+    dino_config,
+    dinov2_config,
+    metaclip2_config,
+    random_pair,
+    sizes,
+)
 
 TEXT = sizes(64, 2, 2, vocab_size=100)
 FULL = {
@@ -34,6 +41,7 @@ SMALL = {
     "CLIP B/32": clip_config(sizes(128, 2, 2, image_size=224, patch_size=32), TEXT, 48, "quick_gelu"),
     "CLIP L/14-336": clip_config(sizes(128, 2, 2, image_size=336, patch_size=14), TEXT, 48, "quick_gelu"),
     "CLIP H/14": clip_config(sizes(160, 2, 2, image_size=224, patch_size=14), TEXT, 64, "gelu"),
+    "MetaCLIP 2 B/16": metaclip2_config(sizes(128, 2, 2, image_size=224, patch_size=16), TEXT, 48, "gelu"),
     "CLIP bigG/14": clip_config(sizes(208, 2, 2, 1024, image_size=224, patch_size=14), TEXT, 80, "gelu"),
     "DINO S/16": dino_config(128, 2, 2, patch=16),
     "DINO S/8": dino_config(128, 2, 2, patch=8),
