@@ -9,6 +9,7 @@ from beartype.door import is_bearable
 
 from gla_jax.distributed.shards import FOLDER
 from gla_jax.eval.benchmarks import TINY_WORLD
+from gla_jax.eval.datasets.by_example import benchmark_examples
 from gla_jax.eval.datasets.dataset import Dataset
 from gla_jax.eval.protocols import Protocol
 from gla_jax.eval.runner import Run, open_benchmark
@@ -20,7 +21,7 @@ from gla_jax.support.places import place
 
 _HINTS = {
     **dict.fromkeys(("benchmark", "method", "preset", "dtype"), str),
-    **dict.fromkeys(("data", "model", "precision", "mesh"), str | None),
+    **dict.fromkeys(("data", "model", "precision", "mesh", "classes_from"), str | None),
     **dict.fromkeys(("drop_duplicates", "save_predictions", "offline"), bool),
     **dict.fromkeys(("threads", "batch"), int),
     "limit": int | None,
@@ -45,6 +46,7 @@ class Job:
     batch: int
     mesh: str | None
     offline: bool
+    classes_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The job as JSON values."""
@@ -53,6 +55,7 @@ class Job:
 
 def read_job(values: Any) -> Job:
     """The job that a file holds. Raises UserError when it is none."""
+    values = {"classes_from": None} | values if isinstance(values, dict) else values  # shards of before have none
     if not isinstance(values, dict) or any(
         not is_bearable(values.get(name, ...), hint) for name, hint in _HINTS.items()
     ):
@@ -86,10 +89,13 @@ def open_runs(jobs: Sequence[Job], out: Path, sharded: bool = False) -> list[Run
     opened = []
     for job, (dataset, row, home) in zip(jobs, open_data(jobs, out, sharded), strict=True):
         config = with_fields(row.config(job.method, job.dtype), {"precision": job.precision})
-        opened.append((job, dataset, row, home, config, job.mesh and read_mesh(job.mesh, spanning=False)))
+        shown = job.classes_from and benchmark_examples(job.classes_from, job.benchmark, row.classes)
+        opened.append(
+            (job, dataset, row, home, config, shown or None, job.mesh and read_mesh(job.mesh, spanning=False))
+        )
     segmenters: dict[str, Segmenter] = {}
     runs = []
-    for job, dataset, row, home, config, mesh in opened:
+    for job, dataset, row, home, config, shown, mesh in opened:
         name = job.model or (TINY_WORLD if job.benchmark == TINY_WORLD else DEFAULT_MODEL)
         if name not in segmenters:
             segmenters[name] = Segmenter.from_pretrained(name, config, offline=job.offline, mesh=mesh)
@@ -106,6 +112,7 @@ def open_runs(jobs: Sequence[Job], out: Path, sharded: bool = False) -> list[Run
                 threads=job.threads,
                 batch=job.batch,
                 templates=segmenter.templates,
+                shown=shown,
             )
         )
     return runs

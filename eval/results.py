@@ -63,6 +63,8 @@ def facts(run: Run) -> dict[str, Any]:
     """What results say of a run whatever its images come to: the same for all its shards but for the data's origin."""
     row, paper = run.row, paper_miou(run.row.benchmark, run.row.setting, run.method)
     reasons = paper and not_comparable(row, run.method, run.segmenter.name, run.templates, run.images)
+    if paper and run.shown:
+        reasons = [*reasons, "classes by example"]
     return {
         "benchmark": row.benchmark,
         "method": run.method,
@@ -88,6 +90,7 @@ def facts(run: Run) -> dict[str, Any]:
         "settings": settings_as_dict(run.segmenter.config),
         "model": {"name": run.segmenter.name, "sha256": run.segmenter.model_hash},
         "data": {"origin": run.dataset.origin, "sha256": run.dataset.fingerprint},
+        **({"classes_from": {"origin": run.shown.origin, "sha256": run.shown.sha256}} if run.shown else {}),
     }
 
 
@@ -142,6 +145,7 @@ def results_of(facts: dict[str, Any], tally: Tally, processes: int, machine: dic
         "not_comparable_with_paper": facts["not_comparable_with_paper"],
         "common_edges": {"windows": facts["common_windows"], **common_boundary.rates()},
         **{key: facts[key] for key in ("images", "protocol", "settings", "model", "data")},
+        **({"classes_from": facts["classes_from"]} if "classes_from" in facts else {}),
         "speed": _speed(tally, processes) | {"peak_memory_mib": machine["peak_memory_mib"]},
         "machine": machine["machine"],
         "per_class": [dict(zip(columns, values, strict=True)) for values in per_class],

@@ -25,6 +25,7 @@ from gla_jax.eval.records import Counts, ImageRecord, image_record, parse_line, 
 from gla_jax.eval.tally import Tally, tally_of
 from gla_jax.images.windows import WindowGrid
 from gla_jax.outputs.files import claim_folder, deciding_settings, writing_to
+from gla_jax.predict.examples import ExampleClasses
 from gla_jax.predict.model import image_grid
 from gla_jax.predict.predict import Question, Ready, label_images, predict
 from gla_jax.settings.options import check_choice
@@ -45,7 +46,8 @@ class Run:
 
     segmenter: its settings are those of the row for the method; limit: only the first images, None takes all; threads:
     that decode images; batch: images with one number of windows that go through the towers together; templates: the
-    model's own prompt templates, None when it takes CLIP's 80; shard: measures only its part of the images.
+    model's own prompt templates, None when it takes CLIP's 80; shard: measures only its part of the images; shown:
+    labelled images that show the classes, in place of the prompts.
     """
 
     dataset: Dataset
@@ -59,6 +61,7 @@ class Run:
     batch: int = 1
     templates: tuple[str, ...] | None = None
     shard: Shard | None = None
+    shown: ExampleClasses | None = None
 
     def __post_init__(self):
         """Take a method by its present name."""
@@ -91,13 +94,13 @@ class Run:
             "settings": deciding_settings(self.segmenter.config),
             "templates": self.templates and list(self.templates),
             "save_predictions": self.save_predictions,
+            **({"examples": self.shown.sha256} if self.shown else {}),
         }
 
     def question(self) -> Question:
-        """Prompts and classes of the protocol; its background is the first class."""
-        prompts, embeddings = self.row.vocabulary, self.segmenter.text_embeddings(self.row.vocabulary)
-        class_of_prompt = np.asarray(prompts.class_of_prompt, np.int32)
-        return Question(embeddings, class_of_prompt, len(prompts.names), area_threshold=self.row.area_threshold)
+        """Prompts, or examples, and classes of the protocol; its background is the first class."""
+        rows, class_of_row = self.segmenter.embeddings(self.shown or self.row.vocabulary)
+        return Question(rows, class_of_row, len(self.row.classes), area_threshold=self.row.area_threshold)
 
     def read(self, index: int) -> Ready:
         """The example at an index, its image cut into windows."""

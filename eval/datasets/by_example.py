@@ -1,13 +1,17 @@
 """Labelled images that show classes, in place of names: a folder of one's own or a part of a benchmark."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from gla_jax.eval.benchmarks import FOLDER
-from gla_jax.eval.datasets.dataset import Dataset, open_dataset
+import numpy as np
+
+from gla_jax.eval.benchmarks import FOLDER, TINY_WORLD
+from gla_jax.eval.datasets.dataset import CLASSES_FILE, CLASSES_JSON, Dataset, open_dataset
 from gla_jax.predict.examples import ExampleClasses, Labelled
 from gla_jax.support.errors import DataError
 from gla_jax.support.places import place
+from gla_jax.text.prompts import quote
 
 
 def classes_from(folder: Path | str, benchmark: str = FOLDER) -> ExampleClasses:
@@ -22,6 +26,36 @@ def classes_from(folder: Path | str, benchmark: str = FOLDER) -> ExampleClasses:
     Raises DataError for what cannot be used, ClassesError for names.
     """
     return example_classes(open_dataset(benchmark, place(str(folder))))
+
+
+def benchmark_examples(folder: Path | str, benchmark: str, classes: Sequence[str]) -> ExampleClasses:
+    """The classes of a benchmark as labelled images show them, in the benchmark's own layout or that of classes_from.
+
+    Args:
+        folder: of the images.
+        benchmark: its key.
+        classes: names of all its classes in order; a folder with names of its own may show some of them.
+
+    Raises DataError for what cannot be used and for other names.
+    """
+    place_of, own = place(str(folder)), (FOLDER, TINY_WORLD)
+    named = any((place_of / name).is_file() for name in (CLASSES_FILE, CLASSES_JSON))
+    shown = classes_from(folder, FOLDER if named or benchmark in own else benchmark)
+    if foreign := [name for name in shown.names if name not in classes]:
+        raise DataError(
+            f"{folder} shows {quote(foreign[0])}, which is no class of {benchmark}; name the classes there as in "
+            f"gla-jax eval --list {benchmark}."
+        )
+    if shown.names == tuple(classes):
+        return shown
+    table = np.full(shown.ignore + 1, shown.ignore, np.uint16)
+    table[: len(shown.names)] = [classes.index(name) for name in shown.names]
+
+    def read(index: int) -> Labelled:
+        image, label = shown.read(index)
+        return image, table[label]
+
+    return replace(shown, names=tuple(classes), read=read)
 
 
 def example_classes(dataset: Dataset, indices: Sequence[int] | None = None) -> ExampleClasses:

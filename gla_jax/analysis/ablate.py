@@ -3,22 +3,31 @@
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax.numpy as jnp
+
 from gla_jax.analysis.ablation import Ablation
 from gla_jax.analysis.ablation_report import Tally, as_table, write_files
-from gla_jax.analysis.encoded import encode_image, label_settings, vocabulary_question
+from gla_jax.analysis.encoded import encode_image, example_sums, label_settings, vocabulary_question
 from gla_jax.analysis.one_key import one_key_share
+from gla_jax.distributed.shards import Shard
 from gla_jax.eval.benchmarks import BENCHMARKS
+from gla_jax.eval.datasets.by_example import example_classes
 from gla_jax.eval.datasets.dataset import Dataset, examples
 from gla_jax.eval.metrics.areas import Areas, image_areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts, boundary_counts
 from gla_jax.eval.protocols import Protocol
 from gla_jax.eval.report.page import counted
 from gla_jax.pictures.charts import require_matplotlib
+from gla_jax.predict.examples import ClassSums, ExampleClasses, check_present
+from gla_jax.predict.predict import Question
 from gla_jax.segmenter import Segmenter
+from gla_jax.support.errors import UserError
 from gla_jax.support.progress import track
 
 if TYPE_CHECKING:
@@ -33,8 +42,50 @@ class Measured(NamedTuple):
     images: int
 
 
+def tower_groups(ablation: Ablation) -> list[list[int]]:
+    """Indices of settings under which the towers compute the same: one group, but for precision and tower_batch."""
+    groups: dict[tuple, list[int]] = {}
+    for index, (_, config) in enumerate(ablation.settings):
+        groups.setdefault((config.method.precision, config.max_tower_batch), []).append(index)
+    return list(groups.values())
+
+
+def questions_by_example(
+    segmenter: Segmenter, ablation: Ablation, parts: Sequence[ExampleClasses]
+) -> list[tuple[Question, ...]]:
+    """For each of several parts of labelled images the question of every setting, from all parts but that one.
+
+    Of a single part, from itself.
+    """
+    model, classes = segmenter.model, len(parts[0].names)
+    sums = [[ClassSums.zeros(classes, model.params.joint_width)] * len(ablation.settings) for _ in parts]
+    places = [(part, index) for part, own in enumerate(parts) for index in range(own.count)]
+    for part, index in track(places, "labelled images"):
+        image = parts[part].read(index)
+        for indices in tower_groups(ablation):
+            configs = [ablation.settings[place].config for place in indices]
+            (own,) = example_sums(model, [image], configs, classes, parts[part].ignore)
+            for place, found in zip(indices, own, strict=True):
+                sums[part][place] = sums[part][place].merge(found)
+
+    def question(left_out: int, place: int) -> Question:
+        shown = [own[place] for part, own in enumerate(sums) if part != left_out or len(parts) == 1]
+        total = reduce(ClassSums.merge, shown)
+        check_present(total, parts[0].names, parts[0].origin)
+        rows, present = total.embeddings()
+        return Question(jnp.asarray(rows), present, classes)
+
+    return [tuple(question(part, place) for place in range(len(ablation.settings))) for part in range(len(parts))]
+
+
 def measure(
-    segmenter: Segmenter, ablation: Ablation, dataset: Dataset, row: Protocol, limit: int | None = None
+    segmenter: Segmenter,
+    ablation: Ablation,
+    dataset: Dataset,
+    row: Protocol,
+    limit: int | None = None,
+    shown: ExampleClasses | None = None,
+    folds: int | None = None,
 ) -> Measured:
     """Figures of every setting over the first images of a data set, as `gla-jax eval` counts them.
 
@@ -44,16 +95,24 @@ def measure(
         dataset: images with labels.
         row: prompts, and the windows at whose edges boundary errors are counted.
         limit: images at most, None for all.
+        shown: labelled images that show the classes, in place of the prompts.
+        folds: parts of the images, in each of which the labels of the other parts show the classes.
     """
-    question = vocabulary_question(segmenter, row.vocabulary)
-    tallies = [Tally(Areas.zeros(question.classes), BoundaryCounts.zeros(), 0.0)] * len(ablation.settings)
-    # Groups under which the towers compute the same: one, unless the grid is over precision or tower_batch.
-    groups: dict[tuple, list[int]] = {}
-    for index, (_, config) in enumerate(ablation.settings):
-        groups.setdefault((config.method.precision, config.max_tower_batch), []).append(index)
     images, tower_seconds = range(min(limit or len(dataset.ids), len(dataset.ids))), 0.0
-    for _, example in zip(track(images, "images measured"), examples(dataset, images), strict=True):
-        for indices in groups.values():
+    classes, parts = len(row.classes), [images]
+    if folds is not None:
+        if folds > len(images):
+            raise UserError(f"{counted(len(images))} cannot make {folds} folds; choose --folds up to {len(images)}.")
+        parts = [Shard(fold, folds).part(len(images)) for fold in range(folds)]
+        questions = questions_by_example(segmenter, ablation, [example_classes(dataset, part) for part in parts])
+    elif shown is not None:
+        questions = questions_by_example(segmenter, ablation, [shown])
+    else:
+        questions = [(vocabulary_question(segmenter, row.vocabulary),) * len(ablation.settings)]
+    asked = [question for part, question in zip(parts, questions, strict=True) for _ in part]  # of every image
+    tallies = [Tally(Areas.zeros(classes), BoundaryCounts.zeros(), 0.0)] * len(ablation.settings)
+    for index, example in zip(track(images, "images measured"), examples(dataset, images), strict=True):
+        for indices in tower_groups(ablation):
             begun = time.perf_counter()
             configs = [ablation.settings[index].config for index in indices]
             encoded = encode_image(segmenter.model, example.image, configs)
@@ -64,10 +123,11 @@ def measure(
                 method: float(one_key_share(segmenter.model.params, encoded.tokens, encoded.prepared.windows, method))
                 for method in methods
             }
-            for place, labels, seconds in label_settings(segmenter.model, encoded, configs, question):
+            own_questions = [asked[index][place] for place in indices]
+            for place, labels, seconds in label_settings(segmenter.model, encoded, configs, own_questions):
                 areas, boundary, before, own = tallies[indices[place]]
                 own = (*own, shares.get(configs[place].method, math.nan))
-                areas = areas.merge(image_areas(labels, example.label, question.classes, dataset.ignore))
+                areas = areas.merge(image_areas(labels, example.label, classes, dataset.ignore))
                 counts = boundary_counts(labels, example.label, resized, row.windows, dataset.ignore)
                 tallies[indices[place]] = Tally(areas, boundary.merge(counts), before + seconds, own)
     return Measured(tuple(tallies), tower_seconds, len(images))
@@ -89,7 +149,14 @@ def warn_of_idle_fields(ablation: Ablation, row: Protocol) -> None:
 
 
 def run_ablation(
-    segmenter: Segmenter, ablation: Ablation, dataset: Dataset, row: Protocol, folder: Path, limit: int | None = None
+    segmenter: Segmenter,
+    ablation: Ablation,
+    dataset: Dataset,
+    row: Protocol,
+    folder: Path,
+    limit: int | None = None,
+    shown: ExampleClasses | None = None,
+    folds: int | None = None,
 ) -> "Table":
     """Measure an ablation and write ablation.json, ablation.csv and ablation.png; returns the table.
 
@@ -100,6 +167,8 @@ def run_ablation(
         row: prompts and windows.
         folder: an existing one.
         limit: images at most, None for all.
+        shown: labelled images that show the classes, in place of the prompts.
+        folds: as in measure.
 
     Raises UserError when a setting does not fit the model.
     """
@@ -108,9 +177,12 @@ def run_ablation(
     settings = (one._replace(config=segmenter.model.with_config(one.config).config) for one in ablation.settings)
     ablation = replace(ablation, settings=tuple(settings))
     warn_of_idle_fields(ablation, row)
-    tallies, tower_seconds, images = measure(segmenter, ablation, dataset, row, limit)
+    tallies, tower_seconds, images = measure(segmenter, ablation, dataset, row, limit, shown, folds)
     note = f"{row.benchmark}, {counted(images)}, model {segmenter.name}"
+    if shown or folds:
+        note += f"; classes by example from {shown.origin if shown else f'the other of {folds} folds'}"
     about = {
+        "classes_from": {"origin": shown.origin, "sha256": shown.sha256} if shown else folds and {"folds": folds},
         "benchmark": row.benchmark,
         "preset": row.setting,
         "protocol_sha256": row.sha256,

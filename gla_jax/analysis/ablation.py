@@ -49,10 +49,10 @@ def gla_baselines() -> tuple[str, ...]:
     return tuple(name for name, row in BASELINES.items() if row.gla)
 
 
-def stages(base: SegmenterConfig, baseline: str) -> Ablation:
+def stages(base: SegmenterConfig, baseline: str, alone: bool = False) -> Ablation:
     """The paper's ablation: a baseline as published, then each part of GLA on top of the ones before.
 
-    base: its method is the whole of GLA.
+    base: its method is the whole of GLA; alone: begin with MaskCLIP, under which no token sees another.
     """
     whole = replace(base.method, baseline=baseline)
     shared = replace(whole, proxy_anchors=False, row_mean=False, dynamic_shift=None, dynamic_scale=None)
@@ -62,6 +62,7 @@ def stages(base: SegmenterConfig, baseline: str) -> Ablation:
         "+ proxy anchors": replace(shared, proxy_anchors=True),
         "+ dynamic normalisation": whole,
     }
+    methods = ({"each token alone": without_gla("maskclip")} if alone else {}) | methods
     settings = tuple(Setting(name, replace(base, method=method)) for name, method in methods.items())
     return Ablation(f"GLA on {baseline}, stage by stage", settings, {})
 

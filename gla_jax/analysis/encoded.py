@@ -1,7 +1,7 @@
 """An image through the towers once: its labels under several settings."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,10 +11,12 @@ import numpy as np
 from gla_jax import pipeline
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import Windows
+from gla_jax.labels.targets import token_targets
+from gla_jax.predict.examples import ClassSums, Labelled, class_sums
 from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Question, label_logits
 from gla_jax.segmenter import Segmenter
-from gla_jax.support.arrays import Array, Float, Integer, UInt8
+from gla_jax.support.arrays import Array, Float, Integer, UInt8, l2_normalize
 from gla_jax.text.prompts import Classes
 
 # Numbers that only the step from logits to labels reads, with values that stand for all others.
@@ -51,6 +53,22 @@ def encode_image(model: Model, image: UInt8[np.ndarray, "h w 3"], configs: Seque
 
 
 @jax.jit
+def encoded_features(
+    tokens: pipeline.WindowTokens, windows: Windows, params: pipeline.SegmenterParams, config: SegmenterConfig
+) -> Float[Array, "W S E"]:
+    """Joint-space features of length one after the towers.
+
+    Args:
+        tokens: outputs of the towers.
+        windows: the same windows.
+        params: of CLIP's image tower.
+        config: method and dtype.
+    """
+    attended = pipeline.aggregate_windows(tokens, windows, params, config.method)
+    return l2_normalize(pipeline.patch_features(attended, tokens.residual, params, config))
+
+
+@jax.jit
 def encoded_logits(
     tokens: pipeline.WindowTokens,
     windows: Windows,
@@ -78,8 +96,29 @@ def vocabulary_question(segmenter: Segmenter, classes: Classes) -> Question:
     return Question(segmenter.text_embeddings(classes), class_of_prompt, len(classes.names))
 
 
+def example_sums(
+    model: Model, images: Iterable[Labelled], configs: Sequence[SegmenterConfig], classes: int, ignore: int
+) -> Iterator[tuple[ClassSums, ...]]:
+    """For every labelled image the sums of the features of each class under each config; the towers run once.
+
+    Args:
+        model: parameters.
+        images: RGB, and the class of every pixel.
+        configs: settings that go with one pass of the towers.
+        classes: L.
+        ignore: value of pixels without a class.
+    """
+    for image, label in images:
+        encoded, sums = encode_image(model, image, configs), {}
+        grid, windows = encoded.prepared.grid, encoded.prepared.windows
+        for config in dict.fromkeys(replace(config, **LABEL_NUMBERS) for config in configs):
+            unit = np.asarray(encoded_features(encoded.tokens, windows, model.params, config))[: grid.count]
+            sums[config] = class_sums(unit, token_targets(label, grid, unit.shape[:2], ignore), classes)
+        yield tuple(sums[replace(config, **LABEL_NUMBERS)] for config in configs)
+
+
 def label_settings(
-    model: Model, encoded: Encoded, configs: Sequence[SegmenterConfig], question: Question
+    model: Model, encoded: Encoded, configs: Sequence[SegmenterConfig], question: Question | Sequence[Question]
 ) -> Iterator[SettingLabels]:
     """The label map of an image under every config; those that differ in LABEL_NUMBERS alone share their logits.
 
@@ -87,18 +126,20 @@ def label_settings(
         model: parameters.
         encoded: the image after the towers.
         configs: settings that go with these towers.
-        question: prompts and classes.
+        question: prompts and classes, of all configs or one for each, alike for those that share their logits.
     """
+    questions = [question] * len(configs) if isinstance(question, Question) else question
     tokens, prepared = encoded
     groups: dict[SegmenterConfig, list[int]] = {}
     for index, config in enumerate(configs):
         groups.setdefault(replace(config, **LABEL_NUMBERS), []).append(index)
     for config, indices in groups.items():
         begun = time.perf_counter()
-        logits = encoded_logits(tokens, prepared.windows, model.params, question.text_embeddings, config)
+        rows = questions[indices[0]].text_embeddings
+        logits = encoded_logits(tokens, prepared.windows, model.params, rows, config)
         jax.block_until_ready(logits)
         share = (time.perf_counter() - begun) / len(indices)
         for index in indices:
             begun = time.perf_counter()
-            labels = label_logits(logits, prepared, question, configs[index]).labels
+            labels = label_logits(logits, prepared, questions[index], configs[index]).labels
             yield SettingLabels(index, labels, share + time.perf_counter() - begun)

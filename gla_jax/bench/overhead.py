@@ -29,7 +29,7 @@ from gla_jax.images.windows import Canvas, Channels, cut_canvas
 from gla_jax.pipeline import SegmenterParams
 from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Ready, start
-from gla_jax.support.arrays import Array, Float, l2_normalize
+from gla_jax.support.arrays import Array, Float, Int, l2_normalize
 from gla_jax.support.steps import Progress
 from gla_jax.text.prompts import Classes
 
@@ -108,9 +108,10 @@ class ConstantModel(Model):
         """The model of the segmenter."""
         return self
 
-    def text_embeddings(self, classes: Classes) -> Float[Array, "Q E"]:
-        """Random rows of length one."""
-        return l2_normalize(random_array((len(classes.prompts), self.params.clip_spec.embed_dim)))
+    def embeddings(self, classes: Classes) -> tuple[Float[Array, "Q E"], Int[np.ndarray, " Q"]]:
+        """Random rows of length one, and the class of each."""
+        rows = l2_normalize(random_array((len(classes.prompts), self.params.clip_spec.embed_dim)))
+        return rows, np.asarray(classes.class_of_prompt, np.int32)
 
     def features(self, images: Sequence[Prepared], progress: Progress | None = None) -> list[Float[Array, "W S E"]]:
         """Ones for every token of the images' windows, which are cut on the device."""

@@ -26,6 +26,11 @@ def ablate(
     ] = None,
     preset: options.Preset = options.DEFAULT_PRESET,
     limit: options.Limit = None,
+    classes_from: options.ClassesFrom = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="In each of so many parts of the images the labels of the others show the classes."),
+    ] = None,
     out: Annotated[Path, typer.Option(**options.URL, help="Folder for the figures.")] = Path("gla-jax-ablation"),
     dtype: options.Dtype = "float32",
     offline: options.Offline = False,
@@ -45,12 +50,15 @@ def ablate(
         raise UserError(f"--baselines measures all baselines, {baseline} among them; leave --baseline out.")
     if preset.endswith(".json"):  # its rows have numbers of their own, not those of a tuned file
         raise UserError(f"an ablation measures numbers of its own, not those of the file {preset}; name sizes.")
+    if classes_from and folds:
+        raise UserError("--classes-from and --folds both say which images show the classes; choose one of them.")
     prepare_jax()
     from rich.console import Console
 
     from gla_jax.analysis import ablation
     from gla_jax.analysis.ablate import run_ablation
     from gla_jax.eval.benchmarks import TINY_WORLD
+    from gla_jax.eval.datasets.by_example import benchmark_examples
     from gla_jax.eval.runner import open_benchmark
     from gla_jax.segmenter import Segmenter
     from gla_jax.settings.options import check_choice
@@ -60,15 +68,16 @@ def ablate(
         raise UserError(f"the grid sets the baseline, so {baseline} would not be measured; leave --baseline out.")
     baseline = check_choice(baseline or "proxyclip", ablation.gla_baselines(), "baseline of GLA")
     dataset, row = open_benchmark(benchmark, data, preset)
+    shown = classes_from and benchmark_examples(classes_from, benchmark, row.classes)
     base = row.config("gla", dtype)
     if baselines:
         chosen = ablation.baselines(base)
     elif axes:
         chosen = ablation.grid(base, baseline, axes)
     else:
-        chosen = ablation.stages(base, baseline)
+        chosen = ablation.stages(base, baseline, alone=bool(shown or folds))
     name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
     segmenter = Segmenter.from_pretrained(name, chosen.settings[0].config, offline=offline)
     with locked_results(out) as folder:
-        Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit))
+        Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit, shown, folds))
     typer.echo(f"{folder / 'ablation.png'}\n{folder / 'ablation.csv'}\n{folder / 'ablation.json'}")

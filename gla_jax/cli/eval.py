@@ -47,6 +47,7 @@ def run(
     model: options.BenchmarkModel = None,
     method: options.Method = "gla",
     preset: options.Preset = options.DEFAULT_PRESET,
+    classes_from: options.ClassesFrom = None,
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates", help="Drop background prompts that are classes too (COCO-Object: bed).")
     ] = False,
@@ -112,6 +113,7 @@ def run(
         "batch": batch,
         "mesh": mesh,
         "offline": offline,
+        "classes_from": classes_from and str(classes_from),
     }
     if ray:
         if part or distributed or log or tensorboard:

@@ -58,7 +58,8 @@ def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progres
 
     Raises UserError.
     """
-    jobs = [replace(job, data=_absolute(job.data), model=_absolute(job.model)) for job in jobs]
+    paths = ("data", "model", "classes_from")
+    jobs = [replace(job, **{name: _absolute(getattr(job, name)) for name in paths}) for job in jobs]
     # Faults of data and settings are told before actors start.
     opened = open_data(jobs, out, sharded=True)
     counts = [len(dataset.ids[: job.limit]) for job, (dataset, *_) in zip(jobs, opened, strict=True)]

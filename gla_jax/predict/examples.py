@@ -1,7 +1,7 @@
 """Classes by example: the mean unit feature of the tokens that labelled images give a class, in place of a text."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,6 +44,11 @@ class ClassSums(NamedTuple):
         """The sums over both sets of tokens."""
         return ClassSums(self.total + other.total, self.count + other.count)
 
+    @classmethod
+    def zeros(cls, classes: int, width: int) -> "ClassSums":
+        """The sums over no tokens."""
+        return cls(np.zeros((classes, width)), np.zeros(classes, np.int64))
+
     def embeddings(self) -> tuple[Float[np.ndarray, "Q E"], Int[np.ndarray, " Q"]]:
         """A row of length one for each class that has tokens, float32, and the index of its class."""
         present = np.flatnonzero(self.count).astype(np.int32)
@@ -68,7 +73,7 @@ def sums_of_images(model: Model, images: Iterable[Labelled], classes: int, ignor
         classes: L.
         ignore: value of pixels without a class.
     """
-    sums = ClassSums(np.zeros((classes, model.params.joint_width)), np.zeros(classes, np.int64))
+    sums = ClassSums.zeros(classes, model.params.joint_width)
     for image, label in images:
         grid, tokens = unit_tokens(model, image)
         sums = sums.merge(class_sums(tokens, token_targets(label, grid, tokens.shape[:2], ignore), classes))
@@ -82,18 +87,24 @@ def example_embeddings(model: Model, classes: ExampleClasses) -> tuple[Float[np.
     """
     images = map(classes.read, track(range(classes.count), "labelled images"))
     sums = sums_of_images(model, images, len(classes.names), classes.ignore)
-    check_present(sums, classes)
+    check_present(sums, classes.names, classes.origin)
     return sums.embeddings()
 
 
-def check_present(sums: ClassSums, classes: ExampleClasses) -> None:
-    """Warn of classes without a token, which label no pixel. Raises ClassesError when fewer than two have any."""
-    missing = [quote(name) for name, count in zip(classes.names, sums.count, strict=True) if not count]
-    if len(missing) > len(classes.names) - 2:
+def check_present(sums: ClassSums, names: Sequence[str], origin: str) -> None:
+    """Warn of classes without a token, which label no pixel. Raises ClassesError when fewer than two have any.
+
+    Args:
+        sums: over the labelled images.
+        names: of the classes.
+        origin: of the images, for messages.
+    """
+    missing = [quote(name) for name, count in zip(names, sums.count, strict=True) if not count]
+    if len(missing) > len(names) - 2:
         raise ClassesError(
-            f"the labels in {classes.origin} show {len(classes.names) - len(missing)} of {len(classes.names)} classes "
-            "at the working size; label two at least, in larger regions."
+            f"the labels in {origin} show {len(names) - len(missing)} of {len(names)} classes at the working size; "
+            "label two at least, in larger regions."
         )
     if missing:
         names = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
-        warnings.warn(f"no labelled token of {names} in {classes.origin}: no pixel gets that class", stacklevel=2)
+        warnings.warn(f"no labelled token of {names} in {origin}: no pixel gets that class", stacklevel=2)

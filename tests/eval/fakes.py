@@ -47,7 +47,8 @@ class ColourSegmenter:
     def config(self):
         return self.model.config
 
-    def text_embeddings(self, classes):
+    def embeddings(self, classes):
         self.texts += 1
         rows = np.random.default_rng(len(classes.prompts)).normal(size=(len(classes.prompts), 3))
-        return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
+        rows = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
+        return rows, np.asarray(classes.class_of_prompt, np.int32)

@@ -11,7 +11,7 @@ import gla_jax
 from gla_jax.cli import main
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
 from gla_jax.labels.targets import token_targets
-from gla_jax.predict.examples import sums_of_images
+from gla_jax.predict.examples import check_present, sums_of_images
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import ClassesError, DataError, ModelError, UserError
 from tests.small_models import random_pair
@@ -117,7 +117,7 @@ def test_a_class_without_a_token_is_named_and_takes_no_pixel(pair, folder, tmp_p
     assert result.classes == (*NAMES, "above")
     assert result.labels.max() < 3
     with pytest.raises(ClassesError, match="label two at least"):
-        gla_jax.predict.examples.check_present(sums_of_images(segmenter.model, [], 4, 255), classes)
+        check_present(sums_of_images(segmenter.model, [], 4, 255), classes.names, classes.origin)
 
 
 def test_what_cannot_be_is_one_sentence(pair, folder, capsys):
