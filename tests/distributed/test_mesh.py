@@ -10,10 +10,21 @@ import pytest
 
 from gla_jax.attention import ring
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig
-from gla_jax.distributed.mesh import make_mesh, padded_windows, place_params, place_windows, read_mesh, ring_features
+from gla_jax.distributed import labels
+from gla_jax.distributed.mesh import (
+    BY_WINDOW,
+    make_mesh,
+    padded_windows,
+    place_params,
+    place_windows,
+    read_mesh,
+    ring_features,
+)
 from gla_jax.images.windows import bucket
+from gla_jax.labels import label_map
+from gla_jax.labels.label_map import LabelRule, layout
 from gla_jax.pipeline import segment_features
-from gla_jax.predict.model import prepare_image
+from gla_jax.predict.model import image_grid, prepare_image
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from tests.small_models import random_pair
@@ -100,6 +111,44 @@ def test_a_batch_on_a_mesh_gives_the_labels_of_its_images(segmenter):
     split = Segmenter(segmenter.clip, segmenter.vfm, CONFIG, mesh=read_mesh("2x4", spanning=False))
     for found, image in zip(split.batch(images, CLASSES, scores=True), images, strict=True):
         np.testing.assert_allclose(found.scores, segmenter(image, CLASSES, scores=True).scores, atol=1e-4)
+
+
+def work(program):
+    """What a device does in a program: XLA's operations and bytes, a loop's body counted once."""
+    cost = program.cost_analysis()
+    return np.array([cost["flops"], cost["bytes accessed"], cost["transcendentals"]])
+
+
+def test_eight_images_cost_a_device_the_labels_of_one(monkeypatch):
+    """--mesh 8x1: two cores cannot show by the clock that eight images are labelled at once, so the work is counted."""
+    grid = image_grid((300, 700), CONFIG.windows)
+    where, rule = layout(grid, 16, (300, 700)), LabelRule(np.arange(9, dtype=np.int32), 40.0, 0.1, dtype=np.uint8)
+    tiles, mesh = len(list(where.tiles())), make_mesh(data=8)
+    assert tiles > 1
+    rng = np.random.default_rng(0)
+    features, text = rng.random((8, grid.count, 16, 24), np.float32), rng.random((9, 24), np.float32)
+    counted = []
+
+    def counting(function):
+        def call(*arguments, **static):
+            counted.append(work(function.lower(*arguments, **static).compile()))
+            return function(*arguments, **static)
+
+        return call
+
+    monkeypatch.setattr(label_map, "_token_logits", counting(label_map._token_logits))
+    monkeypatch.setattr(label_map, "_label_tile", counting(label_map._label_tile))
+    monkeypatch.setattr(labels, "label_tiles", counting(labels.label_tiles))
+    alone = [label_map.label_map(label_map.whole_logits(jnp.asarray(own), text), where, rule)() for own in features]
+    one, counted = sum(counted) / 8, []
+    placed = jax.device_put(features, jax.sharding.NamedSharding(mesh, BY_WINDOW))
+    logits, _ = counting(labels.split_logits)(placed, text, mesh, "highest")
+    assert [shard.data.shape[0] for shard in logits.addressable_shards] == [1] * 8
+    together = labels.start_labels(logits, [where] * 8, rule, mesh, "highest")
+    assert len(counted) == 1 + tiles
+    assert (sum(counted) <= 1.3 * one).all()
+    for own, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(own(), expected)
 
 
 def test_windows_are_padded_to_whole_devices():
