@@ -20,7 +20,7 @@ from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
 from gla_jax.towers.attention import QKV
 from gla_jax.towers.kinds import build_tower
 from gla_jax.towers.layers import STACKED, VisionSpec, stack_blocks, unstack_blocks
-from gla_jax.towers.placement import even_batch
+from gla_jax.towers.placement import even_batch, padded_to_steps, step_batch
 
 QUERY_CHUNK = 4096  # queries of a step
 
@@ -326,22 +326,23 @@ def segment_in_steps(
 
     Args:
         params: both image towers.
-        windows: W is a multiple of config.max_tower_batch, which is the chunk.
+        windows: W is padded_to_steps; a chunk is step_batch of them, at most config.max_tower_batch.
         config: as in segment_features.
         progress: called with (steps done, steps in all) after each.
     """
-    total = count_steps(len(windows.valid), params.tokens(config), config)
-    return segment_features(params, windows, config, Steps(config.max_tower_batch, QUERY_CHUNK, total, progress))
+    count = len(windows.valid)
+    total, chunk = count_steps(count, params.tokens(config), config), step_batch(count, config.max_tower_batch)
+    return segment_features(params, windows, config, Steps(chunk, QUERY_CHUNK, total, progress))
 
 
 def count_steps(windows: int, tokens: int, config: SegmenterConfig) -> int:
-    """Steps that an image of `windows` windows of `tokens` tokens takes, padded to whole tower batches."""
+    """Steps that an image of `windows` windows of `tokens` tokens takes, padded to whole chunks of windows."""
     chunks, method = -(-windows // config.max_tower_batch), config.method
     if not method.global_buffer:
         return chunks
     # Queries go through the anchors' loop, where there is one, and through the attention.
     rounds = 2 if method.proxy_anchors or method.dynamic_scale is not None else 1
-    query_chunks = -(-chunks * config.max_tower_batch * tokens // QUERY_CHUNK)
+    query_chunks = -(-padded_to_steps(windows, config.max_tower_batch) * tokens // QUERY_CHUNK)
     return 2 * chunks + len(BASELINES[method.baseline].features) * rounds * query_chunks
 
 

@@ -15,7 +15,7 @@ from gla_jax.bench.options import RANDOM, Options
 from gla_jax.bench.products import REST
 from gla_jax.bench.sizes import model_specs
 from gla_jax.checkpoints.model_folder import abstract_params
-from gla_jax.config import ACCELERATOR, PLATFORMS, SegmenterConfig
+from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.labels import split_logits
 from gla_jax.distributed.mesh import (
     BY_CANVAS,
@@ -31,7 +31,7 @@ from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.pipeline import QUERY_CHUNK, SegmenterParams, segment_features, token_logits
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, check_settings, on_device
 from gla_jax.support.steps import OneProgram
-from gla_jax.towers.placement import platform_of
+from gla_jax.towers.placement import padded_to_steps, platform_numbers, step_batch
 
 Shape = jax.ShapeDtypeStruct
 
@@ -75,7 +75,8 @@ class Recorder(OneProgram):
 
     def windows(self, function: Callable, parts: tuple, *shared: Any) -> Any:
         """Note function over chunks of windows."""
-        return self._chunks(self.config.max_tower_batch, function, parts, shared)
+        chunk = step_batch(len(jax.tree.leaves(parts)[0]), self.config.max_tower_batch)
+        return self._chunks(chunk, function, parts, shared)
 
     def queries(self, function: Callable, parts: tuple, *shared: Any) -> Any:
         """Note function over chunks of queries."""
@@ -113,7 +114,7 @@ def abstract_model(options: Options) -> SegmenterParams:
 def on_chip(options: Options, params: SegmenterParams, device: Any) -> tuple[SegmenterParams, SegmenterConfig]:
     """Parameters and settings as Model places them on a device. Raises UserError when they do not go together."""
     config = on_device(check_settings(options.config, params), params, device)
-    if PLATFORMS.get(platform_of(device), ACCELERATOR).scan_blocks:
+    if platform_numbers(device).scan_blocks:
         params = jax.eval_shape(lambda whole: whole.stacked(), params)
     return params, config
 
@@ -155,10 +156,10 @@ class Work:
     @property
     def padded(self) -> int:
         """The number of windows, padded as Model does it."""
-        count, batch = self.options.grid.count, self.config.max_tower_batch
+        count = self.options.grid.count
         if self.mesh:
             return padded_windows(count, self.mesh)
-        return -(-count // batch) * batch if self.in_steps else bucket(count)
+        return padded_to_steps(count, self.config.max_tower_batch) if self.in_steps else bucket(count)
 
     @property
     def canvas(self) -> Canvas:

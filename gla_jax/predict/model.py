@@ -10,15 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.ring import WINDOW_AXIS
-from gla_jax.config import (
-    ACCELERATOR,
-    BASELINES,
-    PLATFORMS,
-    SegmenterConfig,
-    WindowConfig,
-    on_platform,
-    with_plain_numbers,
-)
+from gla_jax.config import BASELINES, SegmenterConfig, WindowConfig, on_platform, with_plain_numbers
 from gla_jax.distributed.mesh import (
     DATA_AXIS,
     image_features,
@@ -47,7 +39,7 @@ from gla_jax.pipeline import SegmenterParams, segment_features, segment_images, 
 from gla_jax.support.arrays import Array, Float, UInt8
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
-from gla_jax.towers.placement import device_memory, platform_of, tower_batch
+from gla_jax.towers.placement import device_memory, padded_to_steps, platform_numbers, platform_of, tower_batch
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -165,7 +157,7 @@ class Model:
             raise UserError(f"mesh is {mesh!r:.60}; give a mesh of gla_jax.make_mesh.")
         dtype = jnp.dtype(config.dtype)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)  # on the host until all is as it stays
-        if PLATFORMS.get(platform_of(_first_device(mesh)), ACCELERATOR).scan_blocks:
+        if platform_numbers(_first_device(mesh)).scan_blocks:
             params = params.stacked()
         if mesh is None:
             # Processors share the memory of aligned arrays of the right dtype.
@@ -192,8 +184,8 @@ class Model:
         def padded(count: int) -> int:
             if self.mesh is not None:
                 return padded_windows(count, self.mesh)
-            batch = self.config.max_tower_batch
-            return -(-count // batch) * batch if count > MAX_PROGRAM_WINDOWS else bucket(count)
+            in_steps = count > MAX_PROGRAM_WINDOWS
+            return padded_to_steps(count, self.config.max_tower_batch) if in_steps else bucket(count)
 
         return prepare_image(image, self.config.windows, padded, self.params.values_spec.pixel_mean)
 

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gla_jax.config import ACCELERATOR, PLATFORMS, PlatformNumbers
+
 # Bytes of a chip by the first words of JAX's device_kind, for a device that does not say: one that only compiles.
 CHIP_MEMORY = {
     "TPU v4": 32 * 2**30,
@@ -16,13 +18,18 @@ CHIP_MEMORY = {
 }
 UNKNOWN_MEMORY = 16 * 2**30
 SHARE = 1 / 16  # of the memory, for what the towers hold beside weights and results
-MAX_BATCH = 32  # windows; the chips are busy by then, and a large image is padded to a multiple
+MAX_BATCH = 32  # windows; the chips are busy by then
 
 
 def platform_of(device: jax.Device) -> str:
     """The device's row of PLATFORMS: its platform, "cuda" for NVIDIA's from Ampere on, which have fused attention."""
     major = str(getattr(device, "compute_capability", "")).partition(".")[0]
     return "cuda" if major.isdecimal() and int(major) >= 8 else device.platform
+
+
+def platform_numbers(device: jax.Device) -> PlatformNumbers:
+    """The row of PLATFORMS that holds for a device."""
+    return PLATFORMS.get(platform_of(device), ACCELERATOR)
 
 
 def device_memory(device: jax.Device) -> int:
@@ -66,3 +73,18 @@ def even_batch(count: int, limit: int) -> int:
     """
     divisor = next(size for size in range(min(count, limit), 0, -1) if count % size == 0)
     return divisor if divisor > limit // 2 or divisor == count else limit
+
+
+def step_batch(count: int, limit: int) -> int:
+    """Windows of one step of an image that goes through in steps: the fewest equal steps that hold `count` windows.
+
+    A multiple of an eighth of the limit, so that images of many sizes share a few programs.
+    """
+    steps, unit = -(-count // limit), max(limit // 8, 1)
+    return min(-(-count // (steps * unit)) * unit, limit)
+
+
+def padded_to_steps(count: int, limit: int) -> int:
+    """`count` windows filled up to whole steps."""
+    size = step_batch(count, limit)
+    return -(-count // size) * size

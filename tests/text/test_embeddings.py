@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gla_jax.checkpoints.model_folder import read_checkpoint
+from gla_jax.config import ACCELERATOR
 from gla_jax.support.errors import ClassesError, ModelError
 from gla_jax.text import embeddings as module
 from gla_jax.text.embeddings import encode_texts, load_tokenizer, openai_tokenizer_files, text_embeddings
@@ -34,6 +35,15 @@ def test_features_do_not_depend_on_the_texts_beside_them(clip, tokenizer):
     np.testing.assert_allclose(together[0], alone[0], atol=1e-6)
     np.testing.assert_allclose(together[:3], together[117:], atol=1e-5)
     assert np.abs(together[0] - together[2]).max() > 1e-3
+
+
+def test_an_accelerator_s_scanned_blocks_give_the_same_features(clip, tokenizer, monkeypatch):
+    """There one block is compiled for every length of text, not one for each layer."""
+    texts = ["sand", "a photo of a large red cloth with dots."]
+    apart = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts)
+    monkeypatch.setattr(module, "platform_numbers", lambda device: ACCELERATOR)
+    scanned = encode_texts(clip.params["text"], clip.spec.text, tokenizer, texts)
+    np.testing.assert_allclose(scanned, apart, atol=1e-5)
 
 
 def test_a_name_with_the_end_of_a_text_in_it_is_refused(clip, tokenizer, tmp_path):

@@ -10,7 +10,15 @@ from gla_jax import config as settings
 from gla_jax.bench.parts import CLIP_BASE, DINO_BASE
 from gla_jax.segmenter import Segmenter
 from gla_jax.towers.dino import DinoV2Spec
-from gla_jax.towers.placement import device_memory, even_batch, platform_of, tower_batch, window_bytes
+from gla_jax.towers.placement import (
+    device_memory,
+    even_batch,
+    padded_to_steps,
+    platform_of,
+    step_batch,
+    tower_batch,
+    window_bytes,
+)
 from tests.small_models import random_pair
 
 GIANT = DinoV2Spec(518, 14, width=1536, depth=40, num_heads=24, mlp_width=4096, activation="swiglu")
@@ -39,6 +47,19 @@ def test_a_batch_divides_the_windows_where_it_can():
     # (windows, limit) -> batch: one program, not one for a rest.
     expected = {(8, 32): 8, (36, 32): 18, (44, 16): 11, (64, 32): 32, (162, 32): 27, (9, 2): 2, (7, 10): 7, (5, 1): 1}
     assert {case: even_batch(*case) for case in expected} == expected
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 16, 21, 32])
+def test_steps_of_a_large_image_are_equal_and_hold_little_padding(limit):
+    for count in range(65, 400):
+        size, padded = step_batch(count, limit), padded_to_steps(count, limit)
+        assert size <= limit
+        assert padded // size == -(-count // limit)  # no step more than the limit needs
+        assert count <= padded <= 1.16 * count  # whole batches of 32 would add up to half
+        assert step_batch(padded, limit) == size  # the padded image goes in the same steps
+    # 162 windows (1024x2048) were padded to 192.
+    assert (step_batch(162, 32), padded_to_steps(162, 32)) == (28, 168)
+    assert len({step_batch(count, 32) for count in range(65, 400)}) <= 3  # programs
 
 
 def device(platform, kind="", stats=None, **more):
