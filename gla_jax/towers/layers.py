@@ -284,7 +284,8 @@ class Tower(nn.Module):
     ) -> tuple[Float[Array, "B t C"], ...]:
         """The output of each of the first `count` blocks, None for all.
 
-        Stacked parameters (stack_blocks) run as one scanned block, whose unused outputs XLA drops.
+        Stacked parameters (stack_blocks) run as one scanned block. The last output is what the scan carries, not a row
+        of its stacked outputs, so that XLA drops those where only the last is read.
         """
         if not self.has_variable("params", STACKED):
             outputs = [tokens]
@@ -297,7 +298,8 @@ class Tower(nn.Module):
             tokens = block.apply({"params": params}, tokens, mask)
             return tokens, tokens
 
-        return tuple(jax.lax.scan(step, tokens, self.get_variable("params", STACKED))[1])
+        last, outputs = jax.lax.scan(step, tokens, self.get_variable("params", STACKED))
+        return *outputs[:-1], last
 
 
 def transformer_blocks(
