@@ -105,13 +105,13 @@ class Subject(NamedTuple):
         return label_logits(logits, self.prepared, self.question, config).labels
 
 
-def part_rows(subject: Subject, bench: Bench) -> Iterator[Callable[[], Row]]:
-    """Measurements of the chosen parts, in order; each runs when it is called."""
+def part_rows(subject: Subject, bench: Bench, forms: tuple[str, ...] | None = None) -> Iterator[Callable[[], Row]]:
+    """Measurements of the chosen parts, in order, each runs when it is called; forms: of the attention, None: all."""
     options = subject.options
     if "towers" in options.parts:
         yield from _tower_rows(subject, bench)
     if "attention" in options.parts:
-        for form in options.forms:
+        for form in forms or options.forms:
             yield partial(_attention_row, form, "attention", options.grid.count, subject, bench)
     if "labels" in options.parts:
         yield partial(_label_row, subject, bench)

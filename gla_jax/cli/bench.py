@@ -9,11 +9,20 @@ from gla_jax.cli import options
 from gla_jax.cli.options import check_devices, locked_results, results_folder
 from gla_jax.support.errors import UserError
 
-APART = ("out", "offline", "queries", "compile_for", "mesh")  # no settings of what is measured
+APART = (
+    "context",
+    "out",
+    "offline",
+    "queries",
+    "compile_for",
+    "mesh",
+    "accelerator",
+)  # no settings of what is measured
 RUNNING = ("sweep", "memory_limit", "devices", "profile")  # options of programs that run
 
 
 def bench(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder; random: weights of the default model's size."),
@@ -46,6 +55,12 @@ def bench(
     mesh: Annotated[
         str | None, typer.Option(help="With --compile-for: DATAxWINDOW. [default: one image over all chips]")
     ] = None,
+    accelerator: Annotated[
+        bool,
+        typer.Option(
+            "--accelerator", help="Two models, sizes, precisions and batches on a GPU or TPU, in about ten minutes."
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(**options.URL, help="Folder for the figures.")] = Path("gla-jax-bench"),
     offline: options.Offline = False,
     queries: Annotated[int | None, typer.Option("--queries", hidden=True, min=1)] = None,
@@ -54,10 +69,14 @@ def bench(
 
     Writes bench.json, bench.md and, with --sweep, bench.png. With --compile-for it prints what the programs need on a
     chip that is not here (memory, operations, bytes, the least time by its published peaks) and writes compile.json.
+    With --accelerator it measures a fixed series on this machine's and writes accelerator.json and accelerator.md.
     """
     options.warn_renamed("--queries", "--prompts", queries is not None)
     prompts = queries or prompts
     chosen = {name: value for name, value in locals().items() if name not in APART}
+    if accelerator:
+        _accelerator(context, out)
+        return
     if compile_for is not None:
         _compile_for(compile_for, mesh, out, chosen)
         return
@@ -78,6 +97,20 @@ def bench(
         report = run_bench(checked, command, offline)
         written = write_report(report, folder)
     typer.echo(markdown(report))
+    typer.echo("\n".join(map(str, written)))
+
+
+def _accelerator(context: typer.Context, out: Path) -> None:
+    """Measure and write the series of an accelerator. Raises UserError for options beside --out, which it fixes."""
+    for name in context.params:
+        if name not in ("accelerator", "out") and context.get_parameter_source(name).name == "COMMANDLINE":
+            raise UserError(f"--{name.replace('_', '-')} is fixed by --accelerator; leave one of the two out.")
+    check_devices()
+    folder = results_folder(out)
+    from gla_jax.bench import accelerator
+
+    result, written = accelerator.run_accelerator(accelerator.SERIES, "gla-jax bench --accelerator", folder)
+    typer.echo(accelerator.markdown(result))
     typer.echo("\n".join(map(str, written)))
 
 
