@@ -25,6 +25,7 @@ NEEDS = {
     "an install",
     "minutes",
     "many devices",
+    "an accelerator",
 }
 BLOCK = re.compile(r"(?:<!-- (?:needs|takes) ([^>]*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
