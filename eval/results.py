@@ -56,6 +56,7 @@ _KINDS = {
     "per_class": [{"class": str, "iou": _FIGURE, "accuracy": _FIGURE, "label": COUNT}],
     "per_image": {ANY_KEY: _FIGURE},
     "warnings": [str],
+    "one_key": (None, {"percent": Number(high=100.0), "images": COUNT}),
 }
 
 
@@ -140,6 +141,7 @@ def results_of(facts: dict[str, Any], tally: Tally, processes: int, machine: dic
         "benchmark": facts["benchmark"],
         "method": facts["method"],
         "figures": {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **boundary.rates()},
+        "one_key": None,  # runner.one_key_of, where the model is at hand
         "warnings": label_warnings(facts, tally),
         "paper": facts["paper"],
         "not_comparable_with_paper": facts["not_comparable_with_paper"],
@@ -185,7 +187,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     content = read_json(path, "the results", "run the evaluation again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a result file of this program; name the --out folder of gla-jax eval.")
-    content.setdefault("warnings", [])  # until 0.1 there were none
+    content = {"warnings": [], "one_key": None} | content  # until 0.1 there were none
     if fault := first_fault(content, _KINDS):
         raise UserError(f"the results {path} are damaged ({fault}); run the evaluation again.")
     setting = content["protocol"]["setting"]

@@ -27,6 +27,7 @@ from gla_jax.images.windows import WindowGrid
 from gla_jax.outputs.files import claim_folder, deciding_settings, writing_to
 from gla_jax.predict.examples import ExampleClasses
 from gla_jax.predict.model import image_grid
+from gla_jax.predict.one_key import image_one_key
 from gla_jax.predict.predict import Question, Ready, label_images, predict
 from gla_jax.settings.options import check_choice
 from gla_jax.support.arrays import Integer
@@ -259,6 +260,17 @@ def labels_of(run: Run, index: int) -> tuple[Example, Integer[np.ndarray, "h w"]
     example, prepared = run.read(index)
     (prediction,) = predict(run.segmenter.model, [prepared], run.question())
     return example, prediction.labels, prepared.grid
+
+
+def one_key_of(run: Run, images: int = 4) -> dict[str, Any] | None:
+    """Percent of the tokens that keep one single key, over a few images spread over a run, and their number.
+
+    None where it is not counted: see image_one_key.
+    """
+    indices = sorted({place * run.images // images for place in range(images)})
+    shares = [image_one_key(run.segmenter.model, run.dataset.read(index).image) for index in indices]
+    counted = [share for share in shares if share is not None]
+    return {"percent": sum(counted) / len(counted), "images": len(counted)} if counted else None
 
 
 def prediction_path(out: Path, image_id: str) -> Path:

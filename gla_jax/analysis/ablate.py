@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from gla_jax.analysis.ablation import Ablation
 from gla_jax.analysis.ablation_report import Tally, as_table, write_files
 from gla_jax.analysis.encoded import encode_image, example_sums, label_settings, vocabulary_question
-from gla_jax.analysis.one_key import one_key_share
 from gla_jax.distributed.shards import Shard
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.by_example import example_classes
@@ -25,6 +24,7 @@ from gla_jax.eval.protocols import Protocol
 from gla_jax.eval.report.page import counted
 from gla_jax.pictures.charts import require_matplotlib
 from gla_jax.predict.examples import ClassSums, ExampleClasses, check_present
+from gla_jax.predict.one_key import one_key_share
 from gla_jax.predict.predict import Question
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError

@@ -14,7 +14,6 @@ from gla_jax import pipeline
 from gla_jax.analysis.encoded import encode_image
 from gla_jax.analysis.explain import attention_stages
 from gla_jax.analysis.explain_files import read_mask
-from gla_jax.analysis.one_key import ADVICE, MANY, keeps_one_key
 from gla_jax.attention.attend import Queries, prepare_queries
 from gla_jax.attention.dense import attention_weights
 from gla_jax.config import MethodConfig
@@ -23,6 +22,7 @@ from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.images.reading import as_rgb, find_images, read_image
 from gla_jax.images.windows import Windows
 from gla_jax.labels.targets import UNLABELLED, token_targets
+from gla_jax.predict.one_key import ADVICE, MANY, keeps_one_key
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.arrays import Array, Bool, Float, Int, Integer, UInt8
 from gla_jax.support.errors import UserError

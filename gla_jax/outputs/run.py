@@ -30,6 +30,7 @@ from gla_jax.outputs.files import (
     taken_message,
     writing_to,
 )
+from gla_jax.predict.one_key import image_one_key, is_published, one_key_warning
 from gla_jax.predict.predict import Ready, label_images
 from gla_jax.results.dataset import FORMATS, Labelled
 from gla_jax.results.segmentation import ENDINGS, Segmentation, pictures_exist
@@ -216,6 +217,7 @@ def _segmented(
     model, watch = task.segmenter.model, Stopwatch()
     names, question = task.segmenter.question(task.classes, task.background, task.templates)
     bad: list[Read] = []
+    unchecked = not is_published(model)
 
     def read(file: File) -> Ready:
         stamp = _stamp(file, task)  # before the content, so that a change meanwhile is noticed
@@ -249,6 +251,10 @@ def _segmented(
             result.save(folder, read.file.name)
         watch.mark("write")
         yield read, record(result, read.file.path, read.file.name, sum(watch.take().values()))
+        if unchecked:  # one image tells whether the numbers suit the features
+            unchecked = False
+            if sentence := one_key_warning(image_one_key(model, read.pixels)):
+                say(f"{read.file.path}: {sentence}.")
         while bad:
             yield bad.pop(0), None
     yield from ((item, None) for item in bad)

@@ -5,6 +5,7 @@ That happens where cosines of a foundation model are spread otherwise than DINO'
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gla_jax import pipeline
 from gla_jax.attention.attend import prepare_queries
@@ -12,11 +13,45 @@ from gla_jax.attention.buffer import Buffer, fill_buffer
 from gla_jax.attention.dense import attention_weights
 from gla_jax.config import MethodConfig
 from gla_jax.images.windows import Windows
-from gla_jax.support.arrays import Array, Bool, Float, Int, typed
+from gla_jax.predict.model import Model
+from gla_jax.support.arrays import Array, Bool, Float, Int, UInt8, typed
+from gla_jax.towers.dino import DinoSpec
 
 MANY = 20.0  # percent
 SAMPLE = 256  # tokens of an image, a few percent of all
 ADVICE = "its numbers do not suit the features: try another anchor_threshold (rho) and a smaller dynamic_shift"
+
+
+_encode = jax.jit(pipeline.encode_windows)
+
+
+def is_published(model: Model) -> bool:
+    """True for features of DINO under the published numbers, which were chosen for them."""
+    method = model.config.method
+    published = MethodConfig()
+    numbers = ("anchor_threshold", "dynamic_shift", "dynamic_scale", "shift", "scale", "temperature")
+    as_published = all(getattr(method, name) in (None, getattr(published, name)) for name in numbers)
+    return as_published and isinstance(model.params.features_spec, DinoSpec)
+
+
+def image_one_key(model: Model, image: UInt8[np.ndarray, "h w 3"]) -> float | None:
+    """Percent of the tokens of an RGB image that keep one single key; runs the towers.
+
+    None where the method does not attend by features, on a mesh, and for an image that goes through in steps.
+    """
+    method = model.config.method
+    if not method.attends_by_features or model.mesh is not None or model.steps_through(image.shape[:2]):
+        return None
+    windows = model.prepare(image).windows
+    tokens = _encode(model.params, windows, model.config)
+    return 100 * float(one_key_share(model.params, tokens, windows, method))
+
+
+def one_key_warning(percent: float | None) -> str | None:
+    """A sentence without its full stop, None up to MANY percent."""
+    if percent is None or percent <= MANY:
+        return None
+    return f"{percent:.0f}% of the tokens keep one single key, so most of the method is idle: {ADVICE}"
 
 
 @typed

@@ -1,20 +1,29 @@
 """The share of tokens that keep one single key: against the oracle's attention, and what the commands say of it."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from gla_jax import pipeline
-from gla_jax.analysis import one_key
 from gla_jax.analysis.ablation import Ablation, Setting
 from gla_jax.analysis.ablation_report import Tally, as_table
 from gla_jax.analysis.crossing import crossings, lines, summary
 from gla_jax.analysis.encoded import encode_image
 from gla_jax.analysis.explain import attention_stages, explain
 from gla_jax.analysis.explain_pictures import stage_note
+from gla_jax.cli import main
 from gla_jax.config import SegmenterConfig, WindowConfig
+from gla_jax.distributed.processes import Processes
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
+from gla_jax.outputs import run
+from gla_jax.predict import one_key
 from gla_jax.segmenter import Segmenter
+from gla_jax.settings.options import preset_content
+from gla_jax.text.prompts import parse_classes
 from tests import oracle
 from tests.small_models import random_pair
 
@@ -84,3 +93,46 @@ def test_a_setting_under_which_tokens_keep_one_key_is_pointed_out(segmenter):
         assert ("try another anchor_threshold (rho)" in said) == idle
         drawn = explain(changed, IMAGE, (20, 20)).stages[-1]
         assert ("one single key is kept: try another rho" in stage_note(drawn, None)) == idle
+
+
+def folder_of(root, images=2):
+    """A benchmark `folder` of random images and labels of two classes."""
+    for name in ("images", "labels"):
+        (root / name).mkdir(parents=True)
+    for number in range(images):
+        Image.fromarray(IMAGE).save(root / "images" / f"{number}.png")
+        Image.fromarray((IMAGE[..., 0] > 127).astype(np.uint8)).save(root / "labels" / f"{number}.png")
+    (root / "classes.txt").write_text("sand\nwater")
+    return root
+
+
+def test_segment_says_once_that_most_of_the_method_is_idle(segmenter, tmp_path, monkeypatch):
+    """The published numbers with DINO's features are not looked at: they cost no pass of the towers."""
+    images = sorted((folder_of(tmp_path / "data") / "images").iterdir())
+    for fields, times in (({"alpha_beta": 1000.0}, 1), ({}, 0)):
+        if not times:
+            monkeypatch.setattr(run, "image_one_key", None)
+        task = run.Task(segmenter.with_settings(**fields), parse_classes(["sand", "water"]))
+        said, folder = [], tmp_path / f"out{times}"
+        folder.mkdir()
+        run.segment_files(task, images, folder, Processes(), said.append)
+        assert sum("keep one single key, so most of the method is idle" in text for text in said) == times
+
+
+def test_eval_counts_it_and_its_report_says_it(segmenter, tmp_path, capsys):
+    config = replace(segmenter.with_settings(alpha_beta=1000.0).model.settings, windows=CONFIG.windows)
+    (tmp_path / "p.json").write_text(json.dumps(preset_content(config, "gla", "sclip-prompts", {})))
+    options = [
+        "--data",
+        str(folder_of(tmp_path / "data")),
+        "--model",
+        segmenter.name,
+        "--preset",
+        str(tmp_path / "p.json"),
+    ]
+    assert main(["eval", "folder", *options, "--out", str(tmp_path / "out")]) == 0
+    assert "keep one single key" in capsys.readouterr().err
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    assert content["one_key"]["images"] == 2
+    assert content["one_key"]["percent"] > 20
+    assert "keeps one single key" in (tmp_path / "out/report.md").read_text()
