@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
-from gla_jax.convert import clip, dino
+from gla_jax.convert import clip, dino, dinoiser
 from gla_jax.convert.architecture import Facts
 from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
 from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
@@ -34,6 +34,7 @@ FAMILIES: Mapping[str, Family] = {
     "clip": Family(clip.RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.clip_spec),
     "dino": Family(dino.DINO_RULES, dino.DINO_MODEL_TYPES, _HEADS, dino.dino_spec),
     "dinov2": Family(dino.DINOV2_RULES, dino.DINOV2_MODEL_TYPES, _HEADS, dino.dinov2_spec),
+    "clip-dinoiser": Family(dinoiser.RULES, {}, {}, dinoiser.dinoiser_spec),
 }
 _CLIP_IMAGE = Family(clip.IMAGE_RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.image_spec)
 

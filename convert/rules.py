@@ -43,6 +43,7 @@ TRANSFORMS: Mapping[str, Callable[[Any], tuple[Any, ...]]] = {
     "thirds": _thirds,  # [3C] to three [C]: queries, keys, values
     "linear thirds": lambda x: tuple(part.T for part in _thirds(x)),  # [3C C] to three [C C]
     "patches": lambda x: (x.reshape(x.shape[0], -1).T,),  # a convolution [C 3 p p] to [3*p*p C]
+    "convolution": lambda x: (x.transpose(2, 3, 1, 0),),  # [out in h w] to [h w in out]
     "vector": lambda x: (x.reshape(-1),),  # [1 1 C] to [C]
     "rows": lambda x: (_rows(x),),  # [1 r C] to [r C]
     "first and rest": lambda x: (_rows(x)[0], _rows(x)[1:]),  # [1 1+n C] or [1+n C] to [C] and [n C]

@@ -58,6 +58,11 @@ SCLIP_FIELDS = {
     "coco_stuff164k": {"short_side": 448},
 }
 SCLIP_AREA_THRESHOLDS = {"voc21": 0.1}
+# CLIP-DINOiser's release: probabilities of tokens are averaged, and a trained layer finds the background.
+DINOISER_METHODS = ("clip-dinoiser", "gla-clip-dinoiser")
+DINOISER_PRESET = "448-448-224"
+DINOISER_FIELDS = {"logit_scale": 100.0, "threshold": 0.0, "average": "probabilities"}
+DINOISER_FOREGROUND_BELOW = 0.99  # where there is a background
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Protocol:
     """One row: what a benchmark is measured with under a preset.
 
     setting: full name of the preset, or "tuned"; prompts: those of every class; settings: windows, logit scale,
-    threshold (above 0 it sends pixels below it to class 0) and, of a tuned preset or a value of rho, the method's
+    the rules of the background, which is class 0, and, of a tuned preset or a value of rho, the method's
     numbers; area_threshold: above 0, a class with at most that share of all pixels outside class 0 is taken away;
     tuned_for: method of a tuned preset.
     """
@@ -98,6 +103,8 @@ class Protocol:
             "area_threshold": self.area_threshold,
             "tuned": None,
         }
+        if self.settings.average != "logits":
+            content |= {name: getattr(self.settings, name) for name in ("average", "foreground_below")}
         if self.tuned_for:
             numbers = [(name, getattr(method, name)) for name in METHOD_NUMBERS]
             former = {"gla-on-clip-keys": "gla-clip"}
@@ -139,7 +146,7 @@ def protocol(
         benchmark: key of a benchmark.
         setting: name of a preset, or path of a file.
         classes: (name, prompts) of every class for the benchmark `folder`, which brings them along.
-        method: SCLIP has numbers of its own under the default preset.
+        method: SCLIP has numbers of its own under the default preset, CLIP-DINOiser under 448-448-224.
 
     Raises UserError for an unknown benchmark or preset and for a file that cannot be used.
     """
@@ -158,6 +165,9 @@ def protocol(
     if sizes == DEFAULT_PRESET and method in SCLIP_METHODS:
         fields |= SCLIP_FIELDS.get(benchmark, {})
         area_threshold = SCLIP_AREA_THRESHOLDS.get(benchmark, 0.0)
+    if sizes == DINOISER_PRESET and method in DINOISER_METHODS:
+        fields |= DINOISER_FIELDS
+        fields["foreground_below"] = DINOISER_FOREGROUND_BELOW if benchmark in BACKGROUNDS else 0.0
     names = _prompts(benchmark, numbers.prompts, classes)
     return Protocol(benchmark, setting, *names, with_fields(settings, fields), area_threshold)
 

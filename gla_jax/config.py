@@ -1,24 +1,22 @@
-"""Frozen settings and the table of baselines: data alone, which loads neither Flax nor towers.
+"""Frozen settings: data alone, which loads neither Flax nor towers.
 
 Numbers are pytree leaves, so they can be traced, vmapped and differentiated; structure is static. The defaults are the
 released run of GLA-CLIP: rho is 0.55 there, since its script names 0.6 and never passes it.
 """
 
 import dataclasses
-import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
 
+from gla_jax.baseline_table import BASELINES, Baseline
 from gla_jax.support.checks import MAX_NUMBER, check_number, check_switch
 
 Number = float | jax.Array
-Side = Literal["queries", "keys"]
-Feature = Literal["vfm", "queries", "keys"]
 Form = Literal["blockwise", "dense", "ring"]
 TowerAttention = Literal["together", "head_by_head", "chunked", "cudnn"]  # towers/attention.py
 DTYPES = ("float32", "bfloat16")
@@ -30,86 +28,6 @@ MAX_ITERATIONS = 1000  # of anchors; each takes all similarities, inside one pro
 def static(default: Any) -> Any:
     """A field that decides structure: part of the pytree's definition, never traced."""
     return field(default=default, metadata={"static": True})
-
-
-def _all_of(values: Any, choices: list[Any]) -> bool:
-    return isinstance(values, tuple) and all(value in choices for value in values)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """One published method: what it does in CLIP's last block, and which features GLA compares for it (DESIGN 3.4).
-
-    name: of the method as published; title: in figures; pairs: the softmax attentions summed inside a window, (left,
-    right) of left right^T, none is the identity; whole_block: residual and MLP of the last block run; gla: name of the
-    method that is GLA on this baseline, None where GLA is not defined; features: what GLA compares, "vfm" or sides of
-    CLIP's own heads (several: one pass each, summed); from_neighbours: its anchors start from means over neighbours,
-    not from tokens; neighbourhood: std in patches of a Gaussian of the distance that is added before the softmax, None
-    for none; attention: a function of your own (qkv, num_heads) -> [W t C] in place of pairs.
-    """
-
-    name: str
-    title: str
-    pairs: tuple[tuple[Side, Side], ...] = ()
-    whole_block: bool = False
-    gla: str | None = None
-    features: tuple[Feature, ...] = ()
-    from_neighbours: bool = False
-    neighbourhood: float | None = None
-    attention: Callable[..., jax.Array] | None = None
-
-    def __post_init__(self):
-        for name in (self.name, *([] if self.gla is None else [self.gla])):
-            if not (isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)):
-                raise ValueError(f"{name!r} cannot name a method; use small letters, digits and hyphens")
-        sides = ("queries", "keys")
-        if not _all_of(self.pairs, [(left, right) for left in sides for right in sides]):
-            raise ValueError(f'pairs of {self.name} are {self.pairs!r}; each is two of "queries" and "keys"')
-        if not _all_of(self.features, ["vfm", *sides]):
-            raise ValueError(f'features of {self.name} are {self.features!r}; choose from "vfm", "queries" and "keys"')
-        for name in ("whole_block", "from_neighbours"):
-            check_switch(f"{name} of {self.name}", getattr(self, name))
-        check_number(f"neighbourhood of {self.name}", self.neighbourhood, above=0)
-        if bool(self.gla) != bool(self.features):
-            raise ValueError(f"{self.name} needs both gla and features, or neither: GLA compares features")
-        if self.attention is not None and (self.pairs or not callable(self.attention)):
-            raise ValueError(f"attention of {self.name} is a function in place of pairs; give one of the two")
-
-    @property
-    def attends_by_features(self) -> bool:
-        """True if the published method itself weighs values by the similarity of its features."""
-        return bool(self.features) and not self.pairs and self.attention is None
-
-
-BASELINES: dict[str, Baseline] = {
-    row.name: row
-    for row in (
-        Baseline("clip", "CLIP", (("queries", "keys"),), whole_block=True),
-        Baseline("vanilla", "CLIP, attention only", (("queries", "keys"),)),
-        Baseline("maskclip", "MaskCLIP"),
-        # Wang et al. publish the two attentions; GLA on top of them is our reading (two passes, summed).
-        Baseline(
-            "sclip",
-            "SCLIP",
-            (("queries", "queries"), ("keys", "keys")),
-            whole_block=True,
-            gla="gla-sclip",
-            features=("queries", "keys"),
-        ),
-        Baseline(
-            "clearclip",
-            "ClearCLIP",
-            (("queries", "queries"),),
-            gla="gla-clearclip",
-            features=("queries",),
-            from_neighbours=True,
-        ),
-        Baseline("naclip", "NACLIP", (("keys", "keys"),), neighbourhood=5.0),
-        Baseline("proxyclip", "ProxyCLIP", gla="gla", features=("vfm",)),
-        # ProxyCLIP's rule with CLIP as its own foundation model: the last block's keys are what it compares.
-        Baseline("proxyclip-clip", "ProxyCLIP on CLIP's keys", gla="gla-on-clip-keys", features=("keys",)),
-    )
-}
 
 
 class PlatformNumbers(NamedTuple):
@@ -231,6 +149,22 @@ class MethodConfig:
         """True if features of a vision foundation model are compared."""
         return "vfm" in BASELINES[self.baseline].features
 
+    @property
+    def reads_dinoiser(self) -> bool:
+        """True if features of CLIP-DINOiser's trained layers are compared."""
+        return "dinoiser" in BASELINES[self.baseline].features
+
+    @property
+    def pools_joint(self) -> bool:
+        """True if what is averaged are joint features, which nothing projects afterwards."""
+        return BASELINES[self.baseline].cutoff is not None
+
+    @property
+    def weighs_by_similarity(self) -> bool:
+        """True if weights are similarities from the baseline's cutoff on; any normalisation of GLA has a softmax."""
+        dynamic = self.dynamic_shift is not None or self.dynamic_scale is not None
+        return self.pools_joint and not (self.row_mean or dynamic)
+
 
 def without_gla(baseline: str) -> MethodConfig:
     """A baseline as published, each window alone: fixed shift and scale, one mean over the window's similarities."""
@@ -289,9 +223,11 @@ class SegmenterConfig:
     """Everything a segmentation depends on besides weights, image and classes.
 
     threshold: pixels whose best class probability is below it become background (0 turns it off); prune_below:
-    classes whose best probability over all pixels is below it leave the softmax (0: none; our own); dtype: of the
-    towers, all statistics stay float32; tower_batch and tower_attention are PlatformNumbers, None until a model is
-    placed on its devices.
+    classes whose best probability over all pixels is below it leave the softmax (0: none; our own); foreground_below:
+    tokens whose best class probability is below it become background where CLIP-DINOiser's trained layer calls them so
+    (0 turns it off); average: what is brought to pixels and averaged where windows overlap, logits or, as CLIP-DINOiser
+    does, the probabilities of tokens; dtype: of the towers, all statistics stay float32; tower_batch and
+    tower_attention are PlatformNumbers, None until a model is placed on its devices.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -302,6 +238,8 @@ class SegmenterConfig:
     tower_batch: int | None = static(None)
     tower_attention: TowerAttention | None = static(None)
     prune_below: float = static(0.0)
+    foreground_below: float = static(0.0)
+    average: Literal["logits", "probabilities"] = static("logits")
 
     def __post_init__(self):
         # None, 0 and objects of JAX's own stand for a whole MethodConfig in trees of axes.
@@ -310,14 +248,24 @@ class SegmenterConfig:
         if not isinstance(self.windows, WindowConfig):
             raise ValueError(f"windows is {self.windows!r:.60}; give a WindowConfig")
         check_number("logit_scale", self.logit_scale, above=0)
-        for name in ("threshold", "prune_below"):
+        for name in ("threshold", "prune_below", "foreground_below"):
             check_number(name, getattr(self, name), at_least=0, at_most=1)
+        if self.average not in ("logits", "probabilities"):
+            raise ValueError(f"average {self.average!r:.60} is not logits or probabilities")
+        if self.foreground_below and self.average != "probabilities":
+            raise ValueError("foreground_below sets probabilities of tokens; give average probabilities with it")
         if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.tower_batch is not None:
             check_number("tower_batch", self.tower_batch, at_least=1, whole=True)
         if self.tower_attention not in (None, *(forms := get_args(TowerAttention))):
             raise ValueError(f"tower_attention {self.tower_attention!r:.60} is not one of {', '.join(forms)}")
+
+    @property
+    def background_rules(self) -> dict[str, float]:
+        """Numbers above 0 by which pixels become background, by the names of their fields."""
+        rules = {name: float(getattr(self, name)) for name in ("threshold", "foreground_below")}
+        return {name: value for name, value in rules.items() if value}
 
     @property
     def max_tower_batch(self) -> int:

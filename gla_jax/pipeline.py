@@ -4,143 +4,21 @@ Pure functions: they jit, vmap and differentiate. The same functions run as one 
 over chunks of windows and queries (segment_in_steps).
 """
 
-from dataclasses import dataclass, field, replace
-
 import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer
 from gla_jax.attention.baselines import window_attention
 from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries, resample_tokens
-from gla_jax.checkpoints.model_folder import Params, VfmSpec
-from gla_jax.config import BASELINES, REFERENCE, MethodConfig, SegmenterConfig
-from gla_jax.images.windows import Windows, normalise
+from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
+from gla_jax.images.windows import Windows
 from gla_jax.support.arrays import Array, Float, inverse_norms, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
-from gla_jax.towers.attention import QKV
 from gla_jax.towers.kinds import build_tower
-from gla_jax.towers.layers import STACKED, VisionSpec, stack_blocks, unstack_blocks
-from gla_jax.towers.placement import even_batch, padded_to_steps, step_batch
+from gla_jax.towers.placement import padded_to_steps, step_batch
+from gla_jax.window_tokens import SegmenterParams, WindowTokens, encode_windows
 
 QUERY_CHUNK = 4096  # queries of a step
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SegmenterParams:
-    """The parameters of both image towers as one pytree whose structure carries their specs; one may be absent.
-
-    Without a vfm the tower of the values may give features too, both from one pass of it. Without a CLIP the foundation
-    model's features are keys and values, and the joint space is theirs.
-    """
-
-    clip: Params | None
-    clip_spec: VisionSpec | None = field(metadata={"static": True})
-    vfm: Params | None = None
-    vfm_spec: VfmSpec | None = field(default=None, metadata={"static": True})
-
-    @property
-    def features_spec(self) -> VfmSpec | None:
-        """The spec of the tower whose patch tokens are compared, None where no tower gives features."""
-        return self.vfm_spec or (self.clip_spec if self.clip_spec.gives_features else None)
-
-    @property
-    def values_spec(self) -> VisionSpec:
-        """The spec of the tower whose outputs are the values: CLIP's where there is one."""
-        return self.clip_spec or self.vfm_spec
-
-    @property
-    def joint_width(self) -> int:
-        """E, the width of the space in which patches meet class embeddings."""
-        return self.clip_spec.embed_dim if self.clip_spec else self.vfm_spec.width
-
-    def tokens(self, config: SegmenterConfig) -> int:
-        """S, the tokens of a window that are compared under some settings."""
-        method = config.method
-        source = self.features_spec if method.attends_by_features and method.reads_vfm else self.values_spec
-        return (config.windows.crop // source.patch_size) ** 2
-
-    def stacked(self) -> "SegmenterParams":
-        """The same with the blocks of each tower stacked, which run as one scanned program; CLIP's last stays apart."""
-        vfm = self.vfm and stack_blocks(self.vfm, self.vfm_spec.depth)
-        return replace(self, clip=self.clip and stack_blocks(self.clip, self.clip_spec.depth - 1), vfm=vfm)
-
-    def unstacked(self) -> "SegmenterParams":
-        """The inverse of stacked: paths of the leaves as on disk."""
-        if not any(STACKED in tower for tower in (self.clip or {}, self.vfm or {})):
-            return self
-        return replace(self, clip=self.clip and unstack_blocks(self.clip), vfm=self.vfm and unstack_blocks(self.vfm))
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class WindowTokens:
-    """Outputs of the towers for every window.
-
-    qkv: of CLIP's last block, prefix tokens (CLS) first, each [W prefix+n C]; residual [W prefix+n C]: that block's
-    input; both None without a CLIP; features [W S D]: the vision foundation model's patch tokens, None where nothing
-    reads them.
-    """
-
-    qkv: QKV | None
-    residual: Float[Array, "W t C"] | None
-    features: Float[Array, "W S D"] | None
-    prefix_tokens: int = field(default=1, metadata={"static": True})
-
-    def compared(self, method: MethodConfig) -> tuple[Float[Array, "W S D"], ...]:
-        """The features that GLA compares, of each pass: the VFM's patch tokens or a side of CLIP's own heads."""
-        names = BASELINES[method.baseline].features
-        return tuple(self.features if name == "vfm" else self.patches(getattr(self.qkv, name)) for name in names)
-
-    @property
-    def values(self) -> Float[Array, "W n C"]:
-        """CLIP's values of the patches; without a CLIP the features."""
-        return self.features if self.qkv is None else self.patches(self.qkv.values)
-
-    def patches(self, tokens: Float[Array, "W t C"]) -> Float[Array, "W n C"]:
-        """Tokens of CLIP's last block without the prefix."""
-        return tokens[:, self.prefix_tokens :]
-
-
-@jax.named_scope("gla-towers")
-@typed
-def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> WindowTokens:
-    """Run both towers over the windows, at most config.max_tower_batch of them at a time.
-
-    Raises ValueError when the baseline needs a vision foundation model and there is none.
-    """
-    dtype, method, limit = jnp.dtype(config.dtype), config.method, config.max_tower_batch
-    # The form is None where the settings belong to no model.
-    form = config.tower_attention or REFERENCE.tower_attention
-    options = {"precision": method.plain_precision, "attention_form": form}
-    if method.reads_vfm and params.features_spec is None:
-        raise ValueError(f"{method.baseline} compares features of a vision foundation model; none is given")
-
-    def encode(pixels: Array) -> WindowTokens:  # [b 3 c c]
-        tokens = features = None
-        if params.clip is not None:
-            clip_pixels = normalise(pixels, params.clip_spec.pixel_mean, params.clip_spec.pixel_std)
-            clip = build_tower(params.clip_spec, dtype, **options)
-            tokens = clip.apply({"params": params.clip}, clip_pixels, method="encode")
-        if params.vfm is not None and (method.reads_vfm or tokens is None):
-            vfm_pixels = normalise(pixels, params.vfm_spec.pixel_mean, params.vfm_spec.pixel_std)
-            vfm = build_tower(params.vfm_spec, dtype, **options)
-            features = vfm.apply({"params": params.vfm}, vfm_pixels).patch_tokens
-        elif method.reads_vfm:  # the same pass gives both
-            features = clip.apply({"params": params.clip}, tokens, method="features")
-        if tokens is None:
-            return WindowTokens(None, None, features)
-        return WindowTokens(tokens.qkv, tokens.residual, features, params.clip_spec.prefix_tokens)
-
-    pixels = jnp.asarray(windows.pixels)
-    size = even_batch(len(pixels), limit)
-    whole = len(pixels) // size
-    batches = pixels[: whole * size].reshape(whole, size, *pixels.shape[1:])
-    encoded = jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), jax.lax.map(encode, batches))
-    if len(pixels) == whole * size:
-        return encoded
-    rest = encode(pixels[whole * size :])
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows), encoded, rest)
 
 
 @typed
@@ -215,13 +93,13 @@ def aggregate_windows(
 @typed
 def patch_features(
     attended: Float[Array, "W S C"],
-    residual: Float[Array, "W t C"] | None,
+    residual: Float[Array, "W t _"] | None,
     params: SegmenterParams,
     config: SegmenterConfig,
 ) -> Float[Array, "W S E"]:
     """Attended values to CLIP's joint space: out_proj, residual and MLP for whole-block baselines, ln_post, proj.
 
-    Without a CLIP they are features already and stay as they are.
+    Without a CLIP they are features already and stay as they are, and so do those that a baseline averages there.
 
     Args:
         attended: the weighted values.
@@ -230,7 +108,7 @@ def patch_features(
         config: baseline, dtype and precision.
     """
     dtype, precision = jnp.dtype(config.dtype), config.method.plain_precision
-    if params.clip is None:
+    if params.clip is None or config.method.pools_joint:
         return attended.astype(jnp.float32)
     if BASELINES[config.method.baseline].whole_block:
         residual = residual[:, params.clip_spec.prefix_tokens :]
@@ -314,7 +192,8 @@ def _segment_alone(windows: Windows, params: SegmenterParams, config: SegmenterC
 def _read_tokens(windows: Windows, params: SegmenterParams, config: SegmenterConfig) -> tuple[Array | None, ...]:
     """Of the towers' outputs what the global buffer reads: features of each pass, values, residual or None."""
     tokens = encode_windows(params, windows, config)
-    residual = tokens.residual if BASELINES[config.method.baseline].whole_block else None
+    projects = BASELINES[config.method.baseline].whole_block and not config.method.pools_joint
+    residual = tokens.residual if projects else None
     return *(features.astype(jnp.float32) for features in tokens.compared(config.method)), tokens.values, residual
 
 

@@ -59,6 +59,7 @@ class Segmenter:
         config: SegmenterConfig | None = None,
         name: str = "",
         mesh: "Mesh | None" = None,
+        dinoiser: Checkpoint | None = None,
     ):
         """Put the weights on the device, or on all devices of a mesh, over which the windows of an image are split.
 
@@ -68,16 +69,17 @@ class Segmenter:
             config: settings; the released run's where left out.
             name: of the model in results; its folder's where empty.
             mesh: of gla_jax.make_mesh.
+            dinoiser: CLIP-DINOiser's layers on this CLIP, for the methods that read them.
 
         Raises UserError when settings, model and mesh do not go together.
         """
         if clip is not None and not isinstance(clip.spec, ClipSpec):
             raise UserError(f"{clip.folder} holds a {clip.family} model; the first part of a model is a CLIP.")
         self.name = name or str((clip or vfm).folder)
-        self.clip, self.vfm = clip, vfm
-        self.model_hash = hashlib.sha256("+".join(part.sha256 for part in (clip, vfm) if part).encode()).hexdigest()
-        image, spec = (clip.params["image"], clip.spec.image) if clip else (None, None)
-        params = SegmenterParams(image, spec, vfm and dict(vfm.params), vfm.spec if vfm else None)
+        self.clip, self.vfm, self.dinoiser = clip, vfm, dinoiser
+        parts = [part.sha256 for part in (clip, vfm, dinoiser) if part]
+        self.model_hash = hashlib.sha256("+".join(parts).encode()).hexdigest()
+        params = SegmenterParams.of(clip, vfm, dinoiser)
         self.model = Model.place(params, SegmenterConfig() if config is None else config, mesh)
         self._tokenizer = load_tokenizer(clip.folder) if clip else None
         self._embeddings: dict[Any, Any] = {}
@@ -104,7 +106,7 @@ class Segmenter:
         """Load "CLIP+VFM" by names, by model folders or both; names are downloaded and converted once.
 
         Args:
-            name_or_path: names of `gla-jax models`, folders, or "tiny-world".
+            name_or_path: names of `gla-jax models`, folders (one of CLIP-DINOiser's layers too), or "tiny-world".
             config: all settings at once; else they come from the words of the command line that follow.
             method: name of a method.
             preset: name of windows, or a file of gla-jax tune.
@@ -120,8 +122,8 @@ class Segmenter:
             config = with_fields(settings_from_options(method=method, preset=preset), fields)
         elif fields or method != "gla" or preset != DEFAULT_PRESET:
             raise UserError("config holds all settings; give either it or their names.")
-        clip, vfm = resolve(name_or_path, offline=offline, cache_dir=cache_dir)
-        return cls(clip, vfm, config, name=str(name_or_path), mesh=mesh)
+        clip, vfm, dinoiser = resolve(name_or_path, offline=offline, cache_dir=cache_dir)
+        return cls(clip, vfm, config, str(name_or_path), mesh, dinoiser)
 
     @property
     def config(self) -> SegmenterConfig:
@@ -144,7 +146,7 @@ class Segmenter:
     def with_config(self, config: SegmenterConfig) -> "Segmenter":
         """The same weights under other settings; nothing is loaded again, and only a change of dtype copies them."""
         if config.dtype != self.config.dtype:
-            return Segmenter(self.clip, self.vfm, config, self.name, self.mesh)
+            return Segmenter(self.clip, self.vfm, config, self.name, self.mesh, self.dinoiser)
         other = copy.copy(self)
         other.model = self.model.with_config(config)
         return other
@@ -211,7 +213,7 @@ class Segmenter:
 
         background: the class of pixels below the settings' threshold. Raises ClassesError.
         """
-        names, _, index = with_background(classes, background, float(self.config.threshold))
+        names, _, index = with_background(classes, background, self.config.background_rules)
         rows, class_of_row = self.embeddings(classes, templates)
         # A background that is not among the classes comes before them.
         return names, Question(rows, class_of_row + (len(names) - len(classes.names)), len(names), index)
@@ -341,7 +343,8 @@ class Segmenter:
         parsed = classes if isinstance(classes, Classes) else parse_classes(classes)
         background = background_name(background)
         check_enough(parsed, background)
-        with_background(parsed, background, self.config.threshold if threshold is None else threshold)
+        chosen = {} if threshold is None else {"threshold": threshold}
+        with_background(parsed, background, self.config.background_rules | chosen)
         segmenter = self if threshold is None else self.with_settings(threshold=threshold)
         return segmenter.model, *segmenter.question(parsed, background, templates), background
 

@@ -26,6 +26,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from gla_jax.attention.attend import aggregate_values
 from gla_jax.attention.ring import WINDOW_AXIS
+from gla_jax.config import BASELINES as TABLE
 from gla_jax.config import PRECISIONS, Form, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.convert import convert_clip_image, convert_state
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, cut_windows, normalise, window_grid
@@ -38,9 +39,11 @@ from gla_jax.pipeline import (
     patch_features,
     token_logits,
 )
-from gla_jax.support.arrays import Array
+from gla_jax.support.arrays import Array, l2_normalize
 from gla_jax.support.errors import ConversionError
+from gla_jax.towers.dinoiser import FROM_LAST
 from gla_jax.towers.kinds import build_tower
+from gla_jax.window_tokens import foreground_logits
 
 ROW_LIMIT = 1e-5
 ROWS_OVER = 0.005
@@ -55,6 +58,7 @@ BASELINES = {
     "CLIP": "clip",
     "vanilla": "vanilla",
 }
+LAYERS = ("obj_proj.", "bkg_decoder.")  # CLIP-DINOiser's
 SETTINGS = {
     "initial_crit_pos",
     "mini_iters",
@@ -187,15 +191,16 @@ def check_attention(
         yield Result(case["name"], compare(attended, data[f"out/{case['name']}"]))
 
 
+def part_of(data: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in data.items() if name.startswith(prefix)}
+
+
 def load_params(data: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> SegmenterParams:
     """Both image towers, through the converter's own rules."""
-
-    def part(prefix: str) -> dict[str, np.ndarray]:
-        return {name.removeprefix(prefix): array for name, array in data.items() if name.startswith(prefix)}
-
     activation = meta["clip"].get("activation", "quick_gelu")
-    clip = convert_clip_image(part("clip."), activation=activation, num_heads=meta["clip"]["heads"])
-    dino = convert_state("dino", part("dino."), num_heads=meta["dino"]["num_heads"])
+    clip = convert_clip_image(part_of(data, "clip."), activation=activation, num_heads=meta["clip"]["heads"])
+    dino = convert_state("dino", part_of(data, "dino."), num_heads=meta["dino"]["num_heads"])
     arrays = (jax.tree.map(jnp.asarray, dict(tree)) for tree in (clip.params, dino.params))
     return SegmenterParams(clip=next(arrays), clip_spec=clip.spec, vfm=next(arrays), vfm_spec=dino.spec)
 
@@ -260,6 +265,30 @@ def _finish(tokens: WindowTokens, windows: Windows, params: SegmenterParams, con
     return patch_features(aggregate_windows(tokens, windows, params, config.method), tokens.residual, params, config)
 
 
+def check_dinoiser(
+    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, precision: str
+) -> Iterator[Result]:
+    """CLIP-DINOiser from normalised pixels: its features, projection, background logit, and the pooled features."""
+    facts = meta["clip"]
+    clip = convert_clip_image(part_of(data, "clip."), activation=facts["activation"], num_heads=facts["heads"])
+    layers = convert_state("clip-dinoiser", {name: data[name] for name in data if name.startswith(LAYERS)})
+    if meta["inter_block"] != -FROM_LAST or meta["gamma"] != TABLE["clip-dinoiser"].cutoff:
+        raise ValueError(f"its layers read block {meta['inter_block']} with gamma {meta['gamma']}")
+    spec = replace(clip.spec, pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)  # the pixels are normalised already
+    params = SegmenterParams(clip.params, spec, dinoiser=layers.params, dinoiser_spec=layers.spec)
+    params = jax.tree.map(jnp.asarray, params)
+    method = replace(without_gla("clip-dinoiser"), attention=form, precision=precision)
+    config = SegmenterConfig(method, WindowConfig(None, data["pixels"].shape[-1], 1))
+    count = len(data["pixels"])
+    windows = Windows(data["pixels"], np.ones(count, bool), np.zeros((count, 2), np.int32))
+    tokens = _encode(params, windows, config)
+    foreground = jax.jit(foreground_logits)(params, windows, config)
+    yield Result("features", compare(tokens.values, data["features"]))
+    yield Result("projected", compare(l2_normalize(tokens.features), data["projected"]))
+    yield Result("background", compare(foreground[..., None], data["background_logit"][..., None]))
+    yield Result("pooled", compare(program(_finish, 2, form)(tokens, windows, params, config), data["pooled"]))
+
+
 def check_file(path: Path, form: Form = "blockwise", precision: str = "highest") -> Iterator[Result]:
     """Every case of a file. Raises ValueError when it is not of the format or has no cases."""
     try:
@@ -267,6 +296,9 @@ def check_file(path: Path, form: Form = "blockwise", precision: str = "highest")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             data = Content((name, archive[name]) for name in archive.files)
         meta = json.loads(bytes(data["meta_json"]), object_hook=Content)
+        if isinstance(meta, Content) and "obj_proj.weight" in data:
+            yield from check_dinoiser(data, meta, form, precision)
+            return
         if not isinstance(meta, Content) or not meta["cases"]:
             raise ValueError("it has no cases")
         yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form, precision)

@@ -86,6 +86,14 @@ def attend(keys, values, windows, method, first=None):
     return softmax(np.where(keep, logits / method.temperature, -np.inf)) @ values
 
 
+def pooled(keys, values, cutoff, queries=None):
+    """CLIP-DINOiser's average [N C] of values over one buffer, weighted by the cosines from the cutoff on."""
+    keys, values = keys.astype(F64), values.astype(F64)
+    weights = (keys if queries is None else queries) @ keys.T
+    weights = np.where(weights >= cutoff, weights, 0)
+    return weights @ values / (weights.sum(1, keepdims=True) + 1e-6)
+
+
 def stitch(token_logits, grid, canvas, crop, stride, size):
     """[W S Q] token logits -> [Q h w]: bilinear to the window, average overlaps, bilinear to the image's size."""
     height, width = canvas

@@ -43,10 +43,14 @@ class Measured(NamedTuple):
 
 
 def tower_groups(ablation: Ablation) -> list[list[int]]:
-    """Indices of settings under which the towers compute the same: one group, but for precision and tower_batch."""
+    """Indices of settings under which the towers compute the same: one group, but for precision and tower_batch.
+
+    Features of CLIP-DINOiser's layers take the place of a foundation model's, so they are another group.
+    """
     groups: dict[tuple, list[int]] = {}
     for index, (_, config) in enumerate(ablation.settings):
-        groups.setdefault((config.method.precision, config.max_tower_batch), []).append(index)
+        towers = config.method.precision, config.max_tower_batch, config.method.reads_dinoiser
+        groups.setdefault(towers, []).append(index)
     return list(groups.values())
 
 

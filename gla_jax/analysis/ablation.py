@@ -67,10 +67,15 @@ def stages(base: SegmenterConfig, baseline: str, alone: bool = False) -> Ablatio
     return Ablation(f"GLA on {baseline}, stage by stage", settings, {})
 
 
-def baselines(base: SegmenterConfig) -> Ablation:
-    """Every baseline as published and, where GLA is defined on it, with GLA; base: its method is the whole of GLA."""
+def baselines(base: SegmenterConfig, layers: bool = False) -> Ablation:
+    """Every baseline as published and, where GLA is defined on it, with GLA.
+
+    base: its method is the whole of GLA; layers: the model has CLIP-DINOiser's, which its baseline needs.
+    """
     settings = []
     for name, row in BASELINES.items():
+        if "dinoiser" in row.features and not layers:
+            continue
         settings.append(Setting(name, replace(base, method=without_gla(name))))
         if row.gla:
             settings.append(Setting(f"{name} + GLA", replace(base, method=replace(base.method, baseline=name))))

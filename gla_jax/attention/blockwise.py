@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gla_jax.attention.anchors import AnchorSums, positive_sums, zero_sums
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import NOTHING, Logits, Normalization, attention_logits, ordinary_logits
+from gla_jax.attention.pooling import PooledSums, no_sums, pooled_sums
 from gla_jax.attention.products import for_anchors, for_attention, similarities, value_sums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
@@ -196,8 +197,23 @@ def attend_partial(
 def attend(
     queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "q C"]:
-    """Softmax over the kept keys, times the values."""
+    """Softmax over the kept keys, or a baseline's own weights, times the values."""
+    if method.weighs_by_similarity:
+        return pool_partial(queries, buffer, method).average()
     return attend_partial(queries, norm, buffer, method).average()
+
+
+@typed
+def pool_partial(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> PooledSums:
+    """The weighted sums of the queries over one buffer; those over other buffers add up with them."""
+    size = balanced(queries.shape[0], method.max_block)
+    keys = key_blocks(for_attention(buffer, method), method)
+
+    def one_block(block: Array) -> PooledSums:
+        start = no_sums(block, buffer.values.shape[1])
+        return fold_keys(lambda sums, part: sums.merge(pooled_sums(block, part, method)), start, keys)
+
+    return join_blocks(jax.lax.map(one_block, split_blocks(queries, size)), queries.shape[0])
 
 
 def join_blocks(tree: State, length: int) -> State:

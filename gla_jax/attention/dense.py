@@ -7,6 +7,7 @@ from gla_jax.attention.anchors import AnchorSums, positive_sums
 from gla_jax.attention.blockwise import fold_shards, sum_over_shards
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
+from gla_jax.attention.pooling import EPSILON, similarity_weights
 from gla_jax.attention.products import for_attention, similarities, value_sums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
@@ -24,7 +25,13 @@ def sum_positives(queries: Float[Array, "N D"], buffer: Buffer, method: MethodCo
 def attention_weights(
     queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
 ) -> Float[Array, "q N"]:
-    """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0), all without masking."""
+    """Softmax over the kept keys, rows sum to 1: keep j where a_ij >= min(max_j a_ij, 0), all without masking.
+
+    Where a baseline weighs by the similarities themselves, these over their sum.
+    """
+    if method.weighs_by_similarity:
+        weights = similarity_weights(queries, buffer, method)
+        return weights / (weights.sum(1, keepdims=True) + EPSILON)
     similarity = similarities(queries, for_attention(buffer, method))
     logits, kept, _ = attention_logits(similarity, norm, buffer.valid)
     if not method.drops_entries:

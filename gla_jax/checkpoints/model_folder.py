@@ -23,6 +23,7 @@ from gla_jax.support.errors import ModelError, first_line
 from gla_jax.support.files import read_json
 from gla_jax.support.interrupts import to_its_end
 from gla_jax.support.new_folder import folder_written_beside
+from gla_jax.towers.dinoiser import Dinoiser, DinoiserSpec
 from gla_jax.towers.kinds import FAMILIES, build_tower
 from gla_jax.towers.layers import TextSpec, VisionSpec
 
@@ -48,7 +49,7 @@ class ClipSpec:
 
 
 VfmSpec = VisionSpec  # of a tower that gives features
-Spec = ClipSpec | VfmSpec
+Spec = ClipSpec | VfmSpec | DinoiserSpec
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def initial_params(spec: Spec, key: jax.Array) -> Params:
         image_key, text_key = jax.random.split(key)
         text = build_tower(spec.text).init(text_key, jnp.zeros((1, 2), jnp.int32))["params"]
         return {"image": initial_params(spec.image, image_key), "text": text}
+    if isinstance(spec, DinoiserSpec):
+        return Dinoiser(spec).init(key, jnp.zeros((1, 1, spec.width)))["params"]
     return build_tower(spec).init(key, jnp.zeros((1, 3, spec.patch_size, spec.patch_size)))["params"]
 
 
@@ -245,8 +248,9 @@ def _check_sizes(folder: Path, spec: Spec, params: Params) -> None:
     towers = {"image ": spec.image, "text ": spec.text} if isinstance(spec, ClipSpec) else {"": spec}
     for part, tower in towers.items():
         try:
-            sizes = _tower_sizes(params[part.strip()] if part else params)
-        except (KeyError, TypeError, IndexError):
+            own = params[part.strip()] if part else params
+            sizes = _layer_sizes(own) if isinstance(spec, DinoiserSpec) else _tower_sizes(own)
+        except (KeyError, TypeError, IndexError, ValueError):
             raise ModelError(f"{path} describes another family than the parameters are of; convert again.") from None
         implied = {
             "grid_side": getattr(tower, "image_size", 0) // getattr(tower, "patch_size", 1),
@@ -284,6 +288,12 @@ def _tower_sizes(params: Params) -> dict[str, int]:
             sizes["grid_side"] = math.isqrt(np.shape(tokens["positions"])[0])
         sizes["registers"] = np.shape(tokens.get("registers", ()))[0]
     return sizes
+
+
+def _layer_sizes(params: Params) -> dict[str, int]:
+    """The sizes of CLIP-DINOiser's layers, by the fields of their spec."""
+    width, projected = np.shape(params["projection"]["kernel"])[2:]
+    return {"width": width, "projected": projected}
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -329,6 +339,6 @@ def _tower_spec(kind: type, stored: Mapping[str, Any]) -> Any:
             raise ValueError(f"{name} is {value!r}")
     if hasattr(spec, "pixel_std") and not are_pixel_numbers(spec.pixel_mean, spec.pixel_std):
         raise ValueError(f"pixel_mean is {spec.pixel_mean} and pixel_std is {spec.pixel_std}")
-    if spec.width % spec.num_heads:
+    if spec.width % getattr(spec, "num_heads", 1):
         raise ValueError(f"{spec.num_heads} heads do not divide a width of {spec.width}")
     return spec

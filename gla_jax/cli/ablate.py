@@ -78,6 +78,8 @@ def ablate(
         chosen = ablation.stages(base, baseline, alone=bool(shown or folds))
     name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
     segmenter = Segmenter.from_pretrained(name, chosen.settings[0].config, offline=offline)
+    if baselines and segmenter.dinoiser:
+        chosen = ablation.baselines(base, layers=True)
     with locked_results(out) as folder:
         Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit, shown, folds))
     typer.echo(f"{folder / 'ablation.png'}\n{folder / 'ablation.csv'}\n{folder / 'ablation.json'}")

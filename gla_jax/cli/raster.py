@@ -70,7 +70,7 @@ def raster(
     from gla_jax.segmenter import Segmenter
     from gla_jax.text.prompts import with_background
 
-    with_background(parsed, background, threshold)
+    with_background(parsed, background, config.background_rules | {"threshold": threshold})
     config = with_fields(config, {"threshold": threshold, "precision": precision})
     segmenter = Segmenter.from_pretrained(model, config, offline=offline)
     folder = results_folder(out)

@@ -108,7 +108,7 @@ def segment(
         from gla_jax.cluster.workers import segment as segment_on_ray
         from gla_jax.support.progress import counter
 
-        with_background(parsed, background, threshold)  # before actors start
+        with_background(parsed, background, config.background_rules | {"threshold": threshold})
         config = with_fields(config, {"threshold": threshold, "precision": precision})
         order = SegmentOrder(
             model,
@@ -137,7 +137,8 @@ def segment(
         from gla_jax.outputs.run import Task, segment_files
         from gla_jax.segmenter import Segmenter
 
-        with_background(parsed, background, threshold)  # before the weights are loaded
+        # Before the weights are loaded.
+        with_background(parsed, background, config.background_rules | {"threshold": threshold})
         config = with_fields(config, {"threshold": threshold, "precision": precision})
         devices = None if mesh is None else read_mesh(mesh, spanning=True)
         folder = results_folder(out)

@@ -54,7 +54,7 @@ class RasterTask:
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self):
-        names, _, _ = with_background(self.classes, self.background, float(self.segmenter.config.threshold))
+        names, _, _ = with_background(self.classes, self.background, self.segmenter.config.background_rules)
         object.__setattr__(self, "names", names)
 
     def settings(self, source: Path) -> dict[str, Any]:

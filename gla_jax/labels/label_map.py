@@ -228,13 +228,14 @@ def synonyms(class_of_prompt: Int[np.ndarray, " Q"], classes: int) -> Int[np.nda
 
 @typed
 def class_probabilities(
-    logits: Float[Array, "h Q w"], prompts: Int[Array, "L m"] | Int[np.ndarray, "L m"], logit_scale: Number
+    logits: Float[Array, "h Q w"], prompts: Int[Array, "L m"] | Int[np.ndarray, "L m"], logit_scale: Number | None
 ) -> Float[Array, "h L w"]:
     """softmax(scale * logits) over the prompts, then the best synonym of each class: no distribution over L.
 
-    prompts: of every class, by `synonyms`.
+    prompts: of every class, by `synonyms`; logit_scale: None where logits are probabilities already.
     """
-    best = jax.nn.softmax(logit_scale * logits, axis=1)[:, prompts].max(2)
+    probabilities = logits if logit_scale is None else jax.nn.softmax(logit_scale * logits, axis=1)
+    best = probabilities[:, prompts].max(2)
     return jnp.where((prompts >= 0).any(1)[None, :, None], best, 0.0)
 
 
@@ -294,7 +295,7 @@ _across_columns = jax.jit(across_columns, static_argnames="precision")
 
 @jax.jit
 def _score_rows(across, taps, weights, prompts, logit_scale):
-    taps, weights, logit_scale = map(jnp.asarray, (taps, weights, logit_scale))  # as in _label_tile
+    taps, weights, logit_scale = jax.tree.map(jnp.asarray, (taps, weights, logit_scale))  # as in _label_tile
     return class_probabilities(down_rows(across, taps, weights), prompts, logit_scale)
 
 
@@ -336,7 +337,7 @@ def score_map(
     logits: Float[Array, "W S Q"],
     where: Layout,
     class_of_prompt: Int[np.ndarray, " Q"],
-    logit_scale: float,
+    logit_scale: float | None,
     classes: int,
     precision: str = "highest",
 ) -> Float[np.ndarray, "L h w"]:
@@ -346,16 +347,17 @@ def score_map(
         logits: of the tokens of all windows, before the logit scale.
         where: layout of the tokens among the pixels.
         class_of_prompt: index of the class of every prompt.
-        logit_scale: factor before the softmax over prompts.
+        logit_scale: factor before the softmax over prompts, None where logits are probabilities already.
         classes: L.
         precision: of the matrix product, in JAX's words.
     """
+    scale = None if logit_scale is None else np.float32(logit_scale)
     scores, prompts = np.empty((classes, *where.size), np.float32), synonyms(class_of_prompt, classes)
     for down, across, rows, columns in where.tiles():
         at_token_rows = _across_columns(logits, rows, columns, precision=precision)
         for top in range(down.start, down.stop, ROW_BLOCK):
             block = slice(top - down.start, top - down.start + ROW_BLOCK)
-            part = _score_rows(at_token_rows, rows.taps[block], rows.weights[block], prompts, np.float32(logit_scale))
+            part = _score_rows(at_token_rows, rows.taps[block], rows.weights[block], prompts, scale)
             bottom = min(top + ROW_BLOCK, down.stop)
             shown = np.asarray(part)[: bottom - top, :, : across.stop - across.start]
             scores[:, top:bottom, across] = shown.transpose(1, 0, 2)

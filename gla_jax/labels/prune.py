@@ -46,7 +46,7 @@ def best_probabilities(
     logits: Float[Array, "W S Q"],
     where: Layout,
     class_of_prompt: Int[np.ndarray, " Q"],
-    logit_scale: float,
+    logit_scale: float | None,
     classes: int,
     precision: str = "highest",
 ) -> Float[Array, " L"]:
@@ -56,14 +56,15 @@ def best_probabilities(
         logits: of the tokens of all windows, before the logit scale.
         where: layout of the tokens among the pixels.
         class_of_prompt: index of the class of every prompt.
-        logit_scale: factor before the softmax over prompts.
+        logit_scale: factor before the softmax over prompts, None where logits are probabilities already.
         classes: L.
         precision: of the matrix product, in JAX's words.
     """
+    scale = None if logit_scale is None else np.float32(logit_scale)
     best, prompts = jnp.zeros(classes, jnp.float32), synonyms(class_of_prompt, classes)
     for down, across, rows, columns in where.tiles():
         shape = np.array([down.stop - down.start, across.stop - across.start], np.int32)
-        best = _best_in_tile(best, logits, rows, columns, shape, prompts, np.float32(logit_scale), precision)
+        best = _best_in_tile(best, logits, rows, columns, shape, prompts, scale, precision)
     return best
 
 
@@ -75,7 +76,7 @@ def _best_in_tile(
     columns: Columns,
     shape: Array,
     prompts: Array,
-    logit_scale: Array,
+    logit_scale: Array | None,
     precision: str,
 ) -> Array:
     """The larger of `best` [L] and the best probabilities in a tile whose first `shape` pixels lie in the image."""

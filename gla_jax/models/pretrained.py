@@ -5,6 +5,7 @@ import os
 import textwrap
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, read_checkpoint
 from gla_jax.models.registry import EMBEDDED, FAMILIES, MODELS
@@ -14,17 +15,25 @@ from gla_jax.support.new_folder import check_new_folder
 from gla_jax.support.places import is_url, local_copy, place
 
 PAIR = ("clip", "vfm")  # subfolders of a folder that holds both models
+LAYERS = "clip-dinoiser"  # family of trained layers on CLIP's tokens, and a third subfolder of such a folder
 PYTORCH = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def resolve(
-    name_or_path: str | Path, *, offline: bool = False, cache_dir: Path | str | None = None
-) -> tuple[Checkpoint | None, Checkpoint | None]:
-    """The CLIP model and the features model of "A+B", a name or a folder; None for one that is not named.
+class ModelParts(NamedTuple):
+    """A CLIP, a features model and CLIP-DINOiser's layers on that CLIP; None for one that is not named."""
+
+    clip: Checkpoint | None
+    vfm: Checkpoint | None
+    dinoiser: Checkpoint | None
+
+
+def resolve(name_or_path: str | Path, *, offline: bool = False, cache_dir: Path | str | None = None) -> ModelParts:
+    """The parts of "A+B", "A+B+C", a name or a folder.
 
     A part is a name of the models table (which goes before a folder of that name: write ./NAME for the folder), a
-    model folder, or a folder with clip/ and vfm/ in it. Named models are downloaded and converted once, under
-    cache_dir/models. Raises ModelError, and ConversionError when downloaded weights cannot be converted.
+    model folder, or a folder with clip/, vfm/ and perhaps clip-dinoiser/ in it. Named models are downloaded and
+    converted once, under cache_dir/models. Raises ModelError, and ConversionError when downloaded weights cannot be
+    converted.
     """
     text = str(name_or_path)
     if not isinstance(name_or_path, str | Path) or not text.strip():
@@ -34,13 +43,24 @@ def resolve(
     sources = model_sources(text)
     loaded = [_read_cached(at, offline, cache_dir) if at in MODELS else read_checkpoint(at) for at in sources]
     clips = [checkpoint for checkpoint in loaded if isinstance(checkpoint.spec, ClipSpec)]
-    features = [checkpoint for checkpoint in loaded if not isinstance(checkpoint.spec, ClipSpec)]
+    layers = [checkpoint for checkpoint in loaded if checkpoint.family == LAYERS]
+    features = [part for part in loaded if not isinstance(part.spec, ClipSpec) and part.family != LAYERS]
     if len(clips) > 1 or len(features) > 1:
         raise ModelError(
             f"{text} names {len(clips)} CLIP and {len(features)} features models; a model is one of them, or one CLIP "
             "and one features model with a plus between them, as in clip-vit-base-patch16+dino-vitb8."
         )
-    return clips[0] if clips else None, features[0] if features else None
+    if layers and (len(layers) > 1 or not clips):
+        raise ModelError(
+            f"{text} names CLIP-DINOiser's layers {len(layers)} times and {len(clips)} CLIP; name the CLIP that they "
+            "were trained on and the layers once."
+        )
+    if layers and layers[0].spec.width != clips[0].spec.image.width:
+        raise ModelError(
+            f"{layers[0].folder} holds layers on tokens of width {layers[0].spec.width}, but those of "
+            f"{clips[0].folder} have {clips[0].spec.image.width}; name the CLIP that they were trained on."
+        )
+    return ModelParts(*(each[0] if each else None for each in (clips, features, layers)))
 
 
 def model_sources(text: str) -> list[str | Path]:
@@ -71,7 +91,7 @@ def _folders(part: str) -> list[Path]:
     if (folder / "config.json").exists():
         return [folder]
     if all((folder / name).is_dir() for name in PAIR):
-        return [folder / name for name in PAIR]
+        return [folder / name for name in (*PAIR, LAYERS) if name in PAIR or (folder / name).is_dir()]
     if any(path.suffix in PYTORCH for path in folder.iterdir()):
         raise ModelError(f"{folder} holds PyTorch weights; convert them first: {command}.")
     raise ModelError(f"{folder} is not a model folder: it holds neither config.json nor the folders clip and vfm.")

@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 EMBEDDED = "tiny-world"
 DEFAULT_MODEL = "clip-vit-base-patch16+dino-vitb8"  # the paper's, of every command
 # Titles by family, in the order in which they are listed; converting has the same families.
-FAMILIES: Mapping[str, str] = MappingProxyType({"clip": "CLIP", "dino": "features: DINO", "dinov2": "features: DINOv2"})
+FAMILIES: Mapping[str, str] = MappingProxyType(
+    {
+        "clip": "CLIP",
+        "dino": "features: DINO",
+        "dinov2": "features: DINOv2",
+        "clip-dinoiser": "layers on a CLIP: CLIP-DINOiser",
+    }
+)
 CODE_MIT = "MIT*"  # the hub's card names no licence, the repository of the code and weights says MIT
 
 
@@ -90,6 +97,8 @@ def models_table() -> "Table":
     for family, title in FAMILIES.items():
         table.add_section()
         table.add_row(f"[italic]{title}")
+        if family == "clip-dinoiser":
+            table.add_row("[dim]convert last.pt of its repository", "", "", "Apache-2.0")
         for name, model in MODELS.items():
             if model.family == family:
                 origin = f"[bold]{name}[/]{model.note and ', ' + model.note}\n[dim]{model.hub_id}"

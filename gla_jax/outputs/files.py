@@ -101,14 +101,19 @@ class LineFile:
             os.fsync(self._file.fileno())
 
 
+# Fields that came later, with the value of a run that has none of them.
+LATER_SETTINGS = {"prune_below": 0.0, "foreground_below": 0.0, "average": "logits"}
+
+
 def deciding_settings(config: SegmenterConfig) -> dict[str, Any]:
     """The settings that decide a result: without the numbers of a device, which change it by rounding alone."""
     settings = settings_as_dict(config)
     for part in (settings, settings["method"]):
         for name in PlatformNumbers._fields:
             part.pop(name, None)
-    if not settings["prune_below"]:  # runs of before it go on
-        del settings["prune_below"]
+    for name, off in LATER_SETTINGS.items():  # runs of before them go on
+        if settings[name] == off:
+            del settings[name]
     return settings
 
 

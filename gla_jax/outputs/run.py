@@ -82,7 +82,7 @@ class Task:
         complete: whether all images of the run are in it.
         """
         config = self.segmenter.config
-        names, _, _ = with_background(self.classes, self.background, float(config.threshold))
+        names, _, _ = with_background(self.classes, self.background, config.background_rules)
         return {
             "complete": complete,
             "model": self.segmenter.name,
@@ -262,7 +262,7 @@ def _segmented(
 
 def _write_formats(task: Task, rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write all images of the run in the task's formats, from their index PNGs: earlier runs wrote some of them."""
-    names, _, _ = with_background(task.classes, task.background, float(task.segmenter.config.threshold))
+    names, _, _ = with_background(task.classes, task.background, task.segmenter.config.background_rules)
 
     def labelled() -> Iterator[Labelled]:
         for row in rows:

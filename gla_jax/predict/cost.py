@@ -47,6 +47,9 @@ class Widths:
 def model_widths(params: SegmenterParams, config: SegmenterConfig) -> Widths:
     """The sizes of a window's tokens under some settings; the VFM may be absent when the baseline does not read it."""
     values, crop = params.values_spec, config.windows.crop
+    if config.method.reads_dinoiser:
+        patches = (crop // values.patch_size) ** 2
+        return Widths(patches, patches, params.dinoiser_spec.projected, values.embed_dim)
     source = params.features_spec if config.method.reads_vfm else values
     return Widths((crop // source.patch_size) ** 2, (crop // values.patch_size) ** 2, source.width, values.width)
 
@@ -82,6 +85,12 @@ def vfm_flops(spec: VfmSpec, crop: int) -> float:
     return embedding + spec.depth * _block_flops(spec.prefix_tokens + patches, spec.width, spec.mlp_width, gated)
 
 
+def dinoiser_flops(clip: VisionSpec, projected: int, crop: int) -> float:
+    """CLIP-DINOiser's 3x3 convolution on n patches, 2n 9C P, and the attention of a block that runs once more."""
+    patches, width = (crop // clip.patch_size) ** 2, clip.width
+    return 2 * patches * 9 * width * projected + _block_flops(clip.prefix_tokens + patches, width, 0)
+
+
 def projection_flops(clip: VisionSpec, tokens: int, whole_block: bool) -> float:
     """Gathered values of some tokens to the joint space: 2 (C^2 + CE) a token, 4Ch more where the MLP runs."""
     linear = clip.width**2 + clip.width * clip.embed_dim
@@ -113,6 +122,8 @@ def image_flops(params: SegmenterParams, windows: int, config: SegmenterConfig) 
         towers = (vfm_flops if clip is None or method.reads_vfm else clip_flops)(params.values_spec, crop)
     else:
         towers = clip_flops(clip, crop) + (vfm_flops(params.vfm_spec, crop) if method.reads_vfm else 0)
+    if method.reads_dinoiser:
+        towers += dinoiser_flops(clip, params.dinoiser_spec.projected, crop)
     tokens = windows * (widths.tokens if method.attends_by_features else widths.clip_tokens)
     projection = projection_flops(clip, tokens, BASELINES[method.baseline].whole_block) if clip else 0
     return windows * towers + attention_flops(widths, windows, method) + projection

@@ -39,7 +39,9 @@ from gla_jax.pipeline import SegmenterParams, segment_features, segment_images, 
 from gla_jax.support.arrays import Array, Float, UInt8
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
+from gla_jax.towers.dinoiser import FROM_LAST
 from gla_jax.towers.placement import device_memory, padded_to_steps, platform_numbers, platform_of, tower_batch
+from gla_jax.window_tokens import foreground_logits
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -125,6 +127,7 @@ def _of_canvas(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig)
 
 
 _segment_features = jax.jit(_of_canvas)
+_foreground = jax.jit(foreground_logits)
 _cut = jax.jit(cut_canvas, static_argnums=(1, 2))
 
 
@@ -204,6 +207,11 @@ class Model:
             return [_segment_features(self.params, self.canvas(images), self.config)]
         return list(_batch_features(self.params, self.canvas(images), self.config))
 
+    def foreground(self, images: Sequence[Prepared]) -> list[Float[Array, "W n"]]:
+        """Logits of CLIP-DINOiser's background layer of every window token, image after image, on the first device."""
+        params = self.params if self.mesh is None else jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params)
+        return [_foreground(params, image.windows, self.config) for image in images]
+
     def split_features(self, images: Sequence[Prepared]) -> Float[Array, "B W S E"]:
         """`features` of a model on a mesh, as they lie on it; B is padded to a multiple of the mesh's data axis."""
         # Every group of devices takes an image; what is left over takes the last one again.
@@ -248,6 +256,14 @@ def check_settings(config: SegmenterConfig, params: SegmenterParams) -> Segmente
             f"method {method.baseline} compares features of a vision foundation model, but the model is a CLIP alone; "
             "name a pair such as CLIP+dino-vitb8, or choose another method."
         )
+    if (method.reads_dinoiser or config.foreground_below) and params.dinoiser is None:
+        what = f"method {method.baseline}" if method.reads_dinoiser else "foreground_below"
+        raise UserError(
+            f"{what} reads CLIP-DINOiser's two trained layers, which the model lacks; convert them with gla-jax "
+            "convert clip-dinoiser last.pt OUT and add +OUT to the model, or choose another method."
+        )
+    if params.dinoiser is not None and clip.depth < FROM_LAST:
+        raise UserError(f"CLIP-DINOiser's layers read block {FROM_LAST} from the last; this CLIP has {clip.depth}.")
     row = BASELINES[method.baseline]
     if clip is None and (row.whole_block or row.pairs or row.attention or set(row.features) - {"vfm"}):
         raise UserError(

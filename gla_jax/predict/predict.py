@@ -11,11 +11,13 @@ from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.labels import split_logits, start_labels
 from gla_jax.distributed.mesh import DATA_AXIS
 from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map, whole_logits
+from gla_jax.labels.probabilities import labels_of, token_probabilities, with_background_tokens
 from gla_jax.labels.prune import best_probabilities, prune
 from gla_jax.predict.features import FeatureMap, check_usable
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
 from gla_jax.support.arrays import Array, Float, Int, Integer, have_directions, typed
 from gla_jax.support.batches import Stopwatch, grouped
+from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
 
 _usable = jax.jit(have_directions)
@@ -115,7 +117,8 @@ def start(
     """
     config, padded = model.config, [*images, *[images[-1]] * (size - len(images))]
     precision = config.method.plain_precision
-    if model.mesh is not None and not (scores or question.area_threshold or config.prune_below):
+    on_mesh = config.average == "logits" and not (scores or question.area_threshold or config.prune_below)
+    if model.mesh is not None and on_mesh:
         features, embeddings = model.split_features(padded), np.asarray(question.text_embeddings)
         logits, usable = split_logits(features, embeddings, model.mesh, precision)
         padded += [images[-1]] * (len(usable) - len(padded))
@@ -123,10 +126,11 @@ def start(
         labels = start_labels(logits, places, question.rule(config), model.mesh, precision)
         return Started(usable, [lambda own=own: Prediction(own()) for own in labels], config.dtype)
     features = model.features(padded, progress)[: len(images)]
+    layer = model.foreground(images) if config.foreground_below else [None] * len(images)
     labels = []
-    for image, own in zip(images, features, strict=True):
+    for image, own, foreground in zip(images, features, layer, strict=True):
         logits = whole_logits(own, question.text_embeddings, precision)
-        labels.append(start_label(logits, image, question, config, scores))
+        labels.append(start_label(logits, image, question, config, scores, foreground))
     return Started([_usable(own) for own in features], labels, config.dtype)
 
 
@@ -136,6 +140,7 @@ def start_label(
     question: Question,
     config: SegmenterConfig,
     scores: bool = False,
+    foreground: Float[Array, "W S"] | None = None,
 ) -> Callable[[], Prediction]:
     """Hand token logits to the device; the function waits for the labels of every pixel.
 
@@ -143,24 +148,39 @@ def start_label(
         logits: before the logit scale.
         image: where the windows lie, and the size of the result.
         question: prompts and classes.
-        config: logit scale, threshold and prune_below.
+        config: logit scale, threshold, prune_below, foreground_below and average.
         scores: also the probability of every class; all is then done when the function is called.
+        foreground: logit of every token by CLIP-DINOiser's background layer, which foreground_below reads.
+
+    Raises UserError when foreground_below has none to read.
     """
+    if config.foreground_below and foreground is None:
+        raise UserError("foreground_below reads the image's own tokens, which are not kept; segment the image itself.")
     where, rule = layout(image.grid, logits.shape[1], image.size), question.rule(config)
-    precision = config.method.plain_precision
+    precision, of_tokens = config.method.plain_precision, config.average == "probabilities"
+    scale = None if of_tokens else rule.logit_scale
+    averaged = token_probabilities(logits, rule.logit_scale) if of_tokens else logits
     if config.prune_below:
-        best = best_probabilities(logits, where, rule.class_of_prompt, rule.logit_scale, question.classes, precision)
+        best = best_probabilities(averaged, where, rule.class_of_prompt, scale, question.classes, precision)
         logits = prune(logits, best, rule.class_of_prompt, config.prune_below)
-    if not (scores or question.area_threshold):
-        labels = label_map(logits, where, rule, precision)
+        averaged = token_probabilities(logits, rule.logit_scale) if of_tokens else logits
+    if config.foreground_below:
+        of_background = (rule.class_of_prompt == rule.background).astype(np.int32)
+        averaged = with_background_tokens(averaged, foreground, of_background, config.foreground_below)
+    # The program of labels knows a threshold on a softmax alone.
+    from_scores = question.area_threshold or (of_tokens and rule.threshold)
+    if not (scores or from_scores):
+        labels = label_map(averaged, where, rule, precision)
         return lambda: Prediction(labels())
 
     def scored() -> Prediction:
-        probabilities = score_map(logits, where, rule.class_of_prompt, rule.logit_scale, question.classes, precision)
+        probabilities = score_map(averaged, where, rule.class_of_prompt, scale, question.classes, precision)
         if question.area_threshold:
             found = without_small_classes(probabilities, question.area_threshold, rule.threshold).astype(rule.dtype)
+        elif from_scores:
+            found = labels_of(probabilities, rule.threshold, rule.background).astype(rule.dtype)
         else:
-            found = label_map(logits, where, rule, precision)()
+            found = label_map(averaged, where, rule, precision)()
         return Prediction(found, probabilities if scores else None)
 
     return scored

@@ -160,29 +160,32 @@ def check_enough(classes: Classes, background: str | None = None) -> None:
 
 
 def with_background(
-    classes: Classes, background: str | None, threshold: float
+    classes: Classes, background: str | None, rules: Mapping[str, float]
 ) -> tuple[tuple[str, ...], Int[np.ndarray, " Q"], int]:
     """Class names, class of each prompt and index of the background class.
 
-    A background that is not among the classes becomes class 0, which only the threshold reaches. Raises ClassesError
-    when the threshold and the background do not go together.
+    A background that is not among the classes becomes class 0, which only such a rule reaches. rules: background_rules
+    of the settings, with a threshold that may be anything. Raises ClassesError when rules and background do not go
+    together.
     """
+    threshold = rules.get("threshold", 0.0)
     try:
         in_range = 0.0 <= float(threshold) <= 1.0
     except (TypeError, ValueError):
         in_range = False
     if not in_range:
         raise ClassesError(f"threshold {threshold!r:.60} is not a probability; give a number from 0 to 1.")
+    rules = {name: value for name, value in rules.items() if value}
     class_of_prompt = np.asarray(classes.class_of_prompt, np.int32)
     if background is None:
-        if threshold > 0:
-            raise ClassesError(
-                f"threshold {threshold} needs a class for the pixels below it; name one with background."
-            )
+        for name, value in rules.items():
+            raise ClassesError(f"{name} {value} needs a class for the pixels below it; name one with background.")
         return classes.names, class_of_prompt, 0
     if background in classes.names:
         return classes.names, class_of_prompt, classes.names.index(background)
-    if threshold == 0:
+    if "foreground_below" in rules:
+        raise ClassesError(f"foreground_below raises the probability of {background!r}; add that to the classes.")
+    if not rules:
         raise ClassesError(
             f"background {background!r} is not among the classes, so only a threshold could reach it, and that is 0; "
             "set a threshold above 0 or add it to the classes."

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
 from gla_jax.towers.dino import Dino, DinoSpec, DinoV2, DinoV2Spec
+from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.layers import TextSpec, Tower, VisionSpec
 
 TOWERS: Mapping[type, type[Tower]] = {
@@ -26,10 +27,10 @@ class Family(NamedTuple):
 
     With a text tower the image tower gives values: encode(pixels) -> ImageTokens, project(attended, residual) and
     image_feature(tokens); if image.gives_features also features(tokens) [B n D], from the same pass. Without one it
-    gives features alone: tower(pixels).patch_tokens [B n D].
+    gives features alone: tower(pixels).patch_tokens [B n D]. CLIP-DINOiser's are no tower but layers on one's tokens.
     """
 
-    image: type[VisionSpec]
+    image: type[VisionSpec] | type[DinoiserSpec]
     text: type[TextSpec] | None = None
 
 
@@ -37,6 +38,7 @@ FAMILIES: Mapping[str, Family] = {
     "clip": Family(ClipImageSpec, ClipTextSpec),
     "dino": Family(DinoSpec),
     "dinov2": Family(DinoV2Spec),
+    "clip-dinoiser": Family(DinoiserSpec),
 }
 
 

@@ -261,10 +261,18 @@ class Block(nn.Module):
         out = self.mlp(self.norm_2(tokens))
         return tokens + (self.scale_2(out) if self.layer_scale else out)
 
-    def __call__(self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
+    def attend(self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
+        """The first half of the block, residual included."""
         qkv = self.project_in(tokens)
         attended = multi_head_attention(qkv, self.num_heads, mask, self.precision, self.attention_form)
-        return self.feed_forward(tokens + self.project_out(attended))
+        return tokens + self.project_out(attended)
+
+    def mlp_input(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        """The input of the block's MLP."""
+        return self.norm_2(self.attend(tokens))
+
+    def __call__(self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
+        return self.feed_forward(self.attend(tokens, mask))
 
 
 class Tower(nn.Module):
@@ -292,7 +300,7 @@ class Tower(nn.Module):
             for block in self.blocks[:count]:
                 outputs.append(block(outputs[-1], mask))
             return tuple(outputs[1:])
-        block = self.blocks[0].clone(parent=None, name=None)
+        block = self._detached_block()
 
         def step(tokens: Array, params: Params) -> tuple[Array, Array]:
             tokens = block.apply({"params": params}, tokens, mask)
@@ -300,6 +308,17 @@ class Tower(nn.Module):
 
         last, outputs = jax.lax.scan(step, tokens, self.get_variable("params", STACKED))
         return *outputs[:-1], last
+
+    def mlp_input(self, tokens: Float[Array, "B t C"], index: int) -> Float[Array, "B t C"]:
+        """The input of a block's MLP from the input of that block, which is not the last one."""
+        if not self.has_variable("params", STACKED):
+            return self.blocks[index].mlp_input(tokens)
+        params = jax.tree.map(lambda leaf: leaf[index], self.get_variable("params", STACKED))
+        return self._detached_block().apply({"params": params}, tokens, method="mlp_input")
+
+    def _detached_block(self) -> "Block":
+        """A block that takes its parameters by apply."""
+        return self.blocks[0].clone(parent=None, name=None)
 
 
 def transformer_blocks(

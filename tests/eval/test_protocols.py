@@ -116,6 +116,8 @@ def test_rows_are_frozen():
     """
     rows = {f"{key} {old}": protocol(key, new).sha256 for key in NAMED for old, new in PRESET_ALIASES.items()}
     rows |= {f"{key} sclip, method sclip": protocol(key, method="sclip").sha256 for key in PAPER_BENCHMARKS}
+    of_dinoiser = {key: protocol(key, "448-448-224", method="clip-dinoiser") for key in PAPER_BENCHMARKS}
+    rows |= {f"{key} clip-dinoiser, method clip-dinoiser": row.sha256 for key, row in of_dinoiser.items()}
     assert rows == json.loads(FROZEN.read_text("utf-8"))
 
 
@@ -153,6 +155,19 @@ def test_sclip_has_the_numbers_of_its_own_release():
     assert protocol("voc21", method="gla-sclip") == rows["voc21"]
     assert protocol("voc21", method="proxyclip") == protocol("voc21")
     assert protocol("voc21", "448-448-224-scale-50", method="sclip") == protocol("voc21", "448-448-224-scale-50")
+
+
+def test_clip_dinoiser_has_the_rules_of_its_own_release():
+    """Probabilities of tokens at scale 100, and the trained layer in place of a threshold where a background is."""
+    for key in PAPER_BENCHMARKS:
+        row = protocol(key, "448-448-224", method="clip-dinoiser")
+        settings = row.config("clip-dinoiser")
+        assert (settings.logit_scale, settings.average, settings.threshold) == (100, "probabilities", 0)
+        assert settings.foreground_below == (0.99 if BENCHMARKS[key].background else 0)
+        assert (row.windows.short_side, row.windows.crop, row.windows.stride) == (448, 448, 224)
+        assert all(len(prompts) == 1 for prompts in row.prompts)  # one query a class
+        assert protocol(key, "448-448-224", method="gla-clip-dinoiser") == row
+        assert protocol(key, "448-448-224").settings.average == "logits"
 
 
 def test_the_background_prompt_that_hides_a_class_can_be_dropped():

@@ -97,11 +97,11 @@ def folders(tmp_path_factory):
 
 
 def test_named_models_are_downloaded_and_converted_once(downloads, hub, tmp_path):
-    clip, vfm = resolve("some-clip+some-dino", cache_dir=tmp_path)
+    clip, vfm, _ = resolve("some-clip+some-dino", cache_dir=tmp_path)
     assert (clip.family, vfm.family) == ("clip", "dino")
     assert clip.folder == tmp_path / "models" / "some-clip"
     assert downloads == ["somebody/some-clip", "somebody/some-dino"]
-    again, _ = resolve("some-clip+some-dino", cache_dir=tmp_path, offline=True)
+    again, *_ = resolve("some-clip+some-dino", cache_dir=tmp_path, offline=True)
     assert again.sha256 == clip.sha256
     assert downloads == ["somebody/some-clip", "somebody/some-dino"]
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["some-clip", "some-dino"]
@@ -233,16 +233,16 @@ def test_a_failed_download_names_its_reason_in_whole_words(monkeypatch, tmp_path
 
 def test_without_a_network_what_the_hub_keeps_here_is_used(downloads, monkeypatch, tmp_path):
     monkeypatch.setattr("gla_jax.convert.sources.unreachable", lambda: "Network is unreachable")
-    clip, none = resolve("some-clip", cache_dir=tmp_path)
+    clip, none, _ = resolve("some-clip", cache_dir=tmp_path)
     assert (clip.family, none) == ("clip", None)
     assert downloads == []
 
 
 def test_folders(folders):
-    clip, none = resolve(folders / "clip")
+    clip, none, _ = resolve(folders / "clip")
     assert (clip.family, none) == ("clip", None)
     for name in (f"{folders}/clip+{folders}/dino", f"{folders}/dino+{folders}/clip", folders / "pair"):
-        clip, vfm = resolve(name)
+        clip, vfm, _ = resolve(name)
         assert (clip.family, vfm.family) == ("clip", "dino")
     for leaf in flatten_params(vfm.params).values():
         assert leaf.dtype == np.float32
@@ -256,7 +256,7 @@ def test_a_folder_may_have_a_plus_in_its_name(folders, tmp_path):
 def test_the_embedded_pair_lies_in_the_package(folders, monkeypatch, tmp_path):
     shutil.copytree(folders / "pair", tmp_path / "weights")
     monkeypatch.setattr("gla_jax.models.pretrained.files", lambda package: {"gla_jax.tiny_world": tmp_path}[package])
-    clip, vfm = resolve("tiny-world")
+    clip, vfm, _ = resolve("tiny-world")
     assert (clip.folder, vfm.folder) == (tmp_path / "weights" / "clip", tmp_path / "weights" / "vfm")
 
 
