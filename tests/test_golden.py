@@ -13,7 +13,7 @@ from tests import golden
 FOLDER = os.environ.get("GLA_JAX_GOLDEN", "")
 OWN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 # Each file once: the folder may hold what lies here too.
-FILES = list({path.name: path for path in [*OWN, *(sorted(Path(FOLDER).glob("*.npz")) if FOLDER else [])]}.values())
+FILES = list({path.name: path for path in [*OWN, *(sorted(Path(FOLDER).rglob("*.npz")) if FOLDER else [])]}.values())
 
 
 @pytest.mark.parametrize(

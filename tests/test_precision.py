@@ -22,6 +22,7 @@ from gla_jax.predict.cost import blank_windows
 from gla_jax.predict.model import image_grid
 from gla_jax.text import embeddings
 from gla_jax.towers.dino import DinoV2Spec
+from gla_jax.towers.dinoiser import DinoiserSpec
 from tests import small_models
 from tests.small_models import IMAGE, VFM, small_clip
 
@@ -110,7 +111,8 @@ CASES = [
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("method", "spec"), CASES)
 def test_the_jitted_call_of_the_readme(method, spec, precision):
-    params = random_params(IMAGE, SPECS[spec])
+    layers = DinoiserSpec(IMAGE.width, 6) if METHODS[method].reads_dinoiser else None
+    params = random_params(replace(IMAGE, depth=3) if layers else IMAGE, SPECS[spec], dinoiser=layers)
     for form in ("blockwise", "dense") if precision == "highest" else ("blockwise",):
         config = settings(method, precision, attention=form)
         arguments = params, blank_windows(3, config), ROWS, config

@@ -41,6 +41,7 @@ from gla_jax.support.errors import UserError
 from gla_jax.support.progress import track
 from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoSpec
+from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.layers import VisionSpec
 
 # The published pair: CLIP ViT-B/16 and DINO ViT-B/8.
@@ -48,17 +49,20 @@ CLIP_BASE = ClipImageSpec(224, 16, width=768, depth=12, num_heads=12, mlp_width=
 DINO_BASE = DinoSpec(224, 8, width=768, depth=12, num_heads=12, mlp_width=3072)
 
 
-def random_params(clip: VisionSpec, vfm: VfmSpec | None, seed: int = 0) -> SegmenterParams:
-    """Towers of some sizes with random weights, drawn by NumPy, which compiles nothing."""
+def random_params(
+    clip: VisionSpec, vfm: VfmSpec | None, seed: int = 0, dinoiser: DinoiserSpec | None = None
+) -> SegmenterParams:
+    """Towers of some sizes, and CLIP-DINOiser's layers, with random weights, drawn by NumPy, which compiles nothing."""
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         noise = rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02)
         return noise + np.float32(1) if path[-1].key == "scale" else noise  # of a LayerNorm
 
-    shapes = abstract_params(clip), vfm and abstract_params(vfm)
-    clip_params, vfm_params = (tree and jax.tree_util.tree_map_with_path(draw, dict(tree)) for tree in shapes)
-    return SegmenterParams(clip_params, clip, vfm_params, vfm)
+    parts = []
+    for spec in (clip, vfm, dinoiser):
+        parts += (spec and jax.tree_util.tree_map_with_path(draw, dict(abstract_params(spec)))), spec
+    return SegmenterParams(*parts)
 
 
 def load_model(options: Options, offline: bool = False) -> Model:
