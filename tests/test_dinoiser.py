@@ -103,7 +103,7 @@ def test_the_layers_count_in_the_hash_of_a_model(folders, segmenter):
 def token_probabilities(segmenter, foreground_below=0.0):
     """In float64 from the features of the towers: softmax on tokens, the background layer, then stitching."""
     features, grid = segmenter.window_features(PIXELS)
-    _, question = segmenter.question(parse_classes(CLASSES), None)
+    _, question = segmenter.question(parse_classes(CLASSES), CLASSES[0])
     logits = oracle.l2(np.asarray(features, np.float64)) @ np.asarray(question.text_embeddings, np.float64).T
     probabilities = oracle.softmax(100 * logits)[: grid.count]
     (layer,) = segmenter.model.foreground([segmenter.prepare(PIXELS)])

@@ -266,7 +266,6 @@ def test_the_embedded_pair_lies_in_the_package(folders, monkeypatch, tmp_path):
         ("{folders}/clip+{folders}/clip", "names 2 CLIP and 0 features models"),
         ("{folders}/dino+{folders}/dino", "names 0 CLIP and 2 features models"),
         ("{folders}/clip+{folders}/pair", "names 2 CLIP and 1 features models"),
-        ("{folders}/dino", "names 0 CLIP and 1 features models"),
         ("/dev/zero", "/dev/zero is a pipe, a socket or a device; name a model folder"),
         ("clip-vit-base-patch17", "did you mean clip-vit-base-patch16"),
         ("clip-vit-base-patch16+dinov2_smal", "did you mean dinov2-small"),
