@@ -11,7 +11,7 @@ from gla_jax.distributed.shards import FOLDER
 from gla_jax.eval.benchmarks import TINY_WORLD
 from gla_jax.eval.datasets.by_example import benchmark_examples
 from gla_jax.eval.datasets.dataset import Dataset
-from gla_jax.eval.protocols import Protocol
+from gla_jax.eval.protocols import Protocol, with_steps
 from gla_jax.eval.runner import Run, open_benchmark
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.segmenter import Segmenter
@@ -25,7 +25,10 @@ _HINTS = {
     **dict.fromkeys(("drop_duplicates", "save_predictions", "offline"), bool),
     **dict.fromkeys(("threads", "batch"), int),
     "limit": int | None,
+    **dict.fromkeys(("prune_below", "background_margin"), float),
 }
+# Options that came later, which jobs of before do not have.
+_LATER = {"classes_from": None, "prune_below": 0.0, "background_margin": 0.0}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Job:
     mesh: str | None
     offline: bool
     classes_from: str | None = None
+    prune_below: float = 0.0
+    background_margin: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The job as JSON values."""
@@ -55,7 +60,7 @@ class Job:
 
 def read_job(values: Any) -> Job:
     """The job that a file holds. Raises UserError when it is none."""
-    values = {"classes_from": None} | values if isinstance(values, dict) else values  # shards of before have none
+    values = _LATER | values if isinstance(values, dict) else values
     if not isinstance(values, dict) or any(
         not is_bearable(values.get(name, ...), hint) for name, hint in _HINTS.items()
     ):
@@ -75,7 +80,7 @@ def open_data(jobs: Sequence[Job], out: Path, sharded: bool) -> list[tuple[Datas
         kept = home / FOLDER / "data.json" if sharded else None
         data = place(job.data) if job.data else None
         dataset, row = open_benchmark(job.benchmark, data, job.preset, method=job.method, kept=kept, **asked)
-        opened.append((dataset, row, home))
+        opened.append((dataset, with_steps(row, job.prune_below, job.background_margin), home))
     return opened
 
 

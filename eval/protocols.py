@@ -103,8 +103,8 @@ class Protocol:
             "area_threshold": self.area_threshold,
             "tuned": None,
         }
-        if self.settings.average != "logits":
-            content |= {name: getattr(self.settings, name) for name in ("average", "foreground_below")}
+        later = {"average": "logits", "foreground_below": 0.0, "prune_below": 0.0, "background_margin": 0.0}
+        content |= {name: value for name, off in later.items() if (value := getattr(self.settings, name)) != off}
         if self.tuned_for:
             numbers = [(name, getattr(method, name)) for name in METHOD_NUMBERS]
             former = {"gla-on-clip-keys": "gla-clip"}
@@ -197,6 +197,17 @@ def duplicates(row: Protocol) -> tuple[str, ...]:
     """The prompts of class 0 that are another class's too: class 0 wins the tie, so that class is never seen."""
     others = {prompt for prompts in row.prompts[1:] for prompt in prompts}
     return tuple(prompt for prompt in row.prompts[0] if prompt in others)
+
+
+def with_steps(row: Protocol, prune_below: float = 0.0, background_margin: float = 0.0) -> Protocol:
+    """The row with steps of our own in its settings, which is another row where one is on.
+
+    Raises UserError for numbers that are no probabilities, and for a margin on a benchmark without a background.
+    """
+    if background_margin and not BENCHMARKS[row.benchmark].background:
+        raise UserError(f"{row.benchmark} has no class for the background, which the margin needs; leave it out.")
+    steps = {"prune_below": prune_below, "background_margin": background_margin}
+    return replace(row, settings=with_fields(row.settings, steps))
 
 
 def without_duplicates(row: Protocol) -> Protocol:

@@ -223,7 +223,9 @@ class SegmenterConfig:
     """Everything a segmentation depends on besides weights, image and classes.
 
     threshold: pixels whose best class probability is below it become background (0 turns it off); prune_below:
-    classes whose best probability over all pixels is below it leave the softmax (0: none; our own); foreground_below:
+    classes whose best probability over all pixels is below it leave the softmax (0: none; our own);
+    background_margin: pixels whose best class leads the second by less become background (0: none; our own);
+    foreground_below:
     tokens whose best class probability is below it become background where CLIP-DINOiser's trained layer calls them so
     (0 turns it off); average: what is brought to pixels and averaged where windows overlap, logits or, as CLIP-DINOiser
     does, the probabilities of tokens; dtype: of the towers, all statistics stay float32; tower_batch and
@@ -238,6 +240,7 @@ class SegmenterConfig:
     tower_batch: int | None = static(None)
     tower_attention: TowerAttention | None = static(None)
     prune_below: float = static(0.0)
+    background_margin: float = static(0.0)
     foreground_below: float = static(0.0)
     average: Literal["logits", "probabilities"] = static("logits")
 
@@ -248,7 +251,7 @@ class SegmenterConfig:
         if not isinstance(self.windows, WindowConfig):
             raise ValueError(f"windows is {self.windows!r:.60}; give a WindowConfig")
         check_number("logit_scale", self.logit_scale, above=0)
-        for name in ("threshold", "prune_below", "foreground_below"):
+        for name in ("threshold", "prune_below", "background_margin", "foreground_below"):
             check_number(name, getattr(self, name), at_least=0, at_most=1)
         if self.average not in ("logits", "probabilities"):
             raise ValueError(f"average {self.average!r:.60} is not logits or probabilities")
@@ -264,7 +267,7 @@ class SegmenterConfig:
     @property
     def background_rules(self) -> dict[str, float]:
         """Numbers above 0 by which pixels become background, by the names of their fields."""
-        rules = {name: float(getattr(self, name)) for name in ("threshold", "foreground_below")}
+        rules = {name: float(getattr(self, name)) for name in ("threshold", "background_margin", "foreground_below")}
         return {name: value for name, value in rules.items() if value}
 
     @property

@@ -293,11 +293,11 @@ class Segmenter:
 
         ready = read_ahead(range(len(pixels)), lambda index: Ready(index, model.prepare(pixels[index])), threads=1)
         results: list[Segmentation | None] = [None] * len(pixels)
-        threshold = float(model.config.threshold)
+        threshold, margin = float(model.config.threshold), model.config.background_margin
         for index, found in label_images(model, ready, question, Stopwatch(), scores=scores or pooled, around=around):
             labels = found.labels
             if pooled:
-                labels = label_masks(labels, found.scores, regions[index], threshold, question.background)
+                labels = label_masks(labels, found.scores, regions[index], threshold, question.background, margin)
             results[index] = Segmentation(labels, names, pixels[index], found.scores if scores else None, background)
         return results
 

@@ -16,6 +16,7 @@ FIELDS: dict[str, Any] = get_type_hints(MethodConfig) | {
     "logit_scale": Number,
     "threshold": Number,
     "prune_below": Number,
+    "background_margin": Number,
 }
 
 

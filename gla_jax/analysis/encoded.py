@@ -20,7 +20,7 @@ from gla_jax.support.arrays import Array, Float, Integer, UInt8, l2_normalize
 from gla_jax.text.prompts import Classes
 
 # Numbers that only the step from logits to labels reads, with values that stand for all others.
-LABEL_NUMBERS = {"logit_scale": 1.0, "threshold": 0.0, "prune_below": 0.0}
+LABEL_NUMBERS = {"logit_scale": 1.0, "threshold": 0.0, "prune_below": 0.0, "background_margin": 0.0}
 
 
 class Encoded(NamedTuple):

@@ -32,6 +32,10 @@ def segment(
         float,
         typer.Option(help="Classes whose best probability in an image is below it are left out there. 0: none."),
     ] = 0.0,
+    background_margin: Annotated[
+        float,
+        typer.Option(help="A pixel whose best class leads the second by less, in probability, is background. 0: none."),
+    ] = 0.0,
     model: options.Model = DEFAULT_MODEL,
     method: options.Method = "gla",
     preset: options.Preset = options.DEFAULT_PRESET,
@@ -85,7 +89,7 @@ def segment(
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
     )
-    config = with_fields(config, {"prune_below": prune_below})
+    config = with_fields(config, {"prune_below": prune_below, "background_margin": background_margin})
     parsed = options.typed_classes(classes, classes_file, classes_from)
     background, threshold = options.typed_background(background, threshold, config)
     prompts = read_lines(templates, "templates") if templates else None

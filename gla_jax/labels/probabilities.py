@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gla_jax.config import Number
 from gla_jax.support.arrays import Array, Float, Int, typed
@@ -33,9 +32,3 @@ def with_background_tokens(
     """
     background = (probabilities.max(-1) < foreground_below) & (foreground <= 0)
     return jnp.where(background[..., None] & (of_background == 1)[None, None], 1.0, probabilities)
-
-
-@typed
-def labels_of(scores: Float[np.ndarray, "L h w"], threshold: float, background: int) -> Int[np.ndarray, "h w"]:
-    """The class of the highest score of every pixel, the background where that is below the threshold."""
-    return np.where(scores.max(0) < threshold, background, scores.argmax(0)).astype(np.int32)

@@ -102,7 +102,7 @@ class LineFile:
 
 
 # Fields that came later, with the value of a run that has none of them.
-LATER_SETTINGS = {"prune_below": 0.0, "foreground_below": 0.0, "average": "logits"}
+LATER_SETTINGS = {"prune_below": 0.0, "background_margin": 0.0, "foreground_below": 0.0, "average": "logits"}
 
 
 def deciding_settings(config: SegmenterConfig) -> dict[str, Any]:

@@ -245,7 +245,14 @@ def _segmented(
     images = label_images(model, readable(), question, watch, batch=task.batch, scores=scores, around=around)
     for read, (labels, found) in images:
         if read.masks is not None:
-            labels = label_masks(labels, found, read.masks, float(model.config.threshold), question.background)
+            labels = label_masks(
+                labels,
+                found,
+                read.masks,
+                float(model.config.threshold),
+                question.background,
+                model.config.background_margin,
+            )
         result = Segmentation(labels, names, read.pixels, found if task.scores else None, task.background)
         if folder is not None:
             result.save(folder, read.file.name)

@@ -10,8 +10,9 @@ import numpy as np
 from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.labels import split_logits, start_labels
 from gla_jax.distributed.mesh import DATA_AXIS
+from gla_jax.labels.background import labels_with_background
 from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map, whole_logits
-from gla_jax.labels.probabilities import labels_of, token_probabilities, with_background_tokens
+from gla_jax.labels.probabilities import token_probabilities, with_background_tokens
 from gla_jax.labels.prune import best_probabilities, prune
 from gla_jax.predict.features import FeatureMap, check_usable
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
@@ -117,7 +118,8 @@ def start(
     """
     config, padded = model.config, [*images, *[images[-1]] * (size - len(images))]
     precision = config.method.plain_precision
-    on_mesh = config.average == "logits" and not (scores or question.area_threshold or config.prune_below)
+    from_scores = scores or question.area_threshold or config.background_margin
+    on_mesh = config.average == "logits" and not (from_scores or config.prune_below)
     if model.mesh is not None and on_mesh:
         features, embeddings = model.split_features(padded), np.asarray(question.text_embeddings)
         logits, usable = split_logits(features, embeddings, model.mesh, precision)
@@ -148,7 +150,7 @@ def start_label(
         logits: before the logit scale.
         image: where the windows lie, and the size of the result.
         question: prompts and classes.
-        config: logit scale, threshold, prune_below, foreground_below and average.
+        config: logit scale, the rules of the background, prune_below and average.
         scores: also the probability of every class; all is then done when the function is called.
         foreground: logit of every token by CLIP-DINOiser's background layer, which foreground_below reads.
 
@@ -168,20 +170,20 @@ def start_label(
         of_background = (rule.class_of_prompt == rule.background).astype(np.int32)
         averaged = with_background_tokens(averaged, foreground, of_background, config.foreground_below)
     # The program of labels knows a threshold on a softmax alone.
-    from_scores = question.area_threshold or (of_tokens and rule.threshold)
+    from_scores = question.area_threshold or config.background_margin or (of_tokens and rule.threshold)
     if not (scores or from_scores):
         labels = label_map(averaged, where, rule, precision)
         return lambda: Prediction(labels())
 
     def scored() -> Prediction:
         probabilities = score_map(averaged, where, rule.class_of_prompt, scale, question.classes, precision)
-        if question.area_threshold:
-            found = without_small_classes(probabilities, question.area_threshold, rule.threshold).astype(rule.dtype)
-        elif from_scores:
-            found = labels_of(probabilities, rule.threshold, rule.background).astype(rule.dtype)
-        else:
-            found = label_map(averaged, where, rule, precision)()
-        return Prediction(found, probabilities if scores else None)
+        if from_scores:
+            left, background = probabilities, rule.background
+            if question.area_threshold:
+                left, background = without_small_classes(probabilities, question.area_threshold), 0
+            found = labels_with_background(left, rule.threshold, config.background_margin, background)
+            return Prediction(found.astype(rule.dtype), probabilities if scores else None)
+        return Prediction(label_map(averaged, where, rule, precision)(), probabilities if scores else None)
 
     return scored
 
@@ -194,17 +196,14 @@ def label_logits(
 
 
 @typed
-def without_small_classes(
-    scores: Float[np.ndarray, "L h w"], area_threshold: float, threshold: float
-) -> Int[np.ndarray, "h w"]:
-    """SCLIP's labels: the best class of every pixel once small classes are gone, class 0 below the threshold.
+def without_small_classes(scores: Float[np.ndarray, "L h w"], area_threshold: float) -> Float[np.ndarray, "L h w"]:
+    """SCLIP's scores: 0 for small classes, those that are the best of at most that share of all pixels outside class 0.
 
-    A class other than 0 is small when at most that share of all pixels outside class 0 is labelled so.
+    Class 0, the background, is never small.
     """
     areas = np.bincount(scores.argmax(0).ravel(), minlength=len(scores))[1:]
     kept = np.append(True, areas > area_threshold * areas.sum())
-    left = np.where(kept[:, None, None], scores, np.float32(0))
-    return np.where(left.max(0) < threshold, 0, left.argmax(0)).astype(np.int32)
+    return np.where(kept[:, None, None], scores, np.float32(0))
 
 
 def label_images(

@@ -124,8 +124,26 @@ def preset_content(config: SegmenterConfig, method: str, prompts: str, report: M
 NATIVE = "native"
 WINDOW_FIELDS = tuple(field.name for field in dataclasses.fields(WindowConfig))
 METHOD_FIELDS = tuple(field.name for field in dataclasses.fields(MethodConfig))
-LABEL_FIELDS = ("logit_scale", "threshold", "prune_below", "foreground_below", "average", "dtype", "tower_batch")
-REQUIRED_NUMBERS = {"anchor_threshold", "shift", "scale", "temperature", "logit_scale", "threshold", "prune_below"}
+LABEL_FIELDS = (
+    "logit_scale",
+    "threshold",
+    "prune_below",
+    "background_margin",
+    "foreground_below",
+    "average",
+    "dtype",
+    "tower_batch",
+)
+REQUIRED_NUMBERS = {
+    "anchor_threshold",
+    "shift",
+    "scale",
+    "temperature",
+    "logit_scale",
+    "threshold",
+    "prune_below",
+    "background_margin",
+}
 
 
 def method_name(name: str) -> str:
