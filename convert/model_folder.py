@@ -1,16 +1,19 @@
 """From a published model to a model folder: open, convert, record, write."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, Spec, write_checkpoint
 from gla_jax.convert.families import convert_state
-from gla_jax.convert.sources import Source, open_source
+from gla_jax.convert.sources import CONFIGS, PREPROCESSORS, TOKENIZERS, Source, open_source, sha256_of
 from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.support.files import read_json
 from gla_jax.support.new_folder import check_new_folder
+from gla_jax.support.places import is_url, on_disk, place
 from gla_jax.support.version import VERSION
 from gla_jax.text.embeddings import clip_tokenizer_files, openai_tokenizer_files
 from gla_jax.towers.clip import ClipTextSpec
@@ -41,25 +44,46 @@ def convert(family: str, source: Path | str, out: Path | str, **options: Any) ->
     Returns the manifest that out/manifest.json holds: where the weights come from, the SHA-256 of every file, what had
     to be assumed, and what became of every tensor.
     """
-    return read_model(family, source, out, **options).write()
+    with weights_on_disk(source) as here:
+        return read_model(family, here, out, name=str(source), **options).write()
+
+
+def weights_on_disk(source: Path | str) -> AbstractContextManager[Path | str]:
+    """A hub id, a folder or a file as it is, what a URL names as a private copy that is removed after the block.
+
+    Raises ConversionError for a file that has not the SHA-256 which its address holds, as OpenAI's do.
+    """
+    return _fetched(source) if is_url(source) else nullcontext(source)
+
+
+@contextmanager
+def _fetched(url: str) -> Iterator[Path]:
+    with on_disk(place(url), dict.fromkeys((*CONFIGS, *PREPROCESSORS, *TOKENIZERS))) as here:
+        stated = re.search("/([0-9a-f]{64})/", url)
+        if stated and here.is_file() and (digest := sha256_of(here)) != stated[1]:
+            raise ConversionError(f"{url} has the SHA-256 {digest}, and its address names another; fetch it again.")
+        yield here
 
 
 def read_model(
-    family: str, source: Path | str, out: Path | str, *, offline: bool = False, **options: Any
+    family: str, source: Path | str, out: Path | str, *, name: str = "", offline: bool = False, **options: Any
 ) -> Conversion:
     """Read and convert a model that has a place to be written to.
 
     Args:
         family: one of FAMILIES.
-        source: a hub id, a folder or a file.
-        out: the folder to come.
+        source: a hub id, a folder or a file, on disk.
+        out: the folder to come, which may be on a store.
+        name: of the source in manifest and messages, where it is a copy of another.
         offline: never reach for the network.
         options: num_heads, and for CLIP activation and text_heads: what neither shapes nor a configuration say.
 
     Raises ConversionError, and ModelError when out is taken or cannot be made.
     """
-    check_new_folder(Path(out))  # before minutes of work, not after them
+    out = place(out)
+    check_new_folder(out)  # before minutes of work, not after them
     opened = open_source(source, offline=offline)
+    opened = replace(opened, name=name or opened.name)
     options = {name: value for name, value in options.items() if value is not None}
     implied, assumed = {}, {}
     if family == "clip" and opened.torchscript and opened.config is None and "activation" not in options:
@@ -84,10 +108,11 @@ def read_model(
         "options": {{"num_heads": "heads"}.get(name, name): value for name, value in options.items()},
         "assumed": {**assumed, **converted.assumed},
         "files": opened.digests(),
+        "stated_by_hub": dict(opened.stated),
         "converter": f"gla-jax {VERSION}",
         "tensors": dict(sorted(converted.records.items())),
     }
-    return Conversion(converted.spec, converted.params, manifest, tokenizer, opened, Path(out))
+    return Conversion(converted.spec, converted.params, manifest, tokenizer, opened, out)
 
 
 def tokenizer_files(source: Source, spec: ClipSpec) -> tuple[dict[str, bytes], dict[str, str]]:

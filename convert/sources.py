@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Source:
 
     tokenizer: those of TOKENIZERS that lie beside. torchscript: it is a TorchScript archive, as OpenAI's are, whose
     code shows this activation. revision: the commit of a hub id. pixels: their normalisation, where a file says it.
+    stated: the SHA-256 that the hub states of files, which they have.
     """
 
     name: str
@@ -63,10 +64,11 @@ class Source:
     activation: str | None = None
     revision: str | None = None
     pixels: Pixels | None = None
+    stated: Mapping[str, str] = field(default_factory=dict)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file used."""
-        return {name: _sha256(self.folder / name) for name in (*self.files, *self.tokenizer)}
+        return {name: sha256_of(self.folder / name) for name in (*self.files, *self.tokenizer)}
 
 
 def open_source(source: Path | str, *, offline: bool = False) -> Source:
@@ -88,7 +90,24 @@ def open_source(source: Path | str, *, offline: bool = False) -> Source:
     if not HUB_ID.fullmatch(str(source)) or path.suffix in SUFFIXES:
         raise ConversionError(f"{source} is neither a file nor a folder here, nor a hub id like owner/name.")
     folder = download(str(source), offline=offline)
-    return replace(_open(str(source), folder), revision=folder.name)
+    opened = _open(str(source), folder)
+    return replace(opened, revision=folder.name, stated=_stated(opened))
+
+
+def _stated(source: Source) -> dict[str, str]:
+    """The SHA-256 that the hub states of a source's large files, after which huggingface_hub names them in its cache.
+
+    Raises ConversionError for a file whose bytes have another: it was cut off or changed.
+    """
+    places = {name: (source.folder / name).resolve() for name in source.files}
+    stated = {name: place.name for name, place in places.items() if re.fullmatch("[0-9a-f]{64}", place.name)}
+    for name, digest in stated.items():
+        if sha256_of(places[name]) != digest:
+            raise ConversionError(
+                f"{source.name}: {name} is not the file whose SHA-256 the hub states ({digest}); remove {places[name]} "
+                "and run again."
+            )
+    return stated
 
 
 def unreachable() -> str | None:
@@ -283,6 +302,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,7 +33,10 @@ class FolderLayout:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row: its folder may be --data itself or a folder of it named in roots; images of the full validation set."""
+    """One row: its folder may be --data itself or a folder of it named in roots; images of the full validation set.
+
+    origin: where the data is to be had.
+    """
 
     key: str
     title: str
@@ -41,6 +44,7 @@ class Benchmark:
     roots: tuple[str, ...] = ()
     layouts: tuple[FolderLayout, ...] = ()
     background: bool = False  # class 0 also takes pixels below the threshold
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,21 +86,38 @@ _CITYSCAPES = tuple(
     for kind, encoding in (("labelTrainIds", "plain"), ("labelIds", "labelIds"))
 )
 _OBJECT, _STUFF = _coco("_instanceTrainIds.png", "coco_object"), _coco("_labelTrainIds.png")
-_ADE = FolderLayout("images/validation", JPEG, "annotations/validation", ".png", "zero_ignored")
+_ADE = (
+    ("ade/ADEChallengeData2016", "ADEChallengeData2016", "ade20k"),
+    (FolderLayout("images/validation", JPEG, "annotations/validation", ".png", "zero_ignored"),),
+)
 _CAMVID = (
     FolderLayout("images", (".png",), "labels", ".png", "last_ignored", "val.txt"),
     FolderLayout("test", (".png",), "testannot", ".png", "last_ignored"),
 )
+_VOC_ORIGIN = "VOCtrainval_11-May-2012.tar of http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+_CONTEXT_ORIGIN = (
+    "the trainval images of http://host.robots.ox.ac.uk/pascal/VOC/voc2010/, with labels and split as mmsegmentation's "
+    "tools/dataset_converters/pascal_context.py makes them"
+)
+_COCO_ORIGIN = (
+    "http://images.cocodataset.org/zips/val2017.zip, and stuffthingmaps_trainval2017.zip of "
+    "https://github.com/nightrome/cocostuff"
+)
+_CITYSCAPES_ORIGIN = (
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of https://www.cityscapes-dataset.com, which asks for a "
+    "registration"
+)
+_ADE_ORIGIN = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 _FOLDER = FolderLayout("images", (".jpg", ".jpeg", ".png", ".webp"), "labels", ".png")
 _ROWS = (
-    Benchmark("voc21", "PASCAL VOC 2012, with background", 1449, *_voc("plain"), background=True),
-    Benchmark("voc20", "PASCAL VOC 2012", 1449, *_voc("zero_ignored")),
-    Benchmark("context60", "PASCAL Context, with background", 5104, *_context("plain"), background=True),
-    Benchmark("context59", "PASCAL Context", 5104, *_context("zero_ignored")),
-    Benchmark("coco_object", "COCO-Object, with background", 5000, *_OBJECT, background=True),
-    Benchmark("coco_stuff164k", "COCO-Stuff 164k", 5000, *_STUFF),
-    Benchmark("cityscapes", "Cityscapes", 500, ("cityscapes",), _CITYSCAPES),
-    Benchmark("ade20k", "ADE20K-150", 2000, ("ade/ADEChallengeData2016", "ADEChallengeData2016", "ade20k"), (_ADE,)),
+    Benchmark("voc21", "PASCAL VOC 2012, with background", 1449, *_voc("plain"), True, _VOC_ORIGIN),
+    Benchmark("voc20", "PASCAL VOC 2012", 1449, *_voc("zero_ignored"), origin=_VOC_ORIGIN),
+    Benchmark("context60", "PASCAL Context, with background", 5104, *_context("plain"), True, _CONTEXT_ORIGIN),
+    Benchmark("context59", "PASCAL Context", 5104, *_context("zero_ignored"), origin=_CONTEXT_ORIGIN),
+    Benchmark("coco_object", "COCO-Object, with background", 5000, *_OBJECT, True, _COCO_ORIGIN),
+    Benchmark("coco_stuff164k", "COCO-Stuff 164k", 5000, *_STUFF, origin=_COCO_ORIGIN),
+    Benchmark("cityscapes", "Cityscapes", 500, ("cityscapes",), _CITYSCAPES, origin=_CITYSCAPES_ORIGIN),
+    Benchmark("ade20k", "ADE20K-150", 2000, *_ADE, origin=_ADE_ORIGIN),
     Benchmark("camvid", "CamVid, test", 233, ("camvid", "CamVid", "camvid_test"), _CAMVID),
     Benchmark(TINY_WORLD, "tiny-world, held-out scenes drawn on the fly", 200),
     Benchmark(FOLDER, "any folder of images/, labels/ and classes.txt", None, (), (_FOLDER,)),

@@ -89,10 +89,15 @@ def open_runs(jobs: Sequence[Job], out: Path, sharded: bool = False) -> list[Run
 
     Every data set is opened, and every setting checked, before a model is loaded. Raises UserError.
     """
+    return runs_of(jobs, open_data(jobs, out, sharded))
+
+
+def runs_of(jobs: Sequence[Job], data: Sequence[tuple[Dataset, Protocol, Path]]) -> list[Run]:
+    """The runs of jobs whose data is open. Raises UserError."""
     from gla_jax.distributed.mesh import read_mesh
 
     opened = []
-    for job, (dataset, row, home) in zip(jobs, open_data(jobs, out, sharded), strict=True):
+    for job, (dataset, row, home) in zip(jobs, data, strict=True):
         config = with_fields(row.config(job.method, job.dtype), {"precision": job.precision})
         shown = job.classes_from and benchmark_examples(job.classes_from, job.benchmark, row.classes)
         opened.append(

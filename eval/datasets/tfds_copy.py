@@ -21,6 +21,7 @@ from gla_jax.eval.datasets.labels import label_code, read_label, write_label
 from gla_jax.outputs.files import writing_to
 from gla_jax.support.errors import DataError
 from gla_jax.support.files import read_json
+from gla_jax.support.places import content_of, make_folder, on_disk, written_on_disk
 
 SPLIT = "validation"
 TFDS_FEATURES = "tensorflow_datasets.core.features."
@@ -34,8 +35,8 @@ class GlaBenchmark(tfds.core.GeneratorBasedBuilder):
     name = COPY_NAME
     VERSION = tfds.core.Version(COPY_VERSION)
     RELEASE_NOTES = {COPY_VERSION: "Labels hold class indices, 255 is ignored."}  # noqa: RUF012 - TFDS reads a plain dict
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Name the folder of the benchmark as mmsegmentation lays it out."
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=key) for key in COPIED]  # noqa: RUF012 - as TFDS declares it
+    source: Path  # the benchmark as mmsegmentation lays it out; TFDS's own manual_dir takes paths on disk alone
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(None, None, 3))
@@ -47,7 +48,7 @@ class GlaBenchmark(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {SPLIT: self._generate_examples(Path(manager.manual_dir))}
+        return {SPLIT: self._generate_examples(self.source)}
 
     def _generate_examples(self, data: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         benchmark = BENCHMARKS[self.builder_config.name]
@@ -60,7 +61,7 @@ class GlaBenchmark(tfds.core.GeneratorBasedBuilder):
         for index, pair in enumerate(files.pairs):
             png = io.BytesIO()
             write_label(png, read_label(pair.label, code, str(pair.label)))
-            yield index, {"image": str(pair.image), "label": png.getvalue()}
+            yield index, {"image": content_of(pair.image), "label": png.getvalue()}
 
 
 def prepare(benchmark: str, data: Path, out: Path) -> Path:
@@ -72,15 +73,20 @@ def prepare(benchmark: str, data: Path, out: Path) -> Path:
     if benchmark not in COPIED:
         raise DataError(f"{benchmark} has no TensorFlow Datasets copy; prepare one of {', '.join(COPIED)}.")
     files = find_folders(BENCHMARKS[benchmark], data)  # a missing folder is named before anything is written
-    if (copy := find_copy(benchmark, out)) and open_copy(benchmark, copy).fingerprint != files.fingerprint():
+    if copy := find_copy(benchmark, out):
+        with on_disk(copy) as here:
+            if open_copy(benchmark, here).fingerprint == files.fingerprint():
+                return copy
         raise DataError(
             f"{copy} is a copy of other data than {files.root} holds now; remove it or choose another --out."
         )
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
-        builder = GlaBenchmark(config=benchmark, data_dir=str(out), file_format="array_record")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(data)))
-    return Path(builder.data_dir)
+    folder = f"{COPY_NAME}/{benchmark}/{COPY_VERSION}"
+    with writing_to(out), written_on_disk(out, last=f"{folder}/dataset_info.json") as here:
+        make_folder(here)
+        builder = GlaBenchmark(config=benchmark, data_dir=str(here), file_format="array_record")
+        builder.source = data
+        builder.download_and_prepare()
+    return out / folder
 
 
 def open_copy(benchmark: str, folder: Path) -> Dataset:

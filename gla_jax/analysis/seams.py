@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from gla_jax.config import BASELINES, WindowConfig, without_gla
-from gla_jax.eval.metrics.boundary import WIDTHS, boundary_counts, mirrored_pairs
+from gla_jax.eval.metrics.boundary import WIDTHS, boundary_counts
+from gla_jax.images.edges import mirrored_pairs
 from gla_jax.images.windows import WindowGrid
 from gla_jax.pictures.drawing import (
     NARROWEST,

@@ -146,7 +146,7 @@ class Answers:
         if size > MAX_UPLOAD_BYTES:
             raise ImageError(f"the file has {size >> 20} MiB; the page takes up to {MAX_UPLOAD_BYTES >> 20}.")
         try:
-            image = read_image(path)
+            image = read_image(Path(path))  # never an address: no visitor makes this machine ask others
         except ImageError as error:
             raise ImageError(str(error).replace(path, Path(path).name)) from None
         if image.shape[0] * image.shape[1] > MAX_PIXELS:

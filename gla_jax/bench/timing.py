@@ -13,6 +13,7 @@ import numpy as np
 
 from gla_jax.bench.memory import ProgramBytes, device_peak, host_peak, program_bytes
 from gla_jax.support.arrays import Array
+from gla_jax.support.places import written_on_disk
 
 CEILING_SIZES = {"cpu": (512, 1024, 2048)}
 ACCELERATOR_CEILING_SIZES = (2048, 4096, 8192)
@@ -107,7 +108,8 @@ class Bench:
         seconds = repeated(run, self.repeats)
         peak, highest = host_peak(), device_peak(device)
         if self.profile is not None:
-            with jax.profiler.trace(self.profile / f"{row.part} {row.name}".replace(" ", "-")):
+            name = f"{row.part} {row.name}".replace(" ", "-")
+            with written_on_disk(self.profile) as home, jax.profiler.trace(home / name):
                 jax.block_until_ready(run())
         if row.compile_seconds is None:
             row = replace(row, compile_seconds=max(first - median(seconds), 0.0))

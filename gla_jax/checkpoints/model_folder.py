@@ -23,6 +23,7 @@ from gla_jax.support.errors import ModelError, first_line
 from gla_jax.support.files import read_json
 from gla_jax.support.interrupts import to_its_end
 from gla_jax.support.new_folder import folder_written_beside
+from gla_jax.support.places import place
 from gla_jax.towers.dinoiser import Dinoiser, DinoiserSpec
 from gla_jax.towers.kinds import FAMILIES, build_tower
 from gla_jax.towers.layers import TextSpec, VisionSpec
@@ -145,7 +146,7 @@ def write_checkpoint(
     if templates is not None:
         config["templates"] = list(templates)
     config["folder_sha256"] = seal(config, (tokenizer_files or {}).get("tokenizer.json", b""))
-    with folder_written_beside(Path(folder)) as beside:
+    with folder_written_beside(place(folder), last="config.json") as beside:
         to_its_end(save_params, beside / "params", stored)
         for name, content in (tokenizer_files or {}).items():
             (beside / name).write_bytes(content)

@@ -23,11 +23,11 @@ from gla_jax.cli.models import models
 from gla_jax.cli.options import RAY_HERE, remove_empty_folders
 from gla_jax.cli.page import page
 from gla_jax.cli.raster import raster
+from gla_jax.cli.reproduce import reproduce
 from gla_jax.cli.segment import segment
 from gla_jax.cli.tune import tune
 from gla_jax.support.errors import UserError, about_files
 from gla_jax.support.interrupts import signals_raise
-from gla_jax.support.places import is_url
 from gla_jax.support.version import VERSION
 
 app = typer.Typer(
@@ -41,11 +41,11 @@ app.command()(raster)
 app.command("app")(page)
 app.command()(demo)
 app.add_typer(eval_app, name="eval")
+app.command()(reproduce)
 for command in (ablate, tune, explain, crossing, bench, convert, models, info):
     app.command()(command)
 # typer's own class, whether it brings click with it or imports it.
 UsageError = typer.BadParameter.__base__
-LOCAL = (("convert",), ("raster",), ("eval", "prepare"))  # commands whose paths are no URLs
 STORES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")  # modules of errors that are none of the system's
 INTERRUPTED = 130
 STOPPED = (INTERRUPTED, 143, 129)  # Ctrl-C, SIGTERM, SIGHUP
@@ -78,7 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
         try:
             _check_words(arguments)
-            _check_places(arguments)
             arguments = _with_ray_address(arguments)
             status = app(arguments, standalone_mode=False) or 0  # typer makes Ctrl-C a status
         except UserError as error:
@@ -117,16 +116,6 @@ def _check_words(arguments: Sequence[str]) -> None:
             )
         if "\0" in word:
             raise UserError(f"{word!r} holds a NUL character, which no name has; leave it out.")
-
-
-def _check_places(arguments: Sequence[str]) -> None:
-    """Raise UserError for the URL of a store where a command writes or reads many files of one folder by itself."""
-    url = next((word.partition("=")[2] or word for word in arguments if is_url(word.partition("=")[2] or word)), None)
-    local = next((name for name in LOCAL if tuple(arguments[: len(name)]) == name), None)
-    if url and local:
-        raise UserError(
-            f"gla-jax {' '.join(local)} takes local paths, not {url}; copy the folder from or to the store."
-        )
 
 
 def _with_ray_address(arguments: Sequence[str]) -> list[str]:

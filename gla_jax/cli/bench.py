@@ -45,7 +45,7 @@ def bench(
         float | None, typer.Option(help="GiB above which a program is not run. [default: half of the machine's]")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Above 1 the attention is also split over so many.")] = 1,
-    profile: Annotated[Path | None, typer.Option(help="Folder for a JAX trace of each part.")] = None,
+    profile: Annotated[Path | None, typer.Option(**options.URL, help="Folder for a JAX trace of each part.")] = None,
     compile_for: Annotated[
         str | None,
         typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gla_jax.cli.options import Offline
+from gla_jax.cli.options import URL, Offline
 from gla_jax.models.registry import FAMILIES
 from gla_jax.support.errors import UserError
 
@@ -15,8 +15,10 @@ Family = StrEnum("Family", {name: name for name in FAMILIES})
 
 def convert(
     family: Annotated[Family, typer.Argument(help="What the weights are of.")],
-    source: Annotated[str, typer.Argument(help="A hub id, a folder, or a .safetensors, .bin, .pt or .pth file.")],
-    out: Annotated[Path, typer.Argument(help="The model folder to make.")],
+    source: Annotated[
+        str, typer.Argument(help="A hub id, a folder, or a .safetensors, .bin, .pt or .pth file; or the URL of one.")
+    ],
+    out: Annotated[Path, typer.Argument(**URL, help="The model folder to make.")],
     activation: Annotated[str | None, typer.Option(help="quick_gelu or gelu, where the source does not say.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of the image tower, likewise.")] = None,
     text_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of the text tower, likewise.")] = None,
@@ -30,7 +32,7 @@ def convert(
     """
     from rich.console import Console
 
-    from gla_jax.convert.model_folder import read_model
+    from gla_jax.convert.model_folder import read_model, weights_on_disk
     from gla_jax.convert.reference import require_torch
     from gla_jax.images.reading import find_images, read_image
 
@@ -41,15 +43,16 @@ def convert(
         require_torch()
         pixels = [read_image(path) for path in find_images(images)] if images else []
     options = {"activation": activation, "num_heads": heads, "text_heads": text_heads}
-    conversion = read_model(family.value, source, out, offline=offline, **options)
-    if verify:
-        from gla_jax.convert.verify import verify_conversion
+    with weights_on_disk(source) as here:
+        conversion = read_model(family.value, here, out, name=source, offline=offline, **options)
+        if verify:
+            from gla_jax.convert.verify import verify_conversion
 
-        result = verify_conversion(conversion, pixels)
-        Console().print(result.table())
-        if not result.passed:
-            raise typer.Exit(1)
-    manifest = conversion.write()
+            result = verify_conversion(conversion, pixels)
+            Console().print(result.table())
+            if not result.passed:
+                raise typer.Exit(1)
+        manifest = conversion.write()
     dropped = sum("dropped" in row for row in manifest["tensors"].values())
     typer.echo(f"{out}: {len(manifest['tensors']) - dropped} tensors converted, {dropped} dropped (see manifest.json)")
     for name, value in manifest["assumed"].items():

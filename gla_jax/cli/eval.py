@@ -1,6 +1,5 @@
 """gla-jax eval BENCHMARK...; gla-jax eval merge, prepare, compare, overhead."""
 
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,8 +75,12 @@ def run(
     offline: options.Offline = False,
     distributed: options.Distributed = False,
     shard: options.Shard = None,
-    log: Annotated[Path | None, typer.Option(help="Add a JSON line for every image to this file.")] = None,
-    tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard's scalars to this folder.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(**options.URL, help="Add a JSON line for every image to this file.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(**options.URL, help="Write TensorBoard's scalars to this folder.")
+    ] = None,
     ray: options.Ray = None,
     actors: options.Actors = None,
     cpus_per_actor: options.CpusPerActor = None,
@@ -125,15 +128,15 @@ def run(
         "background_margin": background_margin,
     }
     if ray:
-        if part or distributed or log or tensorboard:
-            raise UserError("--ray deals shards by itself; leave out --shard, --distributed, --log and --tensorboard.")
+        if part or distributed:
+            raise UserError("--ray deals shards by itself; leave out --shard and --distributed.")
         from gla_jax.cluster.pool import Cluster
         from gla_jax.cluster.workers import evaluate
         from gla_jax.support.progress import counter
 
         address = None if ray == options.RAY_HERE else ray
         with counter(", ".join(keys)) as advance:
-            evaluate(_jobs(keys, values), out, Cluster(address, actors, cpus_per_actor), advance)
+            evaluate(_jobs(keys, values), out, Cluster(address, actors, cpus_per_actor), advance, (log, tensorboard))
         _merge([out], out)
         return
     with joined(distributed, "finished images are kept, start all processes again to go on") as processes:
@@ -146,7 +149,7 @@ def run(
             for order, (job, one) in enumerate(zip(jobs, runs, strict=True)):
                 _measure_shard(job, order, replace(one, shard=part), processes, log, tensorboard)
             return
-        contents = [_measure(one, processes, log, tensorboard) for one in runs]
+        contents = [measure_run(one, processes, log, tensorboard) for one in runs]
         if processes.is_first:
             _summarize(contents, out)
 
@@ -170,8 +173,8 @@ def merge(
 @app.command()
 def prepare(
     benchmark: Annotated[str, typer.Argument(help="Which benchmark.")],
-    data: Annotated[Path, typer.Option(help="Its folders, as mmsegmentation lays them out.")],
-    out: Annotated[Path, typer.Option(help="Where the copy goes; --data takes it afterwards.")],
+    data: Annotated[Path, typer.Option(**options.URL, help="Its folders, as mmsegmentation lays them out.")],
+    out: Annotated[Path, typer.Option(**options.URL, help="Where the copy goes; --data takes it afterwards.")],
 ) -> None:
     """Build a TensorFlow Datasets copy of a benchmark (ArrayRecord, no TensorFlow needed)."""
     from gla_jax.eval.datasets.tfds_copy import prepare as build
@@ -243,23 +246,24 @@ def _merge(outs: list[Path], out: Path) -> None:
     _summarize([content for content, _ in merged.values()], out)
 
 
-def _watched(name: str, one: "Run", processes: "Processes", log: Path | None, tensorboard: Path | None) -> "Outcome":
+def _watched(
+    name: str, one: "Run", processes: "Processes", log: Path | None = None, tensorboard: Path | None = None
+) -> "Outcome":
     """Measure a run, with progress under a name and the logs that are wanted."""
-    from gla_jax.eval.logs import image_lines, scalars
+    from gla_jax.eval.logs import logs
     from gla_jax.eval.runner import measure
     from gla_jax.support.progress import counter
 
-    classes = len(one.row.classes)
-    with ExitStack() as stack:
-        logs = [stack.enter_context(image_lines(log, classes))] if log else []
-        if tensorboard:
-            logs.append(stack.enter_context(scalars(tensorboard, one.row.benchmark, classes)))
-        advance = stack.enter_context(counter(processes.named(name)))
-        return measure(one, processes, advance, log=lambda record: [write(record) for write in logs])
+    written = logs(log, tensorboard, one.row.benchmark, len(one.row.classes))
+    with written as write, counter(processes.named(name)) as advance:
+        return measure(one, processes, advance, log=write)
 
 
-def _measure(one: "Run", processes: "Processes", *logs: Path | None) -> dict[str, Any]:
-    """Measure one benchmark; the first process writes and prints the results, which every one returns."""
+def measure_run(one: "Run", processes: "Processes", *logs: Path | None) -> dict[str, Any]:
+    """Measure one benchmark; the first process writes and prints the results, which every one returns.
+
+    logs: a file of JSON lines and a folder of TensorBoard's scalars, None or left out where none is wanted.
+    """
     from gla_jax.eval.report.pictures import report_pictures
     from gla_jax.eval.results import results
     from gla_jax.eval.runner import one_key_of

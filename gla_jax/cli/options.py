@@ -14,8 +14,8 @@ from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.devices import check_devices as check_devices
 from gla_jax.support.devices import prepare_jax as prepare_jax
 from gla_jax.support.errors import UserError
-from gla_jax.support.files import LOCK_FILE, folder_lock, write_text
-from gla_jax.support.places import is_remote, place
+from gla_jax.support.files import LOCK_FILE, folder_lock
+from gla_jax.support.places import check_writable, is_remote, place
 
 if TYPE_CHECKING:
     from gla_jax.config import SegmenterConfig
@@ -130,10 +130,8 @@ def results_folder(path: Path, option: str = "--out") -> Path:
     It is removed at the end of the command if it is still empty; option: that names it.
     """
     if is_remote(path):
-        probe = path / f".gla-jax-{os.getpid()}"
         try:
-            write_text(probe, "")
-            probe.unlink()
+            check_writable(path)
         except OSError as error:
             raise UserError(f"the folder {path} cannot be written to ({error}); choose another with --out.") from None
         return path

@@ -9,12 +9,13 @@ from gla_jax.cli import options
 from gla_jax.cli.options import prepare_jax, results_folder
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
+from gla_jax.support.places import is_file
 
 
 def raster(
-    source: Annotated[Path, typer.Argument(help="A GeoTIFF.")],
+    source: Annotated[Path, typer.Argument(**options.URL, help="A GeoTIFF.")],
     classes: options.ClassNames = None,
-    classes_file: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
+    classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
     background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability below which a pixel is background.")] = None,
     bands: Annotated[str, typer.Option(help="Numbers of the red, green and blue band, from 1.")] = "1,2,3",
@@ -31,9 +32,9 @@ def raster(
     short_side: options.ShortSide = None,
     crop: options.Crop = None,
     stride: options.Stride = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results; an interrupted run goes on there.")] = Path(
-        "gla-jax-raster"
-    ),
+    out: Annotated[
+        Path, typer.Option(**options.URL, help="Folder for the results; an interrupted run goes on there.")
+    ] = Path("gla-jax-raster"),
     dtype: options.Dtype = "float32",
     precision: options.Precision = None,
     offline: options.Offline = False,
@@ -60,13 +61,14 @@ def raster(
     part = None if window is None else _numbers(window, "window", 4, int)
     if part and (min(part) < 0 or min(part[2:]) < 1):
         raise UserError(f"window {window} is no part of an image; give COLUMN,ROW,WIDTH,HEIGHT in pixels.")
-    if not source.is_file():
+    if not is_file(source):
         raise UserError(f"there is no file {source}; name a GeoTIFF.")
     from gla_jax.geo.raster import RasterTask, check_packages, segment_raster
 
     check_packages(vectors)
     prepare_jax()
     from gla_jax.geo.blocks import Area
+    from gla_jax.geo.seams import seams_line
     from gla_jax.segmenter import Segmenter
     from gla_jax.text.prompts import with_background
 
@@ -79,6 +81,7 @@ def raster(
     done = segment_raster(task, source, folder, lambda text: typer.echo(text, err=True))
     for name, share in sorted(done["shares"].items(), key=lambda item: -item[1]):
         typer.echo(f"{name}: {100 * share:.1f} %", err=True)
+    typer.echo(seams_line(done["edges"]), err=True)
     typer.echo(f"{done['blocks']} blocks segmented; results in {folder}", err=True)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +13,9 @@ from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.processes import Processes
 from gla_jax.distributed.shards import FOLDER, Shard
 from gla_jax.eval.job import Job, open_data, open_runs
+from gla_jax.eval.logs import logs
 from gla_jax.eval.merge import SHARD_FILE, finish_shard, is_finished
+from gla_jax.eval.records import ImageRecord
 from gla_jax.eval.runner import measure
 from gla_jax.outputs.run import Outcome, Say, Task, segment_files
 from gla_jax.segmenter import Segmenter
@@ -37,17 +40,23 @@ class EvalWorker:
         prepare_jax()
         return open_runs(self._jobs, place(self._out), sharded=True)
 
-    def work(self, number: int, shard: Shard) -> int:
-        """Measure a shard of one job; the number of its images, 0 when it was finished before."""
+    def work(self, number: int, shard: Shard) -> tuple[int, tuple[ImageRecord, ...]]:
+        """Measure a shard of one job; `number` as it came, and its records, none where it was finished before."""
         run = replace(self._runs[number], shard=Shard(*shard))
         if is_finished(run):
-            return 0
+            return number, ()
         outcome = measure(run, wait=SECONDS_TO_LET_GO)
         finish_shard(outcome, self._jobs[number], number)
-        return len(run.part)
+        return number, outcome.records
 
 
-def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progress) -> None:
+def evaluate(
+    jobs: Sequence[Job],
+    out: Path,
+    cluster: Cluster,
+    progress: Progress,
+    log_places: tuple[Path | None, Path | None] = (None, None),
+) -> None:
     """Measure all shards of all jobs on a cluster; `merge` puts them together.
 
     Args:
@@ -55,6 +64,7 @@ def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progres
         out: folder that all machines reach.
         cluster: of Ray.
         progress: called with (images done, images) after every shard.
+        log_places: file of JSON lines and folder of TensorBoard's scalars, which this process writes as shards end.
 
     Raises UserError.
     """
@@ -72,9 +82,13 @@ def evaluate(jobs: Sequence[Job], out: Path, cluster: Cluster, progress: Progres
         there = read_ahead(shards, lambda shard, home=home: (home / shard.place / SHARD_FILE).exists(), THREADS)
         done += sum(len(shard.part(count)) for shard, exists in zip(shards, there, strict=True) if exists)
     progress(done, sum(counts))
-    for images in deal(cluster, EvalWorker, (jobs, _absolute_path(out)), tasks):
-        done += images
-        progress(done, sum(counts))
+    with ExitStack() as stack:
+        written = [stack.enter_context(logs(*log_places, row.benchmark, len(row.classes))) for _, row, _ in opened]
+        for number, records in deal(cluster, EvalWorker, (jobs, _absolute_path(out)), tasks):
+            for record in records:
+                written[number](record)
+            done += len(records)
+            progress(done, sum(counts))
 
 
 def _check_count(home: Path, count: int) -> None:

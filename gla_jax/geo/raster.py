@@ -4,10 +4,13 @@ Every block has a global buffer of its own. Labels inside a block equal those of
 blocks can show where an edge of windows cannot; run with other --block sizes tells how much.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ from PIL import Image
 
 from gla_jax.config import settings_as_dict
 from gla_jax.geo.blocks import Area, Block, cut_blocks, scale_of
+from gla_jax.geo.seams import Seams
 from gla_jax.outputs.files import claim_folder, question_settings, taken_message, writing_to
 from gla_jax.pictures.drawing import palette
 from gla_jax.segmenter import Segmenter
@@ -24,8 +28,10 @@ from gla_jax.support.arrays import Bool, Integer, UInt8
 from gla_jax.support.batches import read_ahead
 from gla_jax.support.errors import ImageError, UserError, first_line
 from gla_jax.support.files import folder_lock, remove_leftovers, unfinished, write_json, write_png
+from gla_jax.support.places import content_of, is_remote, make_folder, on_disk, stamp, written_on_disk
 from gla_jax.support.progress import counter
-from gla_jax.text.prompts import Classes
+from gla_jax.support.web import is_web
+from gla_jax.text.prompts import Classes, with_background
 
 if TYPE_CHECKING:
     import rasterio
@@ -59,9 +65,9 @@ class RasterTask:
 
     def settings(self, source: Path) -> dict[str, Any]:
         """A run in the same folder must agree on all of it."""
-        status = source.stat()
+        size, modified = stamp(source)
         return question_settings("raster", self.segmenter, self.classes, self.background) | {
-            "raster": {"path": str(source), "bytes": status.st_size, "modified": status.st_mtime_ns},
+            "raster": {"path": str(source), "bytes": size, "modified": modified},
             "bands": list(self.bands),
             "range": self.value_range and list(self.value_range),
             "area": self.area and [self.area.row, self.area.column, self.area.height, self.area.width],
@@ -79,6 +85,8 @@ def check_packages(vectors: bool) -> None:
 def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Label a GeoTIFF; writes labels.tif, results.json and, with vectors, regions.gpkg into an existing folder.
 
+    Both may be on object stores: a block's pixels are then fetched when it is read, and its labels are an object.
+
     Args:
         task: what to do with every block.
         source: a GeoTIFF; pixels that its mask or nodata value leaves out have no label.
@@ -88,7 +96,11 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
     Returns the content of results.json. Raises ImageError for a raster that cannot be read, UserError when another run
     holds the folder or has other settings, or the disk is full.
     """
-    with _opened(source, task.bands, task.value_range) as raster, folder_lock(folder, taken_message(folder)):
+    with (
+        on_disk(source) if is_web(source) else nullcontext(source) as there,
+        _opened(there, task.bands, task.value_range) as raster,
+        folder_lock(folder, taken_message(folder)),
+    ):
         whole = Area(0, 0, raster.height, raster.width)
         area = task.area or whole
         if area.row + area.height > whole.height or area.column + area.width > whole.width:
@@ -97,8 +109,9 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
         remove_leftovers(folder, min_age=0)
         parts = folder / "blocks"
         claim_folder(folder, task.settings(source), parts.exists())
-        parts.mkdir(exist_ok=True)
-        left = [block for block in blocks if not (parts / f"{block.name}.png").exists()]
+        make_folder(parts)
+        there = {path.name for path in parts.glob("*.png")}
+        left = [block for block in blocks if f"{block.name}.png" not in there]
         if len(left) < len(blocks):
             say(f"{len(blocks) - len(left)} of {len(blocks)} blocks were done before in {folder}; the rest follows.")
         with counter("blocks") as advance:
@@ -108,12 +121,13 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
                     write_png(parts / f"{block.name}.png", Image.fromarray(labels))
                 advance(len(blocks) - len(left) + number, len(blocks))
         with writing_to(folder):
-            counts = _assemble(task, raster, area, blocks, folder)
-            if task.vectors:
-                from gla_jax.geo.vectors import write_regions
+            with written_on_disk(folder) as home:
+                counts, seams = _assemble(task, raster, area, blocks, parts, home / "labels.tif")
+                if task.vectors:
+                    from gla_jax.geo.vectors import write_regions
 
-                write_regions(folder / "labels.tif", task.names, folder / "regions.gpkg")
-            document = _document(task, source, area, len(blocks), counts)
+                    write_regions(home / "labels.tif", task.names, home / "regions.gpkg")
+            document = _document(task, source, area, len(blocks), counts) | {"edges": seams}
             write_json(folder / "results.json", document)
     return document
 
@@ -126,8 +140,10 @@ def _opened(
     import rasterio
     from rasterio.errors import RasterioError
 
+    # GDAL reads a store through fsspec, with the keys and addresses of every other command, and fetches what it needs.
+    where = {"fp": source.path, "opener": source.fs} if is_remote(source) else {"fp": source}
     try:
-        raster = rasterio.open(source, driver="GTiff")
+        raster = rasterio.open(**where, driver="GTiff")
     except RasterioError as error:
         raise ImageError(f"{source} cannot be read as a GeoTIFF ({first_line(error)}); name another file.") from None
     with raster:
@@ -155,7 +171,8 @@ def _labelled(
     def read(block: Block) -> tuple[Block, UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
         return block, *_pixels(raster, source, block.region, task)
 
-    for block, pixels, valid in read_ahead(blocks, read, threads=1):
+    # rasterio finds the store of an open raster in the context of the thread that opened it.
+    for block, pixels, valid in read_ahead(blocks, partial(copy_context().run, read), threads=1):
         labels = np.full((block.core.height, block.core.width), nodata, dtype)
         core = block.core.within(block.region)
         if valid[core].any():
@@ -192,9 +209,18 @@ def _nodata(task: RasterTask) -> int:
 
 
 def _assemble(
-    task: RasterTask, raster: "rasterio.DatasetReader", area: Area, blocks: Sequence[Block], folder: Path
-) -> np.ndarray:
-    """Write labels.tif from the blocks, with colours and overviews; returns the number of pixels of each class."""
+    task: RasterTask, raster: "rasterio.DatasetReader", area: Area, blocks: Sequence[Block], parts: Path, place: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Write a GeoTIFF of all blocks, with colours and overviews; returns the pixels of each class, and Seams.document.
+
+    Args:
+        task: says names and nodata.
+        raster: has the place on the ground.
+        area: of the raster, that is labelled.
+        blocks: of the area.
+        parts: folder of their index PNGs.
+        place: the file, on disk.
+    """
     import rasterio
     from rasterio.enums import Resampling
     from rasterio.windows import Window
@@ -216,16 +242,18 @@ def _assemble(
         "BIGTIFF": "IF_SAFER",
     }
     counts = np.zeros(len(task.names), np.int64)
-    place = folder / "labels.tif"
+    config = task.segmenter.config
+    seams = Seams(area, config.windows, scale_of(config, task.block), nodata)
     beside = unfinished(place)
     try:
         with rasterio.open(beside, "w", **profile) as out:
             for block in blocks:
-                with Image.open(folder / "blocks" / f"{block.name}.png") as picture:
+                with Image.open(io.BytesIO(content_of(parts / f"{block.name}.png"))) as picture:
                     labels = np.asarray(picture).astype(profile["dtype"])
                 top, left = block.core.row - area.row, block.core.column - area.column
                 out.write(labels, 1, window=Window(left, top, block.core.width, block.core.height))
                 counts += np.bincount(labels[labels != nodata], minlength=len(task.names))
+                seams.add(block, labels)
             if nodata == 255:
                 colours = palette(len(task.names)).tolist()
                 out.write_colormap(
@@ -241,7 +269,7 @@ def _assemble(
         raise OSError(f"{place} cannot be written ({first_line(error)})") from error
     finally:
         beside.unlink(missing_ok=True)
-    return counts
+    return counts, seams.document()
 
 
 def _document(task: RasterTask, source: Path, area: Area, blocks: int, counts: np.ndarray) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from gla_jax.support.arrays import UInt8
 from gla_jax.support.errors import ImageError, UserError
 from gla_jax.support.places import content_of, is_folder, is_remote, is_url, objects_below, place
+from gla_jax.support.web import is_web
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2", ".j2k",
@@ -31,7 +32,8 @@ WHITE_IS_ZERO, PLANE_BY_PLANE, SIGNED = 0, 2, 2  # values of the last three
 def read_image(source: Path | str | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """An image file as RGB uint8: turned as its EXIF says, 16 bits reduced to 8, transparency laid over white.
 
-    source: a path, or the content of a file, which `name` names in messages. Raises ImageError.
+    source: a path, a URL of a store or an https:// address, or the content of a file, which `name` names in messages.
+    Raises ImageError.
     """
     with opened(source, name) as image:
         return to_rgb(image)
@@ -43,6 +45,8 @@ def opened(
 ) -> Iterator[Image.Image]:
     """A PIL image that is not decoded yet. Every fault in the block becomes an `error` that names the file."""
     name, content = name or str(source), source
+    if is_url(source):  # from Python
+        source = place(source)
     if is_remote(source):
         source = _fetched(source, name, error)
     if isinstance(source, bytes):
@@ -222,6 +226,8 @@ def find_images(inputs: Iterable[str | Path], recursive: bool = False) -> list[P
                 raise ImageError(f"{skipped} and none beside them; add --recursive.")
             if len(matches) < len(below):
                 warnings.warn(f"{skipped}, which are skipped; add --recursive", stacklevel=2)
+        elif is_web(entry):  # the only question is the reading itself
+            matches = [entry]
         elif entry.exists() if is_remote(entry) else os.path.exists(entry):
             matches = [place(entry)]
         elif is_remote(entry):

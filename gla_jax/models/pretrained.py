@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gla_jax.checkpoints.model_folder import Checkpoint, ClipSpec, read_checkpoint
-from gla_jax.models.registry import EMBEDDED, FAMILIES, MODELS
+from gla_jax.models.registry import EMBEDDED, FAMILIES, MODELS, PUBLISHED
 from gla_jax.support.errors import ConversionError, ModelError, first_line
-from gla_jax.support.files import cache_folder
+from gla_jax.support.files import cache_folder, read_json
 from gla_jax.support.new_folder import check_new_folder
 from gla_jax.support.places import is_url, local_copy, place
 
@@ -68,6 +68,27 @@ def model_sources(text: str) -> list[str | Path]:
     whole = os.path.exists(os.path.expanduser(text))  # a folder may have a plus in its name
     parts = [text] if whole else [part.strip() for part in text.split("+")]
     return [source for part in parts for source in ([part] if part in MODELS else _folders(part))]
+
+
+def origins(text: str) -> list[dict[str, str]]:
+    """Source, revision, file name and SHA-256 of every file of weights of "A+B", and who vouches for the SHA-256.
+
+    The models are on this machine. Raises ModelError.
+    """
+    rows = []
+    for at in model_sources(text):
+        folder = cache_folder("models") / at if at in MODELS else Path(at)
+        manifest = read_json(folder / "manifest.json", "the record of a model", "convert the weights again", ModelError)
+        stated = manifest.get("stated_by_hub", {})
+        for name, sha256 in manifest.get("files", {"-": "-"}).items():
+            vouched = PUBLISHED.get(sha256) or ("the hub" if stated.get(name) == sha256 else "")
+            if vouched or not name.endswith((".json", ".txt")):
+                source = str(manifest.get("source", folder.name))
+                revision = str(manifest.get("revision") or "")
+                rows.append(
+                    {"source": source, "revision": revision, "file": name, "sha256": sha256, "stated_by": vouched}
+                )
+    return rows
 
 
 def _folders(part: str) -> list[Path]:

@@ -35,6 +35,8 @@ class NamedModel:
     note: str = ""
 
 
+# SHA-256 of files that publishers state: OpenAI's is a part of the file's address.
+PUBLISHED = {"5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "OpenAI's ViT-B-16.pt"}
 ROWS = (
     ("clip-vit-base-patch32", "clip", "openai/clip-vit-base-patch32", CODE_MIT, 32, 224, 151),
     ("clip-vit-base-patch16", "clip", "openai/clip-vit-base-patch16", CODE_MIT, 16, 224, 150),

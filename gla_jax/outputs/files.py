@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from gla_jax.config import PlatformNumbers, SegmenterConfig, settings_as_dict
 from gla_jax.predict.examples import ExampleClasses
@@ -18,6 +19,7 @@ from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import read_json, write_json, write_text
 from gla_jax.support.places import is_remote
+from gla_jax.support.web import is_web
 from gla_jax.text.prompts import Classes
 
 SETTINGS_FILE = "run.json"
@@ -173,7 +175,12 @@ def output_names(paths: Sequence[Path]) -> list[str]:
 
     Its stem; where stems are equal its ending too, then its folders below those that all share, then a number.
     """
-    places = [PurePosixPath(path.as_posix()) if is_remote(path) else Path(os.path.abspath(path)) for path in paths]
+    places = [
+        PurePosixPath(urlsplit(path.as_posix()).path if is_web(path) else path.as_posix())
+        if is_remote(path)
+        else Path(os.path.abspath(path))
+        for path in paths
+    ]
     try:
         shared = len(Path(os.path.commonpath([place.parent for place in places])).parts)
     except ValueError:  # of several stores

@@ -11,13 +11,23 @@ from pathlib import Path
 from gla_jax.support.errors import ModelError
 from gla_jax.support.files import LOCK_FILE, folder_lock, remove_leftovers, unfinished
 from gla_jax.support.interrupts import signals_held, signals_raise
+from gla_jax.support.places import check_writable, is_remote, objects_below, written_on_disk
 
 LONGEST_NAME = 255  # bytes, on every usual file system
 
 
 def check_new_folder(target: Path) -> None:
     """Raise ModelError when target exists and is not an empty folder, or cannot be made."""
-    target = Path(target).absolute()
+    if is_remote(target):
+        try:
+            target.fs.invalidate_cache()
+            if any(not path.name.startswith(LOCK_FILE) for path in objects_below(target)):
+                raise ModelError(f"{target} exists already; name a folder that does not, or remove it first.")
+            check_writable(target)
+        except OSError as error:
+            raise _cannot_be_made(target, error) from error
+        return
+    target = target.absolute()
     try:
         if max(len(os.fsencode(part)) for part in target.parts) > LONGEST_NAME:
             raise ModelError(f"{target} cannot be made: a name in it is too long; name another folder.")
@@ -34,14 +44,30 @@ def check_new_folder(target: Path) -> None:
 
 
 @contextmanager
-def folder_written_beside(target: Path) -> Iterator[Path]:
+def folder_written_beside(target: Path, last: str = "") -> Iterator[Path]:
     """A new folder beside target that takes its place when the block ends well and vanishes when it does not.
+
+    On an object store it is a private one on disk, whose files are copied at the end; last: the file that goes when all
+    others are there, and without which the folder is none.
 
     So do the parents of target that are made for it. In the main thread SIGTERM and SIGHUP end the block as Ctrl-C
     does. What runs killed a minute ago or more left beside target is removed.
     Raises ModelError when target is taken or cannot be made.
     """
-    target = Path(target).absolute()
+    if is_remote(target):
+        with signals_raise(), folder_lock(target, f"{target} is written by another run; name another folder."):
+            check_new_folder(target)
+            try:
+                with written_on_disk(target, last) as home:
+                    yield home
+            except BaseException as error:
+                with signals_held(), suppress(Exception):  # a store that failed may fail here too
+                    target.fs.rm(target.path, recursive=True)
+                if isinstance(error, OSError):
+                    raise _cannot_be_made(target, error) from error
+                raise
+        return
+    target = target.absolute()
     check_new_folder(target)
     new_parents = [parent for parent in target.parents if not parent.exists()]
     beside = unfinished(target)

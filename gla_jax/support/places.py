@@ -12,20 +12,24 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from gla_jax.support.errors import UserError
+from gla_jax.support.web import fetch_web, is_web, read_web, stamp_of_web
 
 SECONDS_OF_A_LOCK = 60.0  # without a sign of life
 SIGNS_IN_A_LOCK = 4
 THREADS = 16  # that fetch objects at once: waiting, not work
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+MAX_WEB_BYTES, MAX_FETCHED_BYTES = 2**28, 2**36  # from https:// into memory, and onto the disk
 
 
 def is_url(text: Any) -> bool:
@@ -37,14 +41,18 @@ def place(text: str | Path) -> Path:
     """A path, or for a URL an object with the methods of one; what is one already stays. Raises UserError."""
     if not is_url(text):
         return Path(text) if isinstance(text, str) else text
-    try:
-        from upath import UPath
+    from upath import UPath
 
+    scheme = text.partition("://")[0]
+    if scheme in ("file", "local"):
+        raise UserError(f"{text} is a file of this machine; write its path without {scheme}://.")
+    try:
         path = UPath(text)
-        path.fs  # noqa: B018 - loads the package for the store
+        if not is_web(text):  # it is read without fsspec
+            path.fs  # noqa: B018 - loads the package for the store
     except ImportError as error:
-        extra = EXTRAS.get(text.partition("://")[0], "stores")
-        raise UserError(f'{text} needs a package that is missing ({error}); pip install "gla-jax[{extra}]".') from None
+        advice = f'; pip install "gla-jax[{EXTRAS[scheme]}]"' if scheme in EXTRAS else ""
+        raise UserError(f"{text} needs a package that is missing ({error}){advice}.") from None
     except ValueError as error:
         raise UserError(f"{text} names no store that is known ({error}); use s3://, gs://, hf:// or a path.") from None
     return path
@@ -57,12 +65,17 @@ def is_remote(path: Any) -> bool:
 
 def is_file(path: Path) -> bool:
     """True for a file or object; False, unlike Path's, for a name that is too long."""
+    if is_web(path):
+        with suppress(OSError):
+            stamp_of_web(str(path))
+            return True
+        return False
     return path.is_file() if is_remote(path) else os.path.isfile(path)
 
 
 def is_folder(path: Path) -> bool:
     """True for a folder, or for the beginning of objects' names; False for a name that is too long."""
-    return path.is_dir() if is_remote(path) else os.path.isdir(path)
+    return not is_web(path) and path.is_dir() if is_remote(path) else os.path.isdir(path)
 
 
 def make_folder(path: Path) -> None:
@@ -78,7 +91,12 @@ def objects_below(folder: Path) -> Iterator[Path]:
 
 
 def content_of(path: Path, most: int | None = None) -> bytes:
-    """What a file or object holds, by one request; most: bytes that are read."""
+    """What a file or object holds, by one request; most: bytes that are read.
+
+    At most MAX_WEB_BYTES come from an https:// address. Raises OSError.
+    """
+    if is_web(path):
+        return read_web(str(path), MAX_WEB_BYTES)
     if is_remote(path):
         return path.fs.cat_file(path.path, start=0 if most else None, end=most)
     with path.open("rb") as file:
@@ -87,6 +105,8 @@ def content_of(path: Path, most: int | None = None) -> bytes:
 
 def stamp(path: Path) -> Any:
     """What changes when a file does: its size, and its time of change or the store's own mark of its content."""
+    if is_web(path):
+        return stamp_of_web(str(path))
     if not is_remote(path):
         status = path.stat()
         return [status.st_size, status.st_mtime_ns]
@@ -98,7 +118,9 @@ def stamp(path: Path) -> Any:
 
 
 def upload(path: Path, content: bytes, new: bool = False) -> bool:
-    """Put an object in place, whole; new: only where there is none. False when there is one."""
+    """Put an object in place, whole; new: only where there is none. False when there is one. Raises OSError."""
+    if is_web(path):
+        raise OSError("an https:// address is only read from")
     try:
         path.fs.pipe_file(path.path, content, **({"mode": "create"} if new else {}))
     except FileExistsError:
@@ -180,20 +202,93 @@ def local_copy(path: Path, cache: Callable[[], Path]) -> Path:
     if target.exists():
         return target
     beside = target.parent / f".{target.name}-{secrets.token_hex(4)}.unfinished"
-
-    def fetch(name: Path) -> None:
-        local = beside / str(name)[len(str(path).rstrip("/")) + 1 :]
-        if not local.resolve().is_relative_to(beside.resolve()):
-            raise UserError(f"{name} would be written outside its folder; name another model or copy.")
-        local.parent.mkdir(parents=True, exist_ok=True)
-        name.fs.get_file(name.path, str(local))
-
     try:
-        beside.mkdir(parents=True)
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(fetch, names))
+        _fetch(path, names, beside)
         with contextlib.suppress(OSError):  # another process was faster, and its copy is as good
             os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+@contextmanager
+def on_disk(path: Path, beside: Iterable[str] = ()) -> Iterator[Path]:
+    """A file or folder of an object store as a private copy that is removed after the block; a local one as it is.
+
+    A file at an https:// address likewise. beside: names of files that come along with one file of a store, where they
+    are. Raises UserError when there is nothing at the path.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    if is_web(path):
+        with tempfile.TemporaryDirectory(prefix="gla-jax-") as home:
+            copy = Path(home) / PurePosixPath(urlsplit(str(path)).path).name
+            try:
+                fetch_web(str(path), copy, MAX_FETCHED_BYTES)
+            except OSError as error:
+                raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
+            yield copy
+        return
+    if path.is_file():
+        home, names = path.parent, [path, *filter(is_file, (path.parent / name for name in beside))]
+    else:
+        home, names = path, list(objects_below(path))
+    if not names:
+        raise UserError(f"{path} does not exist or holds nothing; name a file or folder of the store.")
+    with tempfile.TemporaryDirectory(prefix="gla-jax-") as private:
+        copy = Path(private) / home.name
+        _fetch(home, names, copy)
+        yield copy if home == path else copy / path.name
+
+
+def _fetch(folder: Path, names: Sequence[Path], target: Path) -> None:
+    """Fetch objects of a folder to a place on disk. Raises UserError for names that leave it."""
+
+    def fetch(name: Path) -> None:
+        local = target / name.path[len(folder.path.rstrip("/")) + 1 :]
+        if not local.resolve().is_relative_to(target.resolve()):
+            raise UserError(f"{name} would be written outside its folder; name another model or copy.")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        name.fs.get_file(name.path, str(local))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(fetch, names))
+
+
+@contextmanager
+def written_on_disk(folder: Path, last: str = "") -> Iterator[Path]:
+    """A folder to write to: a local one itself, else a private one whose files go to the store when the block ends.
+
+    last: the file without which readers take the folder for none; it goes when all others are there.
+    """
+    if not is_remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="gla-jax-") as home:
+        yield Path(home)
+        put_files(Path(home), folder, last)
+
+
+def put_files(home: Path, folder: Path, last: str = "") -> None:
+    """Copy the files of a folder on disk to a store, each whole or not at all; last: goes when all others are there."""
+    files = [path.relative_to(home).as_posix() for path in sorted(home.rglob("*")) if path.is_file()]
+
+    def put(name: str) -> None:
+        folder.fs.put_file(str(home / name), f"{folder.path.rstrip('/')}/{name}")
+
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(put, (name for name in files if name != last)))
+        for name in files:
+            if name == last:
+                put(name)
+    finally:
+        folder.fs.invalidate_cache()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError, or an error of the store's own, where objects cannot be written below a folder of a store."""
+    probe = folder / f".gla-jax-{secrets.token_hex(4)}"
+    upload(probe, b"")
+    probe.unlink()

@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,6 @@ def test_the_kubernetes_job():
     assert spec["completionMode"] == "Indexed"
     index = r"$(JOB_COMPLETION_INDEX)"
     words = [word.replace(index, "7") for word in container["args"]]
-    pytest.importorskip("upath", reason="universal_pathlib is not installed")  # reads the words gs://...
     shard = [word for word in words if word.startswith("--shard")]
     assert shard == [f"--shard=7/{spec['completions']}"]
     check_command([word.replace("gs://", "memory://") for word in words])
@@ -97,8 +97,9 @@ def test_the_kubernetes_job_fits_the_schema_of_its_version():
 
 
 def test_the_container_file():
-    """Stages, no root at the end, and files that the checkout has."""
-    text = re.sub(r"\\\n\s*", " ", (FOLDER / "Containerfile").read_text())
+    """Stages, no root at the end, files that the checkout has, extras that exist."""
+    root = FOLDER.parents[1]
+    text = re.sub(r"\\\n\s*", " ", (root / "Dockerfile").read_text())
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
     names = [name for name, _ in lines]
     known = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "ENTRYPOINT", "CMD"}
@@ -110,4 +111,11 @@ def test_the_container_file():
     for name, value in lines:
         if name == "COPY" and not value.startswith("--from"):
             *sources, _ = value.split()
-            assert all((FOLDER.parents[1] / source).exists() for source in sources)
+            assert all((root / source).exists() for source in sources)
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"EXTRAS=([\w,]+)", text)
+    assert len(named) == 2
+    assert {extra for names in named for extra in names.split(",")} <= extras.keys()
+    runs = commands_in(re.sub(r"(?m)^#\s+docker run .*? gla-jax:\w+ ", "gla-jax ", text))
+    assert len(runs) == 2
+    assert all(map(check_command, runs))

@@ -73,13 +73,19 @@ def wait_for(what, process):
 @needs_ray
 def test_a_killed_actor_s_shard_is_done_by_another(words, whole, tmp_path):
     token = secrets.token_hex(8)
-    process = start(*words, *RAY, "--out", tmp_path, token=token)
+    process = start(*words, *RAY, "--out", tmp_path, "--log", tmp_path / "log.jsonl", token=token)
     wait_for(lambda: tmp_path.glob("shards/*/records/*.jsonl"), process)
     victim = wait_for(lambda: actors(token), process)[0]
     os.kill(victim, signal.SIGKILL)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert results(tmp_path) == whole
+    # The driver logs every image once, in whichever order the shards end.
+    logged = {
+        line["image"]: line["miou"] for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    }
+    assert logged == whole["per_image"]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == len(STEMS)
 
 
 @needs_ray

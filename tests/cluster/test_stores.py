@@ -22,7 +22,6 @@ from tests.small_models import random_pair
 
 pytest.importorskip("moto.server", reason="moto[server] is not installed")
 pytest.importorskip("s3fs", reason="s3fs is not installed")
-pytest.importorskip("upath", reason="universal_pathlib is not installed")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the model does not know"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of moto's, s3fs's and TFDS's own dependencies

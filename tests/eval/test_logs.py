@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from gla_jax.eval.logs import image_lines, scalars
+from gla_jax.eval.logs import image_lines, logs, scalars
 from gla_jax.eval.runner import measure
+from gla_jax.support.places import place
 from tests.eval import trees
 from tests.eval.test_runner import IMAGES, make_run
 
@@ -26,6 +27,22 @@ def test_a_line_an_image_and_none_for_those_of_an_earlier_run(data, tmp_path):
     assert [line["miou"] for line in lines] == outcome.tally.miou.tolist()
     assert lines[0]["size"] == list(trees.SIZE)
     assert {"read", "features", "labels"} <= set(lines[0]["seconds"])
+
+
+def test_logs_on_a_store_are_those_of_the_disk(data, tmp_path):
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    store = place("memory://logs")
+    with logs(store / "images.jsonl", store / "board", "voc21", 21) as log, image_lines(tmp_path / "x", 21) as local:
+        outcome = measure(make_run(data, tmp_path / "out", limit=3))
+        for record in outcome.records:
+            log(record)
+            local(record)
+    (lines,) = store.glob("images.*.jsonl")
+    assert lines.read_text() == (tmp_path / "x").read_text()
+    (board,) = store.glob("board/*")
+    assert board.name.startswith("events.out.tfevents")
+    assert b"voc21/miou" in board.read_bytes()
+    store.fs.store.clear()
 
 
 def test_scalars_are_those_of_the_run(data, tmp_path):

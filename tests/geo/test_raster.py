@@ -14,7 +14,9 @@ from gla_jax.cli import main
 from gla_jax.config import SegmenterConfig, WindowConfig
 from gla_jax.geo.blocks import Area, cut_blocks
 from gla_jax.geo.raster import RasterTask, segment_raster
+from gla_jax.geo.seams import Seams
 from gla_jax.support.errors import UserError
+from gla_jax.support.places import place
 from gla_jax.text.prompts import parse_classes
 from gla_jax.tiny_world.scenes import render
 
@@ -77,6 +79,27 @@ def test_a_window_of_the_raster_lies_where_it_was(tmp_path, segmenter, source):
         assert b.xy(0, 0) == a.xy(96, 96)
 
 
+def test_a_raster_from_and_to_a_store_is_that_of_the_disk(tmp_path, segmenter, source):
+    """And goes on there: blocks that are objects are not done again."""
+    store = place("memory://rasters")
+    (store / "scene.tif").write_bytes(source.read_bytes())
+    run(segmenter, source, tmp_path / "out", vectors=True)
+    task = RasterTask(segmenter, parse_classes(NAMES), block=96, vectors=True)
+    sentences = []
+    for _ in range(2):
+        segment_raster(task, store / "scene.tif", store / "out", sentences.append)
+    assert sentences == [f"9 of 9 blocks were done before in {store / 'out'}; the rest follows."]
+    assert (store / "out/labels.tif").read_bytes() == (tmp_path / "out/labels.tif").read_bytes()
+    (tmp_path / "fetched.gpkg").write_bytes((store / "out/regions.gpkg").read_bytes())
+    counts = [
+        pyogrio.read_info(path)["features"] for path in (tmp_path / "fetched.gpkg", tmp_path / "out/regions.gpkg")
+    ]
+    assert counts[0] == counts[1]
+    documents = [json.loads((out / "results.json").read_text()) for out in (store / "out", tmp_path / "out")]
+    assert documents[0] | {"raster": ""} == documents[1] | {"raster": ""}
+    store.fs.store.clear()
+
+
 def test_it_goes_on_where_it_was_stopped(tmp_path, segmenter, source, monkeypatch):
     """Blocks that are done are not done again, and the result is the same to the byte."""
     run(segmenter, source, tmp_path / "whole")
@@ -104,6 +127,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, segmenter, source, monkeypatc
 def test_regions_cover_the_labels(tmp_path, segmenter, source):
     """Every pixel with a label lies in one polygon of its class, on the ground."""
     document = run(segmenter, source, tmp_path / "out", vectors=True)
+    assert all(row["pairs"] > row["differ"] > 0 for row in document["edges"].values())
     info = pyogrio.read_info(tmp_path / "out" / "regions.gpkg")
     assert info["crs"] == "EPSG:32632"
     assert list(info["fields"]) == ["class", "name", "pixels"]
@@ -187,3 +211,38 @@ def test_no_background_is_spelled_as_for_photos(source, tmp_path):
     sizes = ["--short-side", "96", "--crop", "64", "--stride", "32"]
     assert main(["raster", str(source), "--model", "tiny-world", *words, *sizes, "--out", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "results.json").read_text())["classes"] == NAMES
+
+
+def test_flips_at_edges_of_blocks_are_counted_apart():
+    """Labels that change at every edge of a block and nowhere else must show there alone; nodata is in no pair."""
+    area, config = Area(10, 20, 205, 150), CONFIG.windows
+    blocks = cut_blocks(area, Area(0, 0, 400, 300), 96, CONFIG)
+    seams = Seams(area, config, 1.0, 255)
+    whole = np.zeros((205, 150), int)
+    for number, block in enumerate(blocks):
+        whole[block.core.within(area)] = number
+    whole[:, 30:40] = 255
+    for block in blocks:
+        seams.add(block, whole[block.core.within(area)])
+    edges = seams.document()
+    valid = whole != 255
+    pairs = valid.sum(1)[95] + valid.sum(1)[191] + 205  # rows 96 and 192, column 96
+    assert edges["blocks"] == {"pairs": int(pairs), "differ": int(pairs), "percent": 100.0}
+    assert edges["windows"]["differ"] == edges["between"]["differ"] == 0
+    assert min(edges["windows"]["pairs"], edges["between"]["pairs"]) > 0
+
+
+def test_flips_at_edges_of_windows_are_where_the_windows_are():
+    """As `gla-jax eval` places them: a block's windows begin with its halo, at the block's own scale."""
+    block = cut_blocks(Area(96, 96, 96, 96), Area(0, 0, 400, 400), 96, CONFIG)[0]
+    resized, starts = 224, range(0, 224 - 64 + 1, 32)  # 96 pixels and a halo of 64 on each side; short side 96 of 96
+    edges = sorted({*starts, *(start + 64 for start in starts)} - {0, resized})
+    labels = np.zeros((224, 224), int)
+    for edge in edges:
+        labels[:, edge:] += 1
+    seams = Seams(Area(96, 96, 96, 96), CONFIG.windows, 1.0, 255)
+    seams.add(block, labels[64:160, 64:160])
+    counts = seams.document()
+    inner = [edge for edge in edges if 64 < edge < 160]
+    assert counts["windows"] == {"pairs": 2 * 96 * len(inner), "differ": 96 * len(inner), "percent": 50.0}
+    assert counts["between"]["differ"] == counts["blocks"]["pairs"] == 0

@@ -2,15 +2,16 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from gla_jax.checkpoints.model_folder import read_checkpoint
 from gla_jax.cli import main
 from gla_jax.support import places
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import cache_folder, folder_lock, read_json, write_json
-
-pytest.importorskip("upath", reason="universal_pathlib is not installed")
+from tests.eval import trees
 
 
 @pytest.fixture
@@ -91,17 +92,77 @@ def test_a_folder_is_fetched_once_for_each_content(folder, tmp_path):
         places.local_copy(folder / "none", lambda: tmp_path)
 
 
-def test_results_of_other_commands_go_to_stores_and_what_needs_a_disk_says_so(folder, capsys):
+def test_results_of_other_commands_go_to_stores(folder, capsys):
     words = ["explain", "examples/none.png", "--at", "1,1", "--out", str(folder / "x.png")]
     assert main(words) == 2  # the image is missing, the store is not refused
     assert "none.png does not exist" in capsys.readouterr().err
     words = ["crossing", "tiny-world", "--limit", "1", "--out", str(folder / "crossing.json")]
     assert main(words) == 0
     assert "stages" in read_json(folder / "crossing.json", "the figures", "measure them")
-    for command in (
-        ["convert", "clip", "x", "s3://b/x"],
-        ["raster", "s3://b/x.tif"],
-        ["eval", "prepare", "--out=s3://b/x"],
-    ):
-        assert main(command) == 2
-        assert "takes local paths, not s3://b/x" in capsys.readouterr().err
+
+
+def names_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def put(home, folder):
+    places.put_files(home, folder)
+    return folder
+
+
+def test_weights_are_converted_from_and_to_a_store(folder, tmp_path, monkeypatch, capsys):
+    """As on a disk: the same parameters, whole or not there, never over another model."""
+    source = Path(__file__).parents[1] / "peers/data/timm_dino"
+    url = put(source, folder / "weights")
+    for where in (url, url / "model.safetensors"):
+        out = folder / f"model-{where.name}"
+        there = source if where == url else source / where.name
+        assert main(["convert", "dino", str(there), str(tmp_path / where.name)]) == 0
+        assert main(["convert", "dino", str(where), str(out)]) == 0
+        local, fetched = tmp_path / where.name, places.local_copy(out, lambda: tmp_path / "cache")
+        assert (fetched / "config.json").read_bytes() == (local / "config.json").read_bytes()
+        assert read_checkpoint(fetched).sha256 == read_checkpoint(local).sha256
+        manifests = [read_json(model / "manifest.json", "x", "y") for model in (fetched, local)]
+        assert [manifest.pop("source") for manifest in manifests] == [str(where), str(there)]
+        assert manifests[0] == manifests[1]
+        assert main(["convert", "dino", str(where), str(out)]) == 2
+        assert f"{out} exists already" in capsys.readouterr().err
+
+    def fails(self, local, remote, **more):
+        assert not remote.endswith("config.json"), "the file without which there is no model goes last"
+        if "manifest" in remote:
+            raise OSError("the store is gone")
+        put_file(self, local, remote, **more)
+
+    put_file = type(folder.fs).put_file
+    monkeypatch.setattr(type(folder.fs), "put_file", fails)
+    assert main(["convert", "dino", str(url), str(folder / "broken")]) == 2
+    assert "cannot be made (the store is gone)" in capsys.readouterr().err
+    assert not list(places.objects_below(folder / "broken"))
+
+
+def test_a_copy_is_prepared_from_and_to_a_store(folder, tmp_path):
+    from gla_jax.eval.datasets.tfds_copy import prepare
+
+    data = trees.camvid(tmp_path / "camvid", [0, 3, 11])
+    here = prepare("camvid", data, tmp_path / "copy")
+    there = prepare("camvid", put(data, folder / "camvid"), folder / "copy")
+    assert names_below(tmp_path / "copy") == [
+        str(path)[len(str(folder / "copy")) + 1 :] for path in places.objects_below(folder / "copy")
+    ]
+    assert str(there) == f"{folder}/copy/{here.relative_to(tmp_path / 'copy')}"
+    assert prepare("camvid", data, folder / "copy") == there  # kept
+    trees.save_label(data / "labels/x.png", trees.label_of([5]))
+    with pytest.raises(UserError, match="is a copy of other data"):
+        prepare("camvid", data, folder / "copy")
+
+
+def test_a_private_copy_lasts_as_long_as_the_block(folder, tmp_path):
+    (folder / "a/b").write_bytes(b"1")
+    with places.on_disk(folder / "a") as copy:
+        assert (copy / "b").read_bytes() == b"1"
+    assert not copy.exists()
+    with places.on_disk(tmp_path) as same:
+        assert same is tmp_path
+    with pytest.raises(UserError, match="does not exist or holds nothing"), places.on_disk(folder / "none"):
+        pass

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gla_jax.config import WindowConfig
-from gla_jax.eval.metrics.boundary import WIDTHS, BoundaryCounts, boundary_counts, window_edges
+from gla_jax.eval.metrics.boundary import WIDTHS, BoundaryCounts, boundary_counts
+from gla_jax.images.edges import window_edges
 from tests import oracle
 
 WINDOWS = WindowConfig(short_side=336, crop=224, stride=112)
