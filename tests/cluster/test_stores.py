@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from gla_jax.eval.datasets.dataset import open_dataset
@@ -156,6 +158,50 @@ def test_a_copy_is_read_from_a_store(bucket, tmp_path):
     ours, theirs = open_dataset("camvid", place(url)), open_dataset("camvid", data)
     assert examples_of(ours) == examples_of(theirs)
     assert ours.fingerprint == theirs.fingerprint
+
+
+def test_convert_and_raster_from_and_to_a_store_are_those_of_the_disk(bucket, local, tmp_path):
+    """Weights, then a raster in blocks, fetched in parts and written as objects."""
+    peer = Path(__file__).parents[1] / "peers/data/timm_dino"
+    url = put(peer, f"{bucket}/weights")
+    done(run("convert", "dino", f"{url}/model.safetensors", f"{bucket}/converted"))
+    done(run("convert", "dino", peer, tmp_path / "converted"))
+    config = (place(f"{bucket}/converted") / "config.json").read_bytes()
+    assert config == (tmp_path / "converted/config.json").read_bytes()
+
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 300, 400), np.uint8)
+    shape = {
+        "height": 300,
+        "width": 400,
+        "count": 3,
+        "dtype": "uint8",
+        "tiled": True,
+        "blockxsize": 64,
+        "blockysize": 64,
+    }
+    (tmp_path / "raster").mkdir()
+    with rasterio.open(tmp_path / "raster/scene.tif", "w", driver="GTiff", **shape) as out:
+        out.write(pixels)
+    put(tmp_path / "raster", f"{bucket}/raster")
+    words = [
+        "--classes",
+        "sand",
+        "--classes",
+        "water",
+        "--model",
+        local / "model",
+        "--method",
+        "maskclip",
+        "--block",
+        "96",
+    ]
+    words += ["--short-side", "native", "--crop", "32", "--stride", "32", "--vectors"]
+    done(run("raster", f"{bucket}/raster/scene.tif", *words, "--out", f"{bucket}/labelled"))
+    done(run("raster", tmp_path / "raster/scene.tif", *words, "--out", tmp_path / "labelled"))
+    ours = place(f"{bucket}/labelled")
+    assert (ours / "labels.tif").read_bytes() == (tmp_path / "labelled/labels.tif").read_bytes()
+    names = {path.relative_to(tmp_path / "labelled").as_posix() for path in (tmp_path / "labelled").rglob("*.*")}
+    assert {str(path)[len(str(ours)) + 1 :] for path in ours.rglob("*.*")} == names - {".gla-jax.lock"}
 
 
 def write_tars(data, folder, count=3):
