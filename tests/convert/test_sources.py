@@ -313,6 +313,23 @@ def test_a_download_takes_one_kind_of_weights(hub):
     np.testing.assert_array_equal(source.state["x"], X)
 
 
+def test_bytes_of_a_download_are_those_that_the_hub_states(hub, tmp_path):
+    """huggingface_hub names a large file in its cache after the SHA-256 that the hub states of it."""
+    folder, _ = hub
+    save_file({"x": X}, tmp_path / "weights")
+    digest = sources.sha256_of(tmp_path / "weights")
+    (tmp_path / "weights").rename(tmp_path / digest)
+    (folder / "model.safetensors").symlink_to(tmp_path / digest)
+    assert open_source("owner/name").stated == {"model.safetensors": digest}
+    assert open_source(folder).stated == {}  # of a folder that was copied by hand nobody states anything
+    save_file({"x": X + 1}, tmp_path / digest)
+    message = refused("owner/name")
+    assert (
+        f"model.safetensors is not the file whose SHA-256 the hub states ({digest}); remove {tmp_path / digest}"
+        in message
+    )
+
+
 def test_a_download_of_shards(hub):
     folder, asked = hub
     assert set(open_source("owner/name" if write_shards(folder) else "").state) == {"x", "y"}

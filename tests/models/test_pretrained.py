@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import jax
@@ -16,7 +17,7 @@ import gla_jax.convert
 from gla_jax.checkpoints import model_folder as checkpoint
 from gla_jax.checkpoints.model_folder import ClipSpec, abstract_params, flatten_params, write_checkpoint
 from gla_jax.convert import sources
-from gla_jax.models.pretrained import resolve
+from gla_jax.models.pretrained import origins, resolve
 from gla_jax.models.registry import NamedModel
 from gla_jax.support.errors import ConversionError, ModelError
 from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
@@ -306,3 +307,19 @@ def test_a_wrong_part_is_told_before_another_is_downloaded(downloads, tmp_path):
     with pytest.raises(ModelError, match="'some-dyno' is neither"):
         resolve("some-clip+some-dyno", cache_dir=tmp_path)
     assert downloads == []
+
+
+def test_origins_say_whose_weights_they_are(tmp_path, monkeypatch):
+    """What a page about figures needs: every file of weights, and who states its hash."""
+    folder = Path(__file__).parents[1] / "peers/data/timm_dino"
+    manifest = gla_jax.convert.convert("dino", folder, tmp_path / "dino")
+    digest = manifest["files"]["model.safetensors"]
+    row = {"source": str(folder), "revision": "", "file": "model.safetensors", "sha256": digest, "stated_by": ""}
+    assert origins(str(tmp_path / "dino")) == [row]
+    monkeypatch.setattr("gla_jax.models.pretrained.PUBLISHED", {digest: "the test"})
+    assert origins(str(tmp_path / "dino")) == [row | {"stated_by": "the test"}]
+    monkeypatch.undo()
+    path = tmp_path / "dino/manifest.json"
+    path.write_text(json.dumps(manifest | {"revision": "0123abc", "stated_by_hub": {"model.safetensors": digest}}))
+    assert origins(str(tmp_path / "dino")) == [row | {"stated_by": "the hub", "revision": "0123abc"}]
+    assert [row["source"] for row in origins("tiny-world")] == 2 * ["trained on generated scenes"]
