@@ -43,18 +43,18 @@ def test_it_is_a_setting_of_every_way_to_labels(segmenter):
     """Labels, a mesh and masks agree, and without it an image is what it was."""
     plain = segmenter(IMAGE, CLASSES, scores=True)
     margin = float(np.median(leads(plain.scores)))
-    expected = labels_with_background(plain.scores, 0.0, margin, background=1)
+    expected = labels_with_background(plain.scores, 0.0, margin, background=0)
     assert (expected != plain.labels).any()
     wary = segmenter.with_settings(background_margin=margin)
     mesh = Segmenter(segmenter.clip, segmenter.vfm, wary.config, mesh=make_mesh())
     for other in (wary, mesh):
-        np.testing.assert_array_equal(other(IMAGE, CLASSES, background="water").labels, expected)
+        np.testing.assert_array_equal(other(IMAGE, CLASSES, background="sand").labels, expected)
     mask = np.zeros((60, 90), bool)
     mask[10:30, 20:50] = True
     means = plain.scores[:, mask].mean(1)
     for own in (float(leads(means)) - 1e-4, float(leads(means)) + 1e-4):
-        masked = label_masks(plain.labels, plain.scores, [mask], background=1, margin=own)
-        assert (masked[mask] == (means.argmax() if own < leads(means) else 1)).all()
+        masked = label_masks(plain.labels, plain.scores, [mask], background=0, margin=own)
+        assert (masked[mask] == (means.argmax() if own < leads(means) else 0)).all()
     other = wary(IMAGE, CLASSES, background="void")  # a background of its own comes first and has no probability
     assert (other.labels == 0).any()
 
