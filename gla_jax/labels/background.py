@@ -11,7 +11,7 @@ def leads(scores: Float[np.ndarray, "L *pixels"]) -> Float[np.ndarray, " *pixels
     if len(scores) == 1:
         return scores[0]
     second, best = np.partition(scores, -2, axis=0)[-2:]
-    return best - second
+    return np.asarray(best - second)  # of one row a scalar
 
 
 @typed
