@@ -9,7 +9,16 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gla_jax.config import DEFAULT_PRESET, DTYPES, METHODS, PRESET_ALIASES, PRESETS, SegmenterConfig, WindowConfig
+from gla_jax.config import (
+    CALIBRATED,
+    DEFAULT_PRESET,
+    DTYPES,
+    METHODS,
+    PRESET_ALIASES,
+    PRESETS,
+    SegmenterConfig,
+    WindowConfig,
+)
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, class_names
 from gla_jax.settings.options import (
     METHOD_NUMBERS,
@@ -109,8 +118,9 @@ class Protocol:
             numbers = [(name, getattr(method, name)) for name in METHOD_NUMBERS]
             former = {"gla-on-clip-keys": "gla-clip"}
             content["tuned"] = {"method": former.get(self.tuned_for, self.tuned_for), "numbers": numbers}
-        elif method.anchor_threshold != PRESETS[DEFAULT_PRESET].method.anchor_threshold:
-            content["anchor_threshold"] = method.anchor_threshold
+        else:
+            published = PRESETS[DEFAULT_PRESET].method
+            content |= {n: value for n in CALIBRATED if (value := getattr(method, n)) != getattr(published, n)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -132,8 +142,8 @@ class Protocol:
                 f"the preset was tuned for the method {self.tuned_for}, not for {method}; choose {self.tuned_for} or "
                 "another preset."
             )
-        rho = self.settings.method.anchor_threshold
-        chosen = self.settings.method if self.tuned_for else replace(METHODS[method], anchor_threshold=rho)
+        numbers = {name: getattr(self.settings.method, name) for name in CALIBRATED}
+        chosen = self.settings.method if self.tuned_for else replace(METHODS[method], **numbers)
         return replace(self.settings, method=chosen, dtype=check_choice(dtype, DTYPES, "dtype"))
 
 

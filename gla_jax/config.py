@@ -22,6 +22,7 @@ TowerAttention = Literal["together", "head_by_head", "chunked", "cudnn"]  # towe
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("highest", "high", "fast")  # DESIGN 5
 MAX_SIDE = 2**16  # pixels; more is a slip of the finger
+CENTRED_MEAN = 0.3  # c of the calibration "centred" (attention/calibrate.py)
 MAX_ITERATIONS = 1000  # of anchors; each takes all similarities, inside one program that cannot be interrupted
 
 
@@ -67,7 +68,8 @@ class MethodConfig:
     alpha_gamma, None falls back to the fixed shift (beta) and scale (gamma); masking: attention drops entries below the
     shift, as ProxyCLIP does; the softmax divides by temperature; mask_temperature: None for the published masks, a
     number t for sigmoids of width t in their place, which differentiate in every setting and become the masks as t goes
-    to 0. How it is computed: attention, one of three forms of one method; precision of every matrix product (DESIGN 5),
+    to 0; calibration: None as published, "centred" (ours, attention/calibrate.py) for other features than DINO's. How
+    it is computed: attention, one of three forms of one method; precision of every matrix product (DESIGN 5),
     block_size and skip_blocks, None until a model is placed on its devices.
     """
 
@@ -83,6 +85,7 @@ class MethodConfig:
     scale: Number = 3.0
     masking: bool = static(True)
     temperature: Number = 1.0
+    calibration: Literal["centred"] | None = static(None)
     mask_temperature: Number | None = None
     attention: Form = static("blockwise")
     precision: Literal["highest", "high", "fast"] | None = static(None)
@@ -94,6 +97,8 @@ class MethodConfig:
             raise ValueError(f"{self.baseline!r} is not a baseline; there are {', '.join(BASELINES)}")
         if not isinstance(self.attention, str) or self.attention not in ("blockwise", "dense", "ring"):
             raise ValueError(f"attention {self.attention!r} is not blockwise, dense or ring")
+        if self.calibration not in (None, "centred"):
+            raise ValueError(f"calibration {self.calibration!r:.60} is not centred or none")
         if self.precision == "default":  # until 0.1, for JAX's word
             warnings.warn('the precision "default" is called "fast" now', stacklevel=3)
             object.__setattr__(self, "precision", "fast")
@@ -143,6 +148,11 @@ class MethodConfig:
     def attends_by_features(self) -> bool:
         """True if values are weighed by feature similarity rather than by the baseline's own attention."""
         return BASELINES[self.baseline].attends_by_features or self._uses_gla
+
+    @property
+    def calibrates(self) -> bool:
+        """True if similarities are calibrated: those of CLIP's own heads never are."""
+        return self.calibration is not None and self.reads_vfm
 
     @property
     def reads_vfm(self) -> bool:
@@ -327,8 +337,14 @@ PRESET_ALIASES = {
     "clip-dinoiser": "448-448-224",
     "clearclip": "448-448-224-scale-50",
 }
-# rho of the released run, and of the paper by notes on it; published comparisons use both.
-RHO_SETTINGS = {"rho-0.55": 0.55, "rho-0.6": 0.6}
+# Numbers of the method by name. rho of the released run, and of the paper by notes on it; published comparisons use
+# both. "centred" is ours, for foundation models whose cosines are spread otherwise than DINO's (eval/RESULTS.md).
+NUMBER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "rho-0.55": {"anchor_threshold": 0.55},
+    "rho-0.6": {"anchor_threshold": 0.6},
+    "centred": {"calibration": "centred", "anchor_threshold": 0.9, "temperature": 0.05},
+}
+CALIBRATED = ("anchor_threshold", "temperature", "calibration")  # fields of them
 # The paper's letters for fields of the method.
 FIELD_ALIASES = {
     "rho": "anchor_threshold",

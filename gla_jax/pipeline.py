@@ -7,9 +7,9 @@ over chunks of windows and queries (segment_in_steps).
 import jax
 import jax.numpy as jnp
 
-from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer
+from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer, image_buffer
 from gla_jax.attention.baselines import window_attention
-from gla_jax.attention.buffer import Buffer, fill_buffer, neighbourhood_queries, resample_tokens
+from gla_jax.attention.buffer import Buffer, neighbourhood_queries, resample_tokens
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import Windows
 from gla_jax.support.arrays import Array, Float, inverse_norms, typed
@@ -50,7 +50,7 @@ def buffers(
     valid = jnp.asarray(windows.valid)
     passes = []
     for features in tokens.compared(method):
-        buffer = fill_buffer(features, tokens.values, valid, method)
+        buffer = image_buffer(features, tokens.values, valid, method)
         first = first_queries(features, windows, params, method)
         passes.append((buffer, buffer.keys if first is None else first))
     return tuple(passes)
@@ -154,7 +154,7 @@ def segment_features(
     while compared:
         first = run.whole(first_queries, compared[0], windows, params, method)
         # Features end here: in steps the buffer takes their place in memory.
-        buffer = run.whole(fill_buffer, compared.pop(0), values, jnp.asarray(windows.valid), method)
+        buffer = run.whole(image_buffer, compared.pop(0), values, jnp.asarray(windows.valid), method)
         attended = attend_buffer(buffer, run.whole(window_count, windows, method), method, first, run)
         del buffer
         total = attended if total is None else total + attended

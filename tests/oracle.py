@@ -41,21 +41,32 @@ def resample_tokens(values, side):
     return np.einsum("yi,xj,wijc->wyxc", matrix, matrix, grid).reshape(windows, side * side, width)
 
 
-def anchors(keys, rho, iterations, first=None, width=None):
+def centred_keys(features):
+    """Unit rows of features [N D] less their mean: the keys of the calibration "centred"."""
+    return l2(features - features.mean(0))
+
+
+def look(similarity, method):
+    """s' = c + (1 - c) s with c = 0.3 under the calibration "centred"."""
+    return 0.3 + 0.7 * similarity if method.calibration == "centred" else similarity
+
+
+def anchors(keys, rho, iterations, first=None, width=None, seen=lambda similarity: similarity):
     """Proxy anchors P [N D] and counts m [N] (DESIGN 3.1); first [N D] replaces K as the first query.
 
     With a width the mask is a sigmoid around rho, and a row that sums to less than one is filled up with itself.
+    seen: similarities as they are compared with rho.
     """
     queries = keys if first is None else first
     count = None
     for _ in range(max(iterations, 1)):
         if width is not None:
-            mask = 0.5 + 0.5 * np.tanh((queries @ keys.T - rho) / width / 2)
+            mask = 0.5 + 0.5 * np.tanh((seen(queries @ keys.T) - rho) / width / 2)
             mask[np.diag_indices(len(mask))] += np.maximum(1 - mask.sum(1), 0)
             count = mask.sum(1)
             queries = l2(mask @ keys / count[:, None]) if iterations else queries
             continue
-        mask = queries @ keys.T > rho
+        mask = seen(queries @ keys.T) > rho
         empty = ~mask.any(1)
         mask[empty, empty.nonzero()[0]] = True
         count = mask.sum(1)
@@ -70,9 +81,10 @@ def attend(keys, values, windows, method, first=None):
     queries, count = keys, None
     if method.proxy_anchors or method.dynamic_scale is not None:
         width = method.mask_temperature
-        anchored, count = anchors(keys, method.anchor_threshold, method.anchor_iterations, first, width)
+        numbers = method.anchor_threshold, method.anchor_iterations, first, width
+        anchored, count = anchors(keys, *numbers, lambda similarity: look(similarity, method))
         queries = anchored if method.proxy_anchors else keys
-    similarity = queries @ keys.T
+    similarity = look(queries @ keys.T, method)
     mean = np.maximum(similarity.mean(1, keepdims=True), 0) if method.row_mean else similarity.mean()
     beta = method.shift if method.dynamic_shift is None else 1 + method.dynamic_shift * np.log(1 + windows)
     gamma = method.scale if method.dynamic_scale is None else 1 + method.dynamic_scale / count[:, None]

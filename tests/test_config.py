@@ -12,6 +12,7 @@ import pytest
 from gla_jax import config
 from gla_jax.config import (
     BASELINES,
+    DEFAULT_PRESET,
     METHODS,
     Baseline,
     MethodConfig,
@@ -22,6 +23,8 @@ from gla_jax.config import (
     settings_as_dict,
     with_plain_numbers,
 )
+from gla_jax.eval.protocols import protocol
+from gla_jax.settings.options import settings_from_options
 
 
 @pytest.mark.parametrize(
@@ -185,3 +188,19 @@ def test_a_wrong_row_is_refused_in_one_sentence(tables, fields, reason):
     with pytest.raises(ValueError, match=reason):
         register_baseline(Baseline(**{"name": "mine", "title": "Mine"} | fields))
     assert "mine" not in tables.METHODS
+
+
+def test_a_preset_names_numbers_and_a_protocol_counts_them():
+    """`centred` is another protocol: its figures never stand beside those of the published numbers."""
+    config = settings_from_options(preset="448-336-112+centred")
+    assert (config.windows.short_side, config.method.calibration, config.method.anchor_threshold) == (
+        448,
+        "centred",
+        0.9,
+    )
+    assert settings_from_options(preset="centred").method.temperature == 0.05
+    rows = {name: protocol("camvid", name) for name in (DEFAULT_PRESET, "rho-0.6", "centred")}
+    assert len({row.sha256 for row in rows.values()}) == 3
+    assert rows["centred"].config("gla").method == settings_from_options(preset="centred").method
+    with pytest.raises(ValueError, match="not centred or none"):
+        MethodConfig(calibration="mean")

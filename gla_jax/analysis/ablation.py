@@ -6,7 +6,7 @@ from itertools import product
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from gla_jax.config import BASELINES, FIELD_ALIASES, MethodConfig, Number, SegmenterConfig, without_gla
+from gla_jax.config import BASELINES, CALIBRATED, FIELD_ALIASES, MethodConfig, Number, SegmenterConfig, without_gla
 from gla_jax.settings.options import check_choice, with_fields
 from gla_jax.support.errors import UserError
 
@@ -50,12 +50,20 @@ def gla_baselines() -> tuple[str, ...]:
     return tuple(name for name, row in BASELINES.items() if row.gla)
 
 
+def _on_baseline(method: MethodConfig, baseline: str) -> MethodConfig:
+    """A method on another baseline; one of CLIP's own heads keeps the published numbers, which suit no calibration."""
+    moved = replace(method, baseline=baseline)
+    if moved.reads_vfm or not method.calibration:
+        return moved
+    return replace(moved, **{name: getattr(MethodConfig(), name) for name in CALIBRATED})
+
+
 def stages(base: SegmenterConfig, baseline: str, alone: bool = False) -> Ablation:
     """The paper's ablation: a baseline as published, then each part of GLA on top of the ones before.
 
     base: its method is the whole of GLA; alone: begin with MaskCLIP, under which no token sees another.
     """
-    whole = replace(base.method, baseline=baseline)
+    whole = _on_baseline(base.method, baseline)
     shared = replace(whole, proxy_anchors=False, row_mean=False, dynamic_shift=None, dynamic_scale=None)
     methods = {
         f"{baseline} as published": replace(shared, global_buffer=False),
@@ -63,6 +71,12 @@ def stages(base: SegmenterConfig, baseline: str, alone: bool = False) -> Ablatio
         "+ proxy anchors": replace(shared, proxy_anchors=True),
         "+ dynamic normalisation": whole,
     }
+    if whole.calibrates:
+        calibrated = {
+            f"{baseline} as published": without_gla(baseline),
+            "+ calibration": replace(shared, global_buffer=False),
+        }
+        methods = calibrated | {name: method for name, method in methods.items() if name not in calibrated}
     methods = ({"each token alone": without_gla("maskclip")} if alone else {}) | methods
     settings = tuple(Setting(name, replace(base, method=method)) for name, method in methods.items())
     return Ablation(f"GLA on {baseline}, stage by stage", settings, {})
@@ -79,7 +93,7 @@ def baselines(base: SegmenterConfig, layers: bool = False) -> Ablation:
             continue
         settings.append(Setting(name, replace(base, method=without_gla(name))))
         if row.gla:
-            settings.append(Setting(f"{name} + GLA", replace(base, method=replace(base.method, baseline=name))))
+            settings.append(Setting(f"{name} + GLA", replace(base, method=_on_baseline(base.method, name))))
     return Ablation("Baselines without and with GLA", tuple(settings), {})
 
 
@@ -88,7 +102,7 @@ def grid(base: SegmenterConfig, baseline: str, axes: Mapping[str, tuple[Any, ...
 
     Raises UserError for a combination that the settings do not allow.
     """
-    start, settings = replace(base, method=replace(base.method, baseline=baseline)), []
+    start, settings = replace(base, method=_on_baseline(base.method, baseline)), []
     for values in product(*axes.values()):
         changes = dict(zip(axes, values, strict=True))
         name = ", ".join(f"{field} {value_text(value)}" for field, value in changes.items())

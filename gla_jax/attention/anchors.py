@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer
+from gla_jax.attention.calibrate import slope, uncalibrated
 from gla_jax.attention.products import for_anchors, key_sums, similarities
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Bool, Float, l2_normalize, typed
@@ -38,14 +39,17 @@ def zero_sums(queries: Float[Array, "q D"]) -> AnchorSums:
 @typed
 def positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> Bool[Array, "q b"]:
     """Mask M: keys that are valid and resemble a query by more than rho."""
-    return (similarities(queries, for_anchors(buffer, method)) > method.anchor_threshold) & buffer.valid[None]
+    rho = uncalibrated(method.anchor_threshold, method)
+    return (similarities(queries, for_anchors(buffer, method)) > rho) & buffer.valid[None]
 
 
 @typed
 def soft_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> Float[Array, "q b"]:
     """Mask M with sigmoids of width mask_temperature around rho, 0 where a key is not valid."""
     mask = jax.nn.sigmoid(
-        (similarities(queries, for_anchors(buffer, method)) - method.anchor_threshold) / method.mask_temperature
+        (similarities(queries, for_anchors(buffer, method)) - uncalibrated(method.anchor_threshold, method))
+        * slope(method)
+        / method.mask_temperature
     )
     return mask * buffer.valid.astype(jnp.float32)[None]
 

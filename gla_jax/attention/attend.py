@@ -108,6 +108,14 @@ def attend_buffer(
 
 
 @typed
+def image_buffer(
+    features: Float[Array, "W S D"], values: Float[Array, "W n C"], valid: Bool[Array, " W"], method: MethodConfig
+) -> Buffer:
+    """fill_buffer of an image whose windows may lie on several devices."""
+    return fill_buffer(features, values, valid, method, FORMS[method.attention].sum_over_shards)
+
+
+@typed
 def attend_alone(
     features: Float[Array, "W S D"],
     values: Float[Array, "W n C"],
@@ -159,5 +167,5 @@ def aggregate_values(
     count = FORMS[method.attention].sum_over_shards(valid.astype(jnp.float32).sum())
     if not method.global_buffer:
         return attend_alone(features, values, count, method, first)
-    attended = attend_buffer(fill_buffer(features, values, valid, method), count, method, first)
+    attended = attend_buffer(image_buffer(features, values, valid, method), count, method, first)
     return attended.reshape(*features.shape[:2], -1)

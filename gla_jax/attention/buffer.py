@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gla_jax.attention.calibrate import centred
 from gla_jax.config import MethodConfig
 from gla_jax.images.resize import bilinear_matrix
 from gla_jax.support.arrays import Array, Bool, Float, Int, l2_normalize, typed
@@ -50,12 +51,26 @@ def resample_tokens(values: Float[Array, "W n C"], tokens: int, precision: str =
 @jax.named_scope("gla-attention")
 @typed
 def fill_buffer(
-    features: Float[Array, "W S D"], values: Float[Array, "W n C"], valid: Bool[Array, " W"], method: MethodConfig
+    features: Float[Array, "W S D"],
+    values: Float[Array, "W n C"],
+    valid: Bool[Array, " W"],
+    method: MethodConfig,
+    sum_over_shards: Callable[[Array], Array] = lambda partial: partial,
 ) -> Buffer:
-    """One buffer over all windows; the values are resampled to the feature grid."""
+    """One buffer over all windows; the values are resampled to the feature grid.
+
+    Args:
+        features: before normalisation.
+        values: of CLIP's last block, on their own token grid.
+        valid: False for padded windows.
+        method: precision, and whether features are centred first.
+        sum_over_shards: sums over the parts of a buffer that is split over devices.
+    """
     windows, tokens, width = features.shape
     dtype = jnp.float32 if method.products == "highest" else values.dtype
     values = resample_tokens(values, tokens, method.plain_precision).astype(dtype)
+    if method.calibrates:
+        features = centred(features, valid, sum_over_shards)
     return Buffer(
         l2_normalize(features).reshape(windows * tokens, width),
         values.reshape(windows * tokens, -1),

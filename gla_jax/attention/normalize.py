@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.buffer import Buffer
+from gla_jax.attention.calibrate import calibrated, slope
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Bool, Float, typed
 
@@ -50,7 +51,7 @@ def mean_similarity(
     count = sum_over_shards(valid.sum())
     # One key in place of all N: no pass over the similarities is needed for their mean.
     mean_key = sum_over_shards(jnp.einsum("n,nd->d", valid, buffer.keys, precision="highest")) / count
-    rows = jnp.einsum("nd,d->n", queries, mean_key, precision="highest")
+    rows = calibrated(jnp.einsum("nd,d->n", queries, mean_key, precision="highest"), method)
     if method.row_mean:
         return jnp.maximum(rows, 0.0)
     # One number for all rows, repeated, so that both kinds have one shape.
@@ -66,7 +67,7 @@ def normalization(
     method: MethodConfig,
     sum_over_shards: Callable[[Array], Array],
 ) -> Normalization:
-    """gamma_i and gamma_i * beta * mu_i of every query (DESIGN 3.2).
+    """gamma_i and gamma_i * beta * mu_i of every query (DESIGN 3.2), with a calibration those of the cosines.
 
     Args:
         queries: P.
@@ -78,7 +79,10 @@ def normalization(
     """
     gamma = scale(counts, method)
     mean = mean_similarity(queries, buffer, method, sum_over_shards)
-    return Normalization(gamma, gamma * shift(windows, method) * mean)
+    if not method.calibrates:
+        return Normalization(gamma, gamma * shift(windows, method) * mean)
+    # gamma (s' - beta mu') as a line in the cosine s.
+    return Normalization(gamma * slope(method), gamma * (shift(windows, method) * mean - calibrated(0.0, method)))
 
 
 # Lower than any attention logit, yet finite: differences of two such maxima stay numbers.

@@ -47,8 +47,8 @@ GlaMethod = Annotated[str, typer.Option(help="gla, gla-clearclip, gla-sclip or g
 Preset = Annotated[
     str,
     typer.Option(
-        help="Short side, crop and stride: 336-224-112, 448-336-112, 448-448-224 or 448-448-224-scale-50, with a value "
-        "of rho if you like, as in 448-336-112+rho-0.6; or a file of gla-jax tune."
+        help="Short side, crop and stride: 336-224-112, 448-336-112, 448-448-224 or 448-448-224-scale-50, with the "
+        "method's numbers if you like, as in 448-336-112+rho-0.6 or +centred; or a file of gla-jax tune."
     ),
 ]
 AnchorThreshold = Annotated[

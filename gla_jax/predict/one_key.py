@@ -19,7 +19,7 @@ from gla_jax.towers.dino import DinoSpec
 
 MANY = 20.0  # percent
 SAMPLE = 256  # tokens of an image, a few percent of all
-ADVICE = "its numbers do not suit the features: try another anchor_threshold (rho) and a smaller dynamic_shift"
+ADVICE = "its numbers do not suit the features: try --preset centred, or another anchor_threshold (rho)"
 
 
 _encode = jax.jit(pipeline.encode_windows)

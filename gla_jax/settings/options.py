@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gla_jax.config import (
+    CALIBRATED,
     DEFAULT_PRESET,
     FIELD_ALIASES,
     METHOD_ALIASES,
     METHODS,
+    NUMBER_SETTINGS,
     PRESET_ALIASES,
     PRESETS,
-    RHO_SETTINGS,
     MethodConfig,
     SegmenterConfig,
     WindowConfig,
@@ -159,22 +160,22 @@ def method_name(name: str) -> str:
 
 
 def preset_name(name: str) -> str:
-    """The name of a preset in full, WINDOWS or WINDOWS+RHO, after aliases. Raises UserError for an unknown one."""
-    sizes, plus, rho = name.partition("+")
-    if sizes in RHO_SETTINGS and not plus:
-        sizes, plus, rho = DEFAULT_PRESET, "+", sizes
+    """The name of a preset in full, WINDOWS or WINDOWS+NUMBERS, after aliases. Raises UserError for an unknown one."""
+    sizes, plus, numbers = name.partition("+")
+    if sizes in NUMBER_SETTINGS and not plus:
+        sizes, plus, numbers = DEFAULT_PRESET, "+", sizes
     if sizes in PRESET_ALIASES:
         warnings.warn(f"the preset {sizes} is called {PRESET_ALIASES[sizes]} now, by its sizes", stacklevel=3)
         sizes = PRESET_ALIASES[sizes]
-    check_choice(sizes, [*PRESETS, *RHO_SETTINGS], "preset")
-    return sizes + (f"+{check_choice(rho, RHO_SETTINGS, 'value of rho')}" if plus else "")
+    check_choice(sizes, [*PRESETS, *NUMBER_SETTINGS], "preset")
+    return sizes + (f"+{check_choice(numbers, NUMBER_SETTINGS, 'setting of the numbers')}" if plus else "")
 
 
 def named_preset(name: str) -> SegmenterConfig:
-    """The settings of a preset by its full name; its method is GLA's, with the preset's rho."""
-    sizes, _, rho = name.partition("+")
+    """The settings of a preset by its full name; its method is GLA's, with the preset's numbers."""
+    sizes, _, numbers = name.partition("+")
     base = PRESETS[sizes]
-    return replace(base, method=replace(base.method, anchor_threshold=RHO_SETTINGS[rho])) if rho else base
+    return replace(base, method=replace(base.method, **NUMBER_SETTINGS[numbers])) if numbers else base
 
 
 def settings_from_options(
@@ -191,7 +192,7 @@ def settings_from_options(
 
     Args:
         method: name of a method.
-        preset: name of windows, of a value of rho, both joined by a plus, or a file that ends with .json.
+        preset: name of windows, of the method's numbers, both joined by a plus, or a file that ends with .json.
         short_side: pixels, or "native" for the image's own size.
         crop: side of a window in pixels.
         stride: step between windows in pixels.
@@ -211,7 +212,7 @@ def settings_from_options(
         preset = preset_name(preset)
         base = named_preset(preset)
         if "+" in preset:
-            chosen = replace(chosen, anchor_threshold=base.method.anchor_threshold)
+            chosen = replace(chosen, **{name: getattr(base.method, name) for name in CALIBRATED})
     fields = {"short_side": short_side, "crop": crop, "stride": stride, "anchor_threshold": anchor_threshold}
     changes = {name: value for name, value in fields.items() if value is not None}
     return with_fields(replace(base, method=chosen), changes | {"dtype": dtype})

@@ -10,7 +10,7 @@ from PIL import Image
 import gla_jax
 from gla_jax.analysis import ablate, ablation
 from gla_jax.cli import main
-from gla_jax.config import SegmenterConfig, WindowConfig
+from gla_jax.config import METHODS, NUMBER_SETTINGS, SegmenterConfig, WindowConfig
 from gla_jax.eval.datasets.by_example import benchmark_examples, example_classes
 from gla_jax.eval.metrics.areas import Areas, image_areas
 from gla_jax.eval.runner import open_benchmark
@@ -89,3 +89,16 @@ def test_a_folder_may_show_some_of_a_benchmarks_classes(tmp_path):
     np.testing.assert_array_equal(shown.read(0)[1], np.array([1, 2, 0, 255])[np.minimum(own, 3)])
     with pytest.raises(DataError, match="'left', which is no class of cityscapes"):
         benchmark_examples(write(tmp_path / "b", 1), "cityscapes", ("car", "road", "sky"))
+
+
+def test_stages_under_a_calibration_begin_with_the_published_baseline():
+    """Else a table would call a calibrated ProxyCLIP published, and lend CLIP's heads numbers of other features."""
+    base = replace(BASE, method=replace(BASE.method, **NUMBER_SETTINGS["centred"]))
+    rows = {setting.name: setting.config.method for setting in ablation.stages(base, "proxyclip").settings}
+    assert list(rows)[:3] == ["proxyclip as published", "+ calibration", "+ global buffer"]
+    assert rows["proxyclip as published"] == METHODS["proxyclip"]
+    assert rows["+ calibration"] == replace(rows["+ global buffer"], global_buffer=False)
+    assert rows["+ dynamic normalisation"] == base.method
+    others = {setting.name: setting.config.method for setting in ablation.baselines(base).settings}
+    assert others["clearclip + GLA"] == METHODS["gla-clearclip"]
+    assert others["proxyclip + GLA"] == base.method

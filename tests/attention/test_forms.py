@@ -14,7 +14,7 @@ from gla_jax.attention.blockwise import SoftmaxPartial, attend_block, attend_nex
 from gla_jax.attention.buffer import fill_buffer, l2_normalize, neighbourhood_queries
 from gla_jax.attention.normalize import Normalization
 from gla_jax.attention.ring import WINDOW_AXIS
-from gla_jax.config import MethodConfig, without_gla
+from gla_jax.config import NUMBER_SETTINGS, MethodConfig, without_gla
 from tests import oracle
 
 FORMS = ("dense", "blockwise", "ring")
@@ -33,6 +33,9 @@ METHODS = {
     # A low rho: the mean of two tokens alone is as near to either, and rounding would choose the one that is kept.
     "everything below the shift": replace(GLA, anchor_threshold=0.1, dynamic_shift=30.0, dynamic_scale=None),
     "temperature 0.5": replace(GLA, temperature=0.5),
+    "centred": replace(GLA, **NUMBER_SETTINGS["centred"]),
+    "centred, anchors of many": replace(GLA, calibration="centred", anchor_threshold=0.6),
+    "centred, one mean of all": replace(without_gla("proxyclip"), global_buffer=True, calibration="centred"),
     "no masking": replace(GLA, masking=False, temperature=0.5),
     "no masking below the shift": replace(GLA, masking=False, dynamic_shift=30.0, dynamic_scale=None),
 }
@@ -63,7 +66,11 @@ def gathered(features, values, valid, method):
 
 def oracle_values(features, values, method):
     windows, tokens, _ = features.shape
-    keys = oracle.l2(features.astype(np.float64)).reshape(windows * tokens, -1)
+    rows = features.astype(np.float64).reshape(windows * tokens, -1)
+    keys = oracle.l2(rows)
+    if method.calibration:
+        parts = [rows] if method.global_buffer else np.split(rows, windows)
+        keys = np.concatenate([oracle.centred_keys(part) for part in parts])
     flat = values.reshape(windows * tokens, -1)
     if method.global_buffer:
         return oracle.attend(keys, flat, windows, method).reshape(windows, tokens, -1)

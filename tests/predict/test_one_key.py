@@ -90,7 +90,7 @@ def test_a_setting_under_which_tokens_keep_one_key_is_pointed_out(segmenter):
         changed = segmenter.with_settings(alpha_beta=alpha_beta, rho=-1.0)
         said = "\n".join(lines(summary([crossings(changed, IMAGE)])))
         assert ("more than 20% of the tokens keep one single key" in said) == idle
-        assert ("try another anchor_threshold (rho)" in said) == idle
+        assert ("another anchor_threshold (rho)" in said) == idle
         drawn = explain(changed, IMAGE, (20, 20)).stages[-1]
         assert ("one single key is kept: try another rho" in stage_note(drawn, None)) == idle
 
