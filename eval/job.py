@@ -14,8 +14,9 @@ from gla_jax.eval.datasets.dataset import Dataset
 from gla_jax.eval.protocols import Protocol, with_steps
 from gla_jax.eval.runner import Run, open_benchmark
 from gla_jax.models.registry import DEFAULT_MODEL
+from gla_jax.models.suited import suited
 from gla_jax.segmenter import Segmenter
-from gla_jax.settings.options import with_fields
+from gla_jax.settings.options import names_numbers, with_fields
 from gla_jax.support.errors import UserError
 from gla_jax.support.places import place
 
@@ -109,7 +110,8 @@ def runs_of(jobs: Sequence[Job], data: Sequence[tuple[Dataset, Protocol, Path]])
         name = job.model or (TINY_WORLD if job.benchmark == TINY_WORLD else DEFAULT_MODEL)
         if name not in segmenters:
             segmenters[name] = Segmenter.from_pretrained(name, config, offline=job.offline, mesh=mesh)
-        segmenter = segmenters[name].with_config(config)
+        vfm = segmenters[name].vfm
+        segmenter = segmenters[name].with_config(config if names_numbers(job.preset) else suited(config, vfm))
         runs.append(
             Run(
                 dataset,

@@ -19,13 +19,14 @@ from gla_jax.images.reading import as_rgb
 from gla_jax.labels.label_map import whole_logits
 from gla_jax.labels.pool import label_masks
 from gla_jax.models.pretrained import resolve
+from gla_jax.models.suited import suited, with_fields_suited
 from gla_jax.pipeline import SegmenterParams
 from gla_jax.predict.examples import ExampleClasses, example_embeddings
 from gla_jax.predict.features import FeatureMap, feature_map
 from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Question, Ready, label_images, start_label
 from gla_jax.results.segmentation import Segmentation
-from gla_jax.settings.options import settings_from_options, with_fields
+from gla_jax.settings.options import names_numbers, settings_from_options, with_fields
 from gla_jax.support.arrays import Array, Float, Int, UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ClassesError, ImageError, ModelError, UserError
@@ -101,6 +102,7 @@ class Segmenter:
         offline: bool = False,
         cache_dir: str | Path | None = None,
         mesh: "Mesh | None" = None,
+        suit: bool = False,
         **fields: Any,
     ) -> "Segmenter":
         """Load "CLIP+VFM" by names, by model folders or both; names are downloaded and converted once.
@@ -113,6 +115,7 @@ class Segmenter:
             offline: never reach for the network.
             cache_dir: in place of the user's cache folder.
             mesh: of gla_jax.make_mesh, splits images over its axis `data` and the windows of each over `window`.
+            suit: take the numbers measured for the model with config too, as without it where preset names none.
             fields: fields of the settings by name, as in with_settings.
 
         Raises ModelError when no model is named, when a part is unknown, cannot be downloaded or is damaged, UserError
@@ -120,10 +123,11 @@ class Segmenter:
         """
         if config is None:
             config = with_fields(settings_from_options(method=method, preset=preset), fields)
+            suit = not names_numbers(preset, fields)
         elif fields or method != "gla" or preset != DEFAULT_PRESET:
             raise UserError("config holds all settings; give either it or their names.")
         clip, vfm, dinoiser = resolve(name_or_path, offline=offline, cache_dir=cache_dir)
-        return cls(clip, vfm, config, str(name_or_path), mesh, dinoiser)
+        return cls(clip, vfm, suited(config, vfm) if suit else config, str(name_or_path), mesh, dinoiser)
 
     @property
     def config(self) -> SegmenterConfig:
@@ -157,7 +161,7 @@ class Segmenter:
         fields: method, short_side, crop, stride, dtype, logit_scale, threshold, and fields of the method such as
         anchor_threshold (or rho), dynamic_shift (alpha_beta), dynamic_scale (alpha_gamma). Raises UserError.
         """
-        return self.with_config(with_fields(self.model.settings, fields))
+        return self.with_config(with_fields_suited(self.model.settings, fields))
 
     @property
     def templates(self) -> tuple[str, ...] | None:
@@ -374,8 +378,7 @@ def segment(
     Raises UserError for what cannot be used.
     """
     segmenter = _loaded(model).with_settings(**(settings or {}))
-    call = segmenter.batch if isinstance(image, list | tuple) else segmenter
-    return call(image, classes, **options)
+    return (segmenter.batch if isinstance(image, list | tuple) else segmenter)(image, classes, **options)
 
 
 def image_segmentation(model: str | Path, **settings: Any) -> Callable[..., list[Any]]:

@@ -1,7 +1,7 @@
 """gla-jax ablate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from gla_jax.cli import options
 from gla_jax.cli.options import locked_results, prepare_jax
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
+
+if TYPE_CHECKING:
+    from gla_jax.config import SegmenterConfig
 
 
 def ablate(
@@ -60,8 +63,9 @@ def ablate(
     from gla_jax.eval.benchmarks import TINY_WORLD
     from gla_jax.eval.datasets.by_example import benchmark_examples
     from gla_jax.eval.runner import open_benchmark
+    from gla_jax.models.suited import suited
     from gla_jax.segmenter import Segmenter
-    from gla_jax.settings.options import check_choice
+    from gla_jax.settings.options import check_choice, names_numbers
 
     axes = ablation.parse_axes(grid or ())
     if baseline and "baseline" in axes:
@@ -69,17 +73,20 @@ def ablate(
     baseline = check_choice(baseline or "proxyclip", ablation.gla_baselines(), "baseline of GLA")
     dataset, row = open_benchmark(benchmark, data, preset)
     shown = classes_from and benchmark_examples(classes_from, benchmark, row.classes)
+
+    def chosen_of(base: "SegmenterConfig", layers: bool = False) -> ablation.Ablation:
+        if baselines:
+            return ablation.baselines(base, layers)
+        if axes:
+            return ablation.grid(base, baseline, axes)
+        return ablation.stages(base, baseline, alone=bool(shown or folds))
+
     base = row.config("gla", dtype)
-    if baselines:
-        chosen = ablation.baselines(base)
-    elif axes:
-        chosen = ablation.grid(base, baseline, axes)
-    else:
-        chosen = ablation.stages(base, baseline, alone=bool(shown or folds))
+    chosen = chosen_of(base)  # faults before the weights are loaded
     name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
     segmenter = Segmenter.from_pretrained(name, chosen.settings[0].config, offline=offline)
-    if baselines and segmenter.dinoiser:
-        chosen = ablation.baselines(base, layers=True)
+    base = base if names_numbers(preset, axes) else suited(base, segmenter.vfm)
+    chosen = chosen_of(base, layers=segmenter.dinoiser is not None)
     with locked_results(out) as folder:
         Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit, shown, folds))
     typer.echo(f"{folder / 'ablation.png'}\n{folder / 'ablation.csv'}\n{folder / 'ablation.json'}")

@@ -31,7 +31,7 @@ def crossing(
     With labels (tiny-world brings its own) also how much of it falls on tokens of the own class.
     """
     from gla_jax.analysis.explain import attention_stages
-    from gla_jax.settings.options import settings_from_options
+    from gla_jax.settings.options import names_numbers, settings_from_options
 
     config = settings_from_options(method=method, preset=preset, anchor_threshold=anchor_threshold)
     attention_stages(config.method)  # before the weights are loaded
@@ -45,7 +45,12 @@ def crossing(
     name = model or (measuring.TINY_WORLD if images == [measuring.TINY_WORLD] else DEFAULT_MODEL)
     if out:
         results_file(out)
-    segmenter = Segmenter.from_pretrained(name, config, offline=offline)
+    segmenter = Segmenter.from_pretrained(
+        name,
+        config,
+        offline=offline,
+        suit=not names_numbers(preset, {"anchor_threshold"} if anchor_threshold is not None else ()),
+    )
     figures = measuring.summary(measuring.crossings(segmenter, *read(each)) for each in track(samples, "images"))
     typer.echo("\n".join(measuring.lines(figures)))
     if out:

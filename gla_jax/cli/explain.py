@@ -35,7 +35,7 @@ def explain(
     offline: options.Offline = False,
 ) -> None:
     """Draw what one pixel's token attends to, stage by stage of GLA, and where labels flip at window edges."""
-    from gla_jax.settings.options import settings_from_options
+    from gla_jax.settings.options import names_numbers, settings_from_options
 
     config = settings_from_options(
         method=method,
@@ -55,6 +55,11 @@ def explain(
     attention_stages(config.method)
     request = read_request(image, at, mask, classes or (), boundaries, out)
     results_file(out)
-    segmenter = Segmenter.from_pretrained(model, config, offline=offline)
+    segmenter = Segmenter.from_pretrained(
+        model,
+        config,
+        offline=offline,
+        suit=not names_numbers(preset, {"anchor_threshold"} if anchor_threshold is not None else ()),
+    )
     for line in write_pictures(segmenter, request, out):
         typer.echo(line)

@@ -45,7 +45,7 @@ def raster(
     native takes the pixels as they are. Writes labels.tif with the raster's place on the ground, a colour table, nodata
     and overviews, and results.json. The same command goes on where it was stopped.
     """
-    from gla_jax.settings.options import settings_from_options, with_fields
+    from gla_jax.settings.options import names_numbers, settings_from_options, with_fields
     from gla_jax.text.prompts import check_enough
 
     config = settings_from_options(
@@ -74,7 +74,7 @@ def raster(
 
     with_background(parsed, background, config.background_rules | {"threshold": threshold})
     config = with_fields(config, {"threshold": threshold, "precision": precision})
-    segmenter = Segmenter.from_pretrained(model, config, offline=offline)
+    segmenter = Segmenter.from_pretrained(model, config, offline=offline, suit=not names_numbers(preset))
     folder = results_folder(out)
     area = part and Area(part[1], part[0], part[3], part[2])
     task = RasterTask(segmenter, parsed, background, chosen, values, area, block, vectors)

@@ -83,7 +83,7 @@ def segment(
     of each other segment the parts; the same command without it then writes results.json of all.
     """
     from gla_jax.results.dataset import check_formats
-    from gla_jax.settings.options import settings_from_options, with_fields
+    from gla_jax.settings.options import names_numbers, settings_from_options, with_fields
     from gla_jax.text.prompts import check_enough, read_lines, with_background
 
     config = settings_from_options(
@@ -127,6 +127,7 @@ def segment(
             paths,
             str(results_folder(out)),
             masks and str(masks),
+            not names_numbers(preset),
         )
         address = None if ray == options.RAY_HERE else ray
         with counter("segmented") as advance:
@@ -146,7 +147,9 @@ def segment(
         config = with_fields(config, {"threshold": threshold, "precision": precision})
         devices = None if mesh is None else read_mesh(mesh, spanning=True)
         folder = results_folder(out)
-        segmenter = Segmenter.from_pretrained(model, config, offline=offline, mesh=devices)
+        segmenter = Segmenter.from_pretrained(
+            model, config, offline=offline, suit=not names_numbers(preset), mesh=devices
+        )
         task = Task(segmenter, parsed, background, prompts, scores, batch, wanted, masks)
 
         def say(text: str) -> None:

@@ -42,6 +42,8 @@ def tune(
 
     dataset, row = open_benchmark(benchmark, data, preset)
     config = row.config(method)
+    if config.method.calibration:
+        raise UserError(f"a tuned preset keeps no calibration, and {preset} is one; start from its sizes alone.")
     tuning.coordinates(config)  # before the weights are loaded
     name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
     segmenter = Segmenter.from_pretrained(name, config, offline=offline)

@@ -117,10 +117,11 @@ class SegmentOrder:
     paths: Sequence[str]
     out: str
     masks: str | None = None
+    suit: bool = False
 
     def task(self) -> Task:
         """The task, its model loaded."""
-        segmenter = Segmenter.from_pretrained(self.model, self.config, offline=self.offline)
+        segmenter = Segmenter.from_pretrained(self.model, self.config, offline=self.offline, suit=self.suit)
         return Task(
             segmenter,
             self.classes,

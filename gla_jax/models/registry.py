@@ -66,7 +66,7 @@ ROWS = (
     ("dino-vits8", "dino", "facebook/dino-vits8", "Apache-2.0", 8, 224, 22),
     ("dino-vitb16", "dino", "facebook/dino-vitb16", "Apache-2.0", 16, 224, 86),
     ("dino-vitb8", "dino", "facebook/dino-vitb8", "Apache-2.0", 8, 224, 86, "the method's default"),
-    ("dinov2-small", "dinov2", "facebook/dinov2-small", "Apache-2.0", 14, 518, 22),
+    ("dinov2-small", "dinov2", "facebook/dinov2-small", "Apache-2.0", 14, 518, 22, "numbers: centred"),
     ("dinov2-base", "dinov2", "facebook/dinov2-base", "Apache-2.0", 14, 518, 87),
     ("dinov2-large", "dinov2", "facebook/dinov2-large", "Apache-2.0", 14, 518, 304),
     ("dinov2-giant", "dinov2", "facebook/dinov2-giant", "Apache-2.0", 14, 518, 1137),
@@ -86,6 +86,8 @@ def models_table() -> "Table":
     table = Table(
         title="Models for --model CLIP+FEATURES, such as clip-vit-base-patch16+dino-vitb8",
         caption="pixels: side of a patch / of a training image\n"
+        "numbers: of the method, which the model chooses where --preset names none;\n"
+        "others take the published ones, which suit DINO B/8 and are not measured here\n"
         "* by the repository of its code; the model's own page names no licence",
         box=box.SIMPLE_HEAD,
         title_justify="left",

@@ -178,6 +178,12 @@ def named_preset(name: str) -> SegmenterConfig:
     return replace(base, method=replace(base.method, **NUMBER_SETTINGS[numbers])) if numbers else base
 
 
+def names_numbers(preset: Any, fields: Iterable[str] = ()) -> bool:
+    """True if a preset, a file or fields of the settings say what the numbers are, so that no model chooses them."""
+    preset, names = str(preset), {FIELD_ALIASES.get(name, name) for name in fields}
+    return "+" in preset or preset in NUMBER_SETTINGS or preset.endswith(PRESET_SUFFIX) or bool(names & {*CALIBRATED})
+
+
 def settings_from_options(
     *,
     method: str = "gla",
