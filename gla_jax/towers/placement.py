@@ -46,11 +46,11 @@ def window_bytes(spec: Any, crop: int, dtype: str) -> int:
     """Bytes that a window takes at most in a tower, attention scores left out, of the tower's spec.
 
     t = prefix + (crop / patch)^2 tokens: two arrays of the MLP's hidden units, of which a gated one has twice as
-    many, and thirteen of the width (what XLA plans for H100; for v5e it is less, eval/RESULTS.md).
+    many, and one of the width (what XLA plans for H100; for v5e it is less, eval/RESULTS.md).
     """
     tokens = spec.prefix_tokens + (crop // spec.patch_size) ** 2
     hidden = spec.mlp_width * (2 if getattr(spec, "activation", "") == "swiglu" else 1)
-    return tokens * (2 * hidden + 13 * spec.width) * jnp.dtype(dtype).itemsize
+    return tokens * (2 * hidden + spec.width) * jnp.dtype(dtype).itemsize
 
 
 def tower_batch(specs: Sequence[Any], crop: int, dtype: str, memory: int) -> int:

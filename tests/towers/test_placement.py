@@ -29,11 +29,11 @@ V5E, H100 = 16 * 2**30, 80 * 10**9
     ("specs", "crop", "dtype", "memory", "batch"),
     [
         ((CLIP_BASE, DINO_BASE), 224, "bfloat16", H100, 32),
-        ((CLIP_BASE, DINO_BASE), 224, "float32", V5E, 21),
-        ((CLIP_BASE, DINO_BASE), 448, "bfloat16", V5E, 10),
-        ((CLIP_BASE, DINO_BASE), 448, "float32", V5E, 5),
-        ((CLIP_BASE,), 448, "float32", V5E, 21),  # patches of 16: a method without features takes more windows
-        ((CLIP_BASE, GIANT), 448, "float32", V5E, 7),
+        ((CLIP_BASE, DINO_BASE), 224, "float32", V5E, 32),
+        ((CLIP_BASE, DINO_BASE), 448, "bfloat16", V5E, 24),
+        ((CLIP_BASE, DINO_BASE), 448, "float32", V5E, 12),
+        ((CLIP_BASE,), 448, "float32", V5E, 32),  # patches of 16: a method without features takes more windows
+        ((CLIP_BASE, GIANT), 448, "float32", V5E, 14),
         ((CLIP_BASE, DINO_BASE), 896, "float32", 2**30, 1),
     ],
 )
