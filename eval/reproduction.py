@@ -45,7 +45,7 @@ def open_found(
             opened += open_data([job], out / job.benchmark, sharded=False)
             found.append(job)
         except DataError as error:
-            missing[job.benchmark] = f"{error} It is made of {BENCHMARKS[job.benchmark].origin}."
+            missing[job.benchmark] = f"{error} It comes as {BENCHMARKS[job.benchmark].origin}."
     if not found:
         raise UserError(
             f"none of the benchmarks {', '.join(missing)} is in {jobs[0].data}; name the folder that holds some with "

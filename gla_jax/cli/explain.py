@@ -11,7 +11,7 @@ from gla_jax.models.registry import DEFAULT_MODEL
 
 
 def explain(
-    image: Annotated[Path, typer.Argument(**options.URL, help="An image file.")],
+    image: Annotated[Path, typer.Argument(**options.IMAGE_URL, help="An image file.")],
     at: Annotated[str | None, typer.Option(help="X,Y: the pixel whose token asks.")] = None,
     boundaries: Annotated[
         bool, typer.Option("--boundaries", help="Also compare the labels at window edges without and with GLA.")

@@ -16,12 +16,22 @@ from gla_jax.support.devices import prepare_jax as prepare_jax
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import LOCK_FILE, folder_lock
 from gla_jax.support.places import check_writable, is_remote, place
+from gla_jax.support.web import is_web
 
 if TYPE_CHECKING:
     from gla_jax.config import SegmenterConfig
     from gla_jax.text.prompts import Classes
 
-URL = {"parser": place, "metavar": "PATH|URL"}  # of an option that takes s3://, gs:// and hf:// too
+
+def _store_place(text: str) -> Path:
+    """`place`, but for addresses of the web, which hold images, rasters and weights alone. Raises UserError."""
+    if is_web(text):
+        raise UserError(f"an https:// address is read as an image, a raster or weights alone; fetch {text} first.")
+    return place(text)
+
+
+URL = {"parser": _store_place, "metavar": "PATH|URL"}  # of an option that takes s3://, gs:// and hf:// too
+IMAGE_URL = {"parser": place, "metavar": "PATH|URL"}  # of one that takes https:// too
 DEFAULT_PRESET = "336-224-112"  # config's, which would load JAX; a test compares the two
 
 

@@ -13,7 +13,7 @@ from gla_jax.support.places import is_file
 
 
 def raster(
-    source: Annotated[Path, typer.Argument(**options.URL, help="A GeoTIFF.")],
+    source: Annotated[Path, typer.Argument(**options.IMAGE_URL, help="A GeoTIFF.")],
     classes: options.ClassNames = None,
     classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
     background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,

@@ -98,7 +98,7 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
     """
     with (
         on_disk(source) if is_web(source) else nullcontext(source) as there,
-        _opened(there, task.bands, task.value_range) as raster,
+        _opened(there, source, task.bands, task.value_range) as raster,
         folder_lock(folder, taken_message(folder)),
     ):
         whole = Area(0, 0, raster.height, raster.width)
@@ -134,14 +134,21 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
 
 @contextmanager
 def _opened(
-    source: Path, bands: Sequence[int], value_range: tuple[float, float] | None
+    place: Path, source: Path, bands: Sequence[int], value_range: tuple[float, float] | None
 ) -> "Iterator[rasterio.DatasetReader]":
-    """The raster, with the bands checked; GeoTIFF alone, as other drivers of GDAL may open files and addresses."""
+    """The raster, with the bands checked; GeoTIFF alone, as other drivers of GDAL may open files and addresses.
+
+    Args:
+        place: of the file.
+        source: its name in messages.
+        bands: red, green and blue, from 1.
+        value_range: the values of black and white, None for 8 bits.
+    """
     import rasterio
     from rasterio.errors import RasterioError
 
     # GDAL reads a store through fsspec, with the keys and addresses of every other command, and fetches what it needs.
-    where = {"fp": source.path, "opener": source.fs} if is_remote(source) else {"fp": source}
+    where = {"fp": place.path, "opener": place.fs} if is_remote(place) else {"fp": place}
     try:
         raster = rasterio.open(**where, driver="GTiff")
     except RasterioError as error:

@@ -119,8 +119,6 @@ def stamp(path: Path) -> Any:
 
 def upload(path: Path, content: bytes, new: bool = False) -> bool:
     """Put an object in place, whole; new: only where there is none. False when there is one. Raises OSError."""
-    if is_web(path):
-        raise OSError("an https:// address is only read from")
     try:
         path.fs.pipe_file(path.path, content, **({"mode": "create"} if new else {}))
     except FileExistsError:
@@ -194,6 +192,8 @@ def local_copy(path: Path, cache: Callable[[], Path]) -> Path:
     """
     if not is_remote(path):
         return path
+    if is_web(path):
+        raise UserError(f"{path} is one file and no folder of an object store; convert its weights first.")
     names = list(objects_below(path))
     if not names:
         raise UserError(f"{path} does not exist or holds nothing; name a folder of the store.")

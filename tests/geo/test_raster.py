@@ -15,6 +15,7 @@ from gla_jax.config import SegmenterConfig, WindowConfig
 from gla_jax.geo.blocks import Area, cut_blocks
 from gla_jax.geo.raster import RasterTask, segment_raster
 from gla_jax.geo.seams import Seams
+from gla_jax.support import places
 from gla_jax.support.errors import UserError
 from gla_jax.support.places import place
 from gla_jax.text.prompts import parse_classes
@@ -98,6 +99,19 @@ def test_a_raster_from_and_to_a_store_is_that_of_the_disk(tmp_path, segmenter, s
     documents = [json.loads((out / "results.json").read_text()) for out in (store / "out", tmp_path / "out")]
     assert documents[0] | {"raster": ""} == documents[1] | {"raster": ""}
     store.fs.store.clear()
+
+
+def test_a_raster_at_an_address_is_fetched_whole(tmp_path, segmenter, source, monkeypatch):
+    """And named by its address, not by the file that it is for a while."""
+    address = place("https://example.org/scene.tif?token=1")
+    monkeypatch.setattr(places, "fetch_web", lambda address, path, most: path.write_bytes(source.read_bytes()))
+    monkeypatch.setattr(places, "stamp_of_web", lambda address: [1, "mark"])
+    run(segmenter, source, tmp_path / "local")
+    document = run(segmenter, address, tmp_path / "out")
+    assert document["raster"] == str(address)
+    assert (tmp_path / "out/labels.tif").read_bytes() == (tmp_path / "local/labels.tif").read_bytes()
+    with pytest.raises(UserError, match=r"^https://example\.org/scene\.tif\?token=1 has 3 bands and no band 9"):
+        run(segmenter, address, tmp_path / "bands", bands=(1, 2, 9))
 
 
 def test_it_goes_on_where_it_was_stopped(tmp_path, segmenter, source, monkeypatch):

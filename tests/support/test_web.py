@@ -128,7 +128,8 @@ def test_segment_takes_addresses_and_goes_on(site, files, tmp_path, capsys):
     result = gla_jax.segment(address, ["sand", "water"], model=str(model))
     assert result.labels.shape == trees.SIZE
     assert main(["segment", address, *words, "--out", address]) == 2
-    assert "cannot be written to (an https:// address is only read from)" in capsys.readouterr().err
+    sentence = f"an https:// address is read as an image, a raster or weights alone; fetch {address} first."
+    assert sentence in capsys.readouterr().err
 
 
 def test_weights_have_the_hash_of_their_address(site, tmp_path):
