@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = "gla-jax reproduction 1"
+OF_A_BENCHMARK = ("windows", "threshold", "logit_scale")  # settings in which protocols differ
 HEAD = ("benchmark", "paper", "ours", "difference", "images")
 
 
@@ -83,7 +84,7 @@ def reproduction(
         "missing": missing,
         "model": first["model"],
         "weights": list(weights),
-        "settings": first["settings"],
+        "settings": {name: value for name, value in first["settings"].items() if name not in OF_A_BENCHMARK},
         "machine": first["machine"],
     }
 
@@ -95,6 +96,7 @@ def _row(key: str, paper: float | None, content: dict[str, Any] | None) -> dict[
             "images": content["images"],
             "not_comparable": content["not_comparable_with_paper"] or [],
             "protocol_sha256": content["protocol"]["sha256"],
+            **{name: content["protocol"][name] for name in OF_A_BENCHMARK},
             "data_sha256": content["data"]["sha256"],
         }
     return row

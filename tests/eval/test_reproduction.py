@@ -8,7 +8,7 @@ import pytest
 from gla_jax.cli import main
 from gla_jax.eval.benchmarks import BENCHMARKS, PAPER_BENCHMARKS
 from gla_jax.eval.paper import PAPER_MIOU, paper_miou
-from gla_jax.eval.reproduction import reproduction, reproduction_rows
+from gla_jax.eval.reproduction import OF_A_BENCHMARK, reproduction, reproduction_rows
 from tests.eval import trees
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model does not know")
@@ -47,6 +47,9 @@ def test_what_is_there_is_measured_and_what_is_missing_is_named(data, tmp_path, 
     page = (out / "reproduction.md").read_text()
     assert re.search(r"\| voc21 \| 66.30 \| \d+\.\d\d \| -\d+\.\d\d\\\* \| 1 of 1449 \|", page)
     assert content["model"]["sha256"] in page
+    assert "| voc21 | 336, 224, 112 | 0.1 | 40.0 |" in page
+    assert "| voc20 | 336, 224, 112 | 0.0 | 40.0 |" in page
+    assert "| anchor_threshold | 0.55 |" in page
     assert "ade20k was not measured" in page
     assert "* voc21, voc20: not comparable with the paper, the model is not named" in said.out
 
@@ -71,7 +74,7 @@ def test_an_average_is_that_of_all_eight():
             "benchmark": key,
             "figures": {"miou": miou},
             "images": {"measured": BENCHMARKS[key].images},
-            "protocol": {"setting": "336-224-112", "sha256": "p"},
+            "protocol": {"setting": "336-224-112", "sha256": "p", **dict.fromkeys(OF_A_BENCHMARK)},
             "data": {"sha256": "d"},
             "not_comparable_with_paper": None,
             "method": "gla",
