@@ -87,13 +87,20 @@ def transformer_sizes(routed: Mapping[str, Routed], tower: str = "") -> dict[str
     return {"depth": len(blocks), "mlp_width": shape_of(routed, f"{start}0/mlp/down/kernel", 2)[0]}
 
 
-def vision_sizes(routed: Mapping[str, Routed], tower: str = "") -> dict[str, int]:
-    """image_size, patch_size, width, depth and mlp_width of a vision tower, in pixels and channels."""
+def projection_sizes(routed: Mapping[str, Routed], tower: str = "") -> tuple[int, int]:
+    """Side of a patch in pixels, and width in channels, of a vision tower."""
     pixels, width = shape_of(routed, f"{tower}patch_tokens/projection/kernel", 2)
-    places, _ = shape_of(routed, f"{tower}patch_tokens/positions", 2)
-    patch_size, grid_side = math.isqrt(pixels // 3), math.isqrt(places)
+    patch_size = math.isqrt(pixels // 3)
     if 3 * patch_size**2 != pixels:
         raise ConversionError(f"its patches hold {pixels} numbers, which are not a square of RGB pixels.")
+    return patch_size, width
+
+
+def vision_sizes(routed: Mapping[str, Routed], tower: str = "") -> dict[str, int]:
+    """image_size, patch_size, width, depth and mlp_width of a vision tower, in pixels and channels."""
+    patch_size, width = projection_sizes(routed, tower)
+    places, _ = shape_of(routed, f"{tower}patch_tokens/positions", 2)
+    grid_side = math.isqrt(places)
     if grid_side**2 != places or not places:
         raise ConversionError(f"its {places} patch positions do not form a square.")
     sizes = {"image_size": grid_side * patch_size, "patch_size": patch_size, "width": width}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
-from gla_jax.convert import clip, dino, dinoiser
+from gla_jax.convert import clip, dino, dinoiser, dinov3
 from gla_jax.convert.architecture import Facts
 from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
 from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
@@ -21,7 +21,7 @@ class Family(NamedTuple):
     rules: Table
     model_types: Mapping[str, str]
     options: Mapping[str, tuple[str, ...]]
-    spec: Callable[[Mapping[str, Routed], Facts, Pixels | None], Any]
+    spec: Callable[[dict[str, Routed], Facts, Pixels | None], Any]
 
 
 _CLIP_OPTIONS = {
@@ -35,6 +35,7 @@ FAMILIES: Mapping[str, Family] = {
     "dino": Family(dino.DINO_RULES, dino.DINO_MODEL_TYPES, _HEADS, dino.dino_spec),
     "dinov2": Family(dino.DINOV2_RULES, dino.DINOV2_MODEL_TYPES, _HEADS, dino.dinov2_spec),
     "clip-dinoiser": Family(dinoiser.RULES, {}, {}, dinoiser.dinoiser_spec),
+    "dinov3": Family(dinov3.RULES, dinov3.MODEL_TYPES, _HEADS, dinov3.dinov3_spec),
 }
 _CLIP_IMAGE = Family(clip.IMAGE_RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.image_spec)
 

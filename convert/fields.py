@@ -58,6 +58,17 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         **_any("encoder_stride pooler_output_size pooler_act"),  # of heads
     },
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINOV2),
+    "dinov3_vit": {
+        **_VISION,
+        "intermediate_size": "mlp_width",
+        "num_register_tokens": "registers",
+        "rope_theta": "rope_theta",
+        "key_bias": "key_bias",
+        **dict.fromkeys(("query_bias", "value_bias", "proj_bias", "mlp_bias"), (True,)),
+        "use_gated_mlp": (False,),
+        **_any("layerscale_value pos_embed_shift pos_embed_jitter pos_embed_rescale"),  # of training
+        **_any("_out_features _out_indices apply_layernorm reshape_hidden_states"),  # of a backbone
+    },
 }
 # MetaCLIP 2 has the fields of CLIP.
 TRANSFORMERS |= {name.replace("clip", "metaclip_2"): row for name, row in TRANSFORMERS.items() if "clip" in name}

@@ -18,6 +18,7 @@ from gla_jax.support.arrays import Float, Int
 from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
+from gla_jax.towers.dinov3 import DinoV3Spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -183,7 +184,12 @@ def _load(kind: type, spec: Spec, folder: Path | None, **given: Any) -> "PreTrai
 
 
 # The class of each image tower's models in transformers.
-MODELS: Mapping[type, str] = {ClipImageSpec: "CLIPModel", DinoSpec: "ViTModel", DinoV2Spec: "Dinov2Model"}
+MODELS: Mapping[type, str] = {
+    ClipImageSpec: "CLIPModel",
+    DinoSpec: "ViTModel",
+    DinoV2Spec: "Dinov2Model",
+    DinoV3Spec: "DINOv3ViTModel",
+}
 # Whose files of other projects the tables above can rename for it.
 RENAMED = (ClipImageSpec, DinoSpec, DinoV2Spec)
 

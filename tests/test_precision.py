@@ -23,11 +23,14 @@ from gla_jax.predict.model import image_grid
 from gla_jax.text import embeddings
 from gla_jax.towers.dino import DinoV2Spec
 from gla_jax.towers.dinoiser import DinoiserSpec
+from gla_jax.towers.dinov3 import DinoV3Spec
 from tests import small_models
 from tests.small_models import IMAGE, VFM, small_clip
 
 DINOV2 = DinoV2Spec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
-SPECS = {"dino": VFM, "dinov2": DINOV2, "dinov2, gated": replace(DINOV2, activation="swiglu", registers=2)}
+DINOV3 = DinoV3Spec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
+GATED = replace(DINOV2, activation="swiglu", registers=2)
+SPECS = {"dino": VFM, "dinov2": DINOV2, "dinov2, gated": GATED, "dinov3": DINOV3}
 # What products without a precision of their own would take: another one than the settings name.
 OTHER = {"highest": "default", "high": "default", "fast": "highest"}
 ROWS = jnp.ones((3, IMAGE.embed_dim)) / IMAGE.embed_dim**0.5

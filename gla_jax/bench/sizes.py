@@ -8,7 +8,8 @@ from gla_jax.models.pretrained import model_sources
 from gla_jax.models.registry import DEFAULT_MODEL, MODELS
 from gla_jax.support.errors import UserError
 from gla_jax.towers.clip import ClipImageSpec
-from gla_jax.towers.dino import DinoSpec, DinoV2Spec
+from gla_jax.towers.dino import DinoV2Spec
+from gla_jax.towers.kinds import FAMILIES
 from gla_jax.towers.layers import VisionSpec
 
 
@@ -36,7 +37,7 @@ VFM_SIZES = {
     "large": Size(1024, 24, 16, 4096),
     "giant": Size(1536, 40, 24, 4096),
 }
-DINO_LETTERS = {"s": "small", "b": "base"}
+DINO_LETTERS = {"s": "small", "b": "base", "l": "large"}
 REGISTERS = 4
 
 
@@ -47,9 +48,10 @@ def named_spec(name: str) -> VisionSpec:
     if model.family == "clip":
         size = CLIP_SIZES[re.search("|".join(CLIP_SIZES), name)[0]]
         return ClipImageSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width, size.embed_dim)
-    if model.family == "dino":
+    if model.family in ("dino", "dinov3"):
         size = VFM_SIZES[DINO_LETTERS[re.search("vit(.)", name)[1]]]
-        return DinoSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width)
+        kind = FAMILIES[model.family].image
+        return kind(*sides, size.width, size.depth, size.num_heads, size.mlp_width)
     letters = re.search("|".join(VFM_SIZES), name)[0]
     size, registers = VFM_SIZES[letters], REGISTERS if name.endswith("-registers") else 0
     activation = "swiglu" if letters == "giant" else "gelu"

@@ -128,6 +128,15 @@ def _read_cached(name: str, offline: bool, cache_dir: Path | str | None) -> Chec
         raise ModelError(f"The cached {name} cannot be used: remove {folder} and run again ({error})") from error
 
 
+def _refused(error: BaseException | None) -> bool:
+    """True for the hub's answer to accounts, or to none, that may not have the files."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    return isinstance(error, GatedRepoError) or (
+        isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
+    )
+
+
 def _download(name: str, folder: Path, offline: bool) -> None:
     """Download and convert a named model into its cache folder, which appears whole or not at all."""
     from gla_jax.convert import convert, sources
@@ -140,6 +149,11 @@ def _download(name: str, folder: Path, offline: bool) -> None:
             # Not reachable, it may still be in huggingface_hub's cache, from which convert reads.
             sources.download(model.hub_id, offline=reason is not None, reachable=reason is None)
         except ConversionError as error:
+            if model.gated and reason is None and _refused(error.__cause__):
+                raise ModelError(
+                    f"{name} is gated and the hub refuses this account: accept its licence on "
+                    f"https://huggingface.co/{model.hub_id}, log in with `hf auth login` and run again."
+                ) from error
             reason = reason or textwrap.shorten(first_line(error.__cause__ or error), 160, placeholder=" ...")
             raise ModelError(
                 f"{name} is not on this machine and cannot be downloaded ({reason}): copy the files of {model.hub_id} "

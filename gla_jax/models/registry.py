@@ -17,6 +17,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "dino": "features: DINO",
         "dinov2": "features: DINOv2",
         "clip-dinoiser": "layers on a CLIP: CLIP-DINOiser",
+        "dinov3": "features: DINOv3",
     }
 )
 CODE_MIT = "MIT*"  # the hub's card names no licence, the repository of the code and weights says MIT
@@ -24,7 +25,10 @@ CODE_MIT = "MIT*"  # the hub's card names no licence, the repository of the code
 
 @dataclass(frozen=True)
 class NamedModel:
-    """One row: family, hub id, licence, sides in pixels, parameters in millions."""
+    """One row: family, hub id, licence, sides in pixels, parameters in millions.
+
+    gated: the hub hands the weights to accounts alone that their owner has let in.
+    """
 
     family: str
     hub_id: str
@@ -33,6 +37,7 @@ class NamedModel:
     image_size: int
     millions: int
     note: str = ""
+    gated: bool = False
 
 
 # SHA-256 of files that publishers state: OpenAI's is a part of the file's address.
@@ -74,6 +79,9 @@ ROWS = (
     ("dinov2-base-registers", "dinov2", "facebook/dinov2-with-registers-base", "Apache-2.0", 14, 518, 87),
     ("dinov2-large-registers", "dinov2", "facebook/dinov2-with-registers-large", "Apache-2.0", 14, 518, 304),
     ("dinov2-giant-registers", "dinov2", "facebook/dinov2-with-registers-giant", "Apache-2.0", 14, 518, 1137),
+    ("dinov3-vits16", "dinov3", "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3", 16, 224, 22, "gated", True),
+    ("dinov3-vitb16", "dinov3", "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3", 16, 224, 86, "gated", True),
+    ("dinov3-vitl16", "dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3", 16, 224, 303, "gated", True),
 )
 MODELS: Mapping[str, NamedModel] = MappingProxyType({name: NamedModel(*row) for name, *row in ROWS})
 
@@ -88,7 +96,8 @@ def models_table() -> "Table":
         caption="pixels: side of a patch / of a training image\n"
         "numbers: of the method, which the model chooses where --preset names none;\n"
         "others take the published ones, which suit DINO B/8 and are not measured here\n"
-        "* by the repository of its code; the model's own page names no licence",
+        "* by the repository of its code; the model's own page names no licence\n"
+        "gated: ask for access on the model's page first, then log in with `hf auth login`",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",

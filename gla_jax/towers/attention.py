@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gla_jax.config import TowerAttention
 from gla_jax.support.arrays import Array, Bool, Float, typed
@@ -18,6 +19,21 @@ class QKV(NamedTuple):
     queries: Array
     keys: Array
     values: Array
+
+
+class Rotation(NamedTuple):
+    """Rotary positions: cosines and sines of every token and channel of a head, two arrays [t K] float32."""
+
+    cosines: Array | np.ndarray
+    sines: Array | np.ndarray
+
+    def turn(self, x: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        """x of every head, its channels (a, b) turned to (a cos - b sin, b cos + a sin), halves a and b; in float32."""
+        cosines, sines = (jnp.asarray(leaf)[None, :, None] for leaf in self)  # [1 t 1 K]
+        heads = x.astype(jnp.float32).reshape(*x.shape[:2], -1, cosines.shape[-1])  # [B t H K]
+        first, second = jnp.split(heads, 2, axis=-1)
+        turned = heads * cosines + jnp.concatenate([-second, first], axis=-1) * sines
+        return turned.reshape(x.shape).astype(x.dtype)
 
 
 def split_heads(x: Float[Array, "B t C"], num_heads: int) -> Float[Array, "B H t K"]:

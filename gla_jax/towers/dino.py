@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from gla_jax.support.arrays import Array, Float, typed
-from gla_jax.towers.layers import LayerNorm, PatchTokens, PositionResize, Tower, VisionSpec, transformer_blocks
+from gla_jax.towers.attention import Rotation
+from gla_jax.towers.layers import (
+    LayerNorm,
+    PatchTokens,
+    PositionResize,
+    Tower,
+    VisionSpec,
+    transformer_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,12 @@ class Dino(Tower):
 
         Raises ValueError when the patch size does not divide h and w.
         """
-        return _vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)))
+        return vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)))
 
 
-def _vision_tokens(tower: Tower, embedded: Array) -> VisionTokens:
-    """Run the blocks and the last LayerNorm."""
-    outputs = tower.run_blocks(embedded)
+def vision_tokens(tower: Tower, embedded: Float[Array, "B t C"], rotation: Rotation | None = None) -> VisionTokens:
+    """The blocks and the last LayerNorm of a tower over embedded tokens; rotation: of its queries and keys."""
+    outputs = tower.run_blocks(embedded, rotation=rotation)
     final = tower.norm(outputs[-1])
     return VisionTokens(embedded, outputs, final[:, 0], final[:, tower.spec.prefix_tokens :])
 
@@ -130,4 +138,4 @@ class DinoV2(Tower):
 
         Raises ValueError when the patch size does not divide h and w.
         """
-        return _vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)))
+        return vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)))

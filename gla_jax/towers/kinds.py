@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gla_jax.towers.clip import ClipImage, ClipImageSpec, ClipText, ClipTextSpec
 from gla_jax.towers.dino import Dino, DinoSpec, DinoV2, DinoV2Spec
 from gla_jax.towers.dinoiser import DinoiserSpec
+from gla_jax.towers.dinov3 import DinoV3, DinoV3Spec
 from gla_jax.towers.layers import TextSpec, Tower, VisionSpec
 
 TOWERS: Mapping[type, type[Tower]] = {
@@ -19,6 +20,7 @@ TOWERS: Mapping[type, type[Tower]] = {
     ClipTextSpec: ClipText,
     DinoSpec: Dino,
     DinoV2Spec: DinoV2,
+    DinoV3Spec: DinoV3,
 }
 
 
@@ -39,6 +41,7 @@ FAMILIES: Mapping[str, Family] = {
     "dino": Family(DinoSpec),
     "dinov2": Family(DinoV2Spec),
     "clip-dinoiser": Family(DinoiserSpec),
+    "dinov3": Family(DinoV3Spec),
 }
 
 

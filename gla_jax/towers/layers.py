@@ -12,7 +12,7 @@ from gla_jax.config import TowerAttention
 from gla_jax.images.resize import bicubic_matrix
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.support.arrays import Array, Bool, Float, Int, typed
-from gla_jax.towers.attention import QKV, multi_head_attention
+from gla_jax.towers.attention import QKV, Rotation, multi_head_attention
 
 Activation = Literal["gelu", "quick_gelu", "swiglu"]
 PositionResize = Literal["bicubic", "bicubic_antialias"]
@@ -127,11 +127,14 @@ class LayerNorm(nn.Module):
 
 
 class PatchTokens(nn.Module):
-    """Map pixels [B 3 h w] to tokens [B 1+registers+n C]: patch projection, class token, positions, registers."""
+    """Map pixels [B 3 h w] to tokens [B 1+registers+n C]: patch projection, class token, positions, registers.
+
+    grid_side: of the position table, None where there is none.
+    """
 
     width: int
     patch_size: int
-    grid_side: int
+    grid_side: int | None
     use_bias: bool
     registers: int = 0
     position_resize: PositionResize = "bicubic"
@@ -156,13 +159,14 @@ class PatchTokens(nn.Module):
 
         normal = nn.initializers.normal(0.02)
         cls_token = self.param("class_token", normal, (self.width,))
-        cls_position = self.param("class_position", normal, (self.width,))
-        positions = self.param("positions", normal, (self.grid_side**2, self.width))
-        # A loaded checkpoint holds NumPy arrays, which only jit turns into the arrays of jax that are checked for.
-        grid = rows, columns
-        positions = resize_positions(jnp.asarray(positions), grid, self.position_resize, self.position_offset)
-        tokens = tokens + positions.astype(self.dtype)[None]
-        first = [(cls_token + cls_position)[None]]
+        if self.grid_side is not None:
+            cls_token = cls_token + self.param("class_position", normal, (self.width,))
+            positions = self.param("positions", normal, (self.grid_side**2, self.width))
+            # A loaded checkpoint holds NumPy arrays, which only jit turns into the arrays of jax that are checked for.
+            grid = rows, columns
+            positions = resize_positions(jnp.asarray(positions), grid, self.position_resize, self.position_offset)
+            tokens = tokens + positions.astype(self.dtype)[None]
+        first = [cls_token[None]]
         if self.registers:
             first.append(self.param("registers", normal, (self.registers, self.width)))
         first = jnp.concatenate(first).astype(self.dtype)
@@ -174,12 +178,14 @@ class SelfAttention(nn.Module):
 
     width: int
     use_bias: bool = True
+    key_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     precision: str = "highest"
 
     def setup(self):
         self.query, self.key, self.value = (
-            nn.Dense(self.width, use_bias=self.use_bias, dtype=self.dtype, precision=self.precision) for _ in range(3)
+            nn.Dense(self.width, use_bias=use_bias, dtype=self.dtype, precision=self.precision)
+            for use_bias in (self.use_bias, self.use_bias and self.key_bias, self.use_bias)
         )
         self.out = nn.Dense(self.width, dtype=self.dtype, precision=self.precision)
 
@@ -235,13 +241,14 @@ class Block(nn.Module):
     eps: float
     qkv_bias: bool = True
     layer_scale: bool = False
+    key_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     precision: str = "highest"
     attention_form: TowerAttention = "together"
 
     def setup(self):
         self.norm_1 = LayerNorm(self.eps, self.dtype)
-        self.attention = SelfAttention(self.width, self.qkv_bias, self.dtype, self.precision)
+        self.attention = SelfAttention(self.width, self.qkv_bias, self.key_bias, self.dtype, self.precision)
         self.norm_2 = LayerNorm(self.eps, self.dtype)
         self.mlp = Mlp(self.hidden, self.activation, self.dtype, self.precision)
         if self.layer_scale:
@@ -261,9 +268,13 @@ class Block(nn.Module):
         out = self.mlp(self.norm_2(tokens))
         return tokens + (self.scale_2(out) if self.layer_scale else out)
 
-    def attend(self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
-        """The first half of the block, residual included."""
+    def attend(
+        self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None, rotation: Rotation | None = None
+    ) -> Float[Array, "B t C"]:
+        """The first half of the block, residual included; rotation: of queries and keys by position."""
         qkv = self.project_in(tokens)
+        if rotation is not None:
+            qkv = QKV(rotation.turn(qkv.queries), rotation.turn(qkv.keys), qkv.values)
         attended = multi_head_attention(qkv, self.num_heads, mask, self.precision, self.attention_form)
         return tokens + self.project_out(attended)
 
@@ -271,8 +282,10 @@ class Block(nn.Module):
         """The input of the block's MLP."""
         return self.norm_2(self.attend(tokens))
 
-    def __call__(self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None) -> Float[Array, "B t C"]:
-        return self.feed_forward(self.attend(tokens, mask))
+    def __call__(
+        self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None, rotation: Rotation | None = None
+    ) -> Float[Array, "B t C"]:
+        return self.feed_forward(self.attend(tokens, mask, rotation))
 
 
 class Tower(nn.Module):
@@ -288,9 +301,13 @@ class Tower(nn.Module):
     attention_form: TowerAttention = "together"
 
     def run_blocks(
-        self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None, count: int | None = None
+        self,
+        tokens: Float[Array, "B t C"],
+        mask: Bool[Array, "t t"] | None = None,
+        count: int | None = None,
+        rotation: Rotation | None = None,
     ) -> tuple[Float[Array, "B t C"], ...]:
-        """The output of each of the first `count` blocks, None for all.
+        """The output of each of the first `count` blocks, None for all; mask and rotation as Block.attend has them.
 
         Stacked parameters (stack_blocks) run as one scanned block. The last output is what the scan carries, not a row
         of its stacked outputs, so that XLA drops those where only the last is read.
@@ -298,12 +315,12 @@ class Tower(nn.Module):
         if not self.has_variable("params", STACKED):
             outputs = [tokens]
             for block in self.blocks[:count]:
-                outputs.append(block(outputs[-1], mask))
+                outputs.append(block(outputs[-1], mask, rotation))
             return tuple(outputs[1:])
         block = self._detached_block()
 
         def step(tokens: Array, params: Params) -> tuple[Array, Array]:
-            tokens = block.apply({"params": params}, tokens, mask)
+            tokens = block.apply({"params": params}, tokens, mask, rotation)
             return tokens, tokens
 
         last, outputs = jax.lax.scan(step, tokens, self.get_variable("params", STACKED))
@@ -322,7 +339,7 @@ class Tower(nn.Module):
 
 
 def transformer_blocks(
-    tower: Tower, activation: Activation, qkv_bias: bool = True, layer_scale: bool = False
+    tower: Tower, activation: Activation, qkv_bias: bool = True, layer_scale: bool = False, key_bias: bool = True
 ) -> list[Block]:
     """The blocks of a tower, for its setup.
 
@@ -331,6 +348,7 @@ def transformer_blocks(
         activation: of the feed-forward halves.
         qkv_bias: queries, keys and values have a bias.
         layer_scale: both halves end with a learned factor per channel.
+        key_bias: keys have one where queries and values have.
     """
     spec = tower.spec
     return [
@@ -342,6 +360,7 @@ def transformer_blocks(
             spec.layer_norm_eps,
             qkv_bias,
             layer_scale,
+            key_bias,
             tower.dtype,
             tower.precision,
             tower.attention_form,

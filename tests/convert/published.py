@@ -66,6 +66,12 @@ def dinov2_model(registers: int = 0, swiglu: bool = False) -> transformers.PreTr
     return randomise(transformers.Dinov2Model(transformers.Dinov2Config(**sizes)))
 
 
+def dinov3_model(**options) -> transformers.DINOv3ViTModel:
+    return randomise(
+        transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**VISION, num_register_tokens=2, **options))
+    )
+
+
 def saved(model: transformers.PreTrainedModel, folder: Path) -> tuple[dict[str, np.ndarray], dict]:
     """The tensors and the configuration of a model as transformers saves them."""
     from safetensors.numpy import load_file

@@ -66,9 +66,28 @@ FIELDS = {
     },
     "Dinov2Config": DINOV2 | {"use_mask_token": (False, SAME)},
     "Dinov2WithRegistersConfig": DINOV2 | {"num_register_tokens": (2, REFUSED)},
+    "DINOv3ViTConfig": VISION
+    | {
+        "image_size": (48, {"image_size": 48}),
+        "intermediate_size": (64, REFUSED),
+        "hidden_act": ("silu", REFUSED),
+        "num_register_tokens": (4, REFUSED),
+        "rope_theta": (10.0, {"rope_theta": 10.0}),
+        **dict.fromkeys(("query_bias", "value_bias", "proj_bias", "mlp_bias"), (False, REFUSED)),
+        **dict.fromkeys(("key_bias", "use_gated_mlp"), (True, REFUSED)),
+        **dict.fromkeys(("attention_dropout", "layerscale_value", "drop_path_rate"), (0.5, SAME)),
+        **dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"), (1.5, SAME)),
+        **dict.fromkeys(("apply_layernorm", "reshape_hidden_states"), (False, SAME)),
+        **dict.fromkeys(("_out_features", "_out_indices"), (None, SAME)),
+    },
 }
 FIELDS |= {f"MetaClip2{kind.removeprefix('CLIP')}": fields for kind, fields in FIELDS.items() if "CLIP" in kind}
-FAMILY = {"ViTConfig": "dino", "Dinov2Config": "dinov2", "Dinov2WithRegistersConfig": "dinov2"}
+FAMILY = {
+    "ViTConfig": "dino",
+    "Dinov2Config": "dinov2",
+    "Dinov2WithRegistersConfig": "dinov2",
+    "DINOv3ViTConfig": "dinov3",
+}
 
 
 def own_fields(kind: str) -> dict[str, object]:
@@ -90,6 +109,7 @@ def models(tmp_path_factory):
     made = {"CLIPConfig": published.clip_model(), "ViTConfig": published.dino_model()}
     made["MetaClip2Config"] = published.metaclip2_model()
     made |= {"Dinov2Config": published.dinov2_model(), "Dinov2WithRegistersConfig": published.dinov2_model(4)}
+    made |= {"DINOv3ViTConfig": published.dinov3_model()}
     return {kind: saved(model, tmp_path_factory.mktemp(kind)) for kind, model in made.items()}
 
 

@@ -21,7 +21,8 @@ def test_a_row_makes_sense(name, model):
     assert model.family in FAMILIES
     assert re.fullmatch(r"[\w-]+/[\w.-]+", model.hub_id)
     assert model.image_size % model.patch == 0
-    assert model.licence.rstrip("*") in ("MIT", "Apache-2.0", "CC-BY-NC-4.0")
+    assert model.licence.rstrip("*") in ("MIT", "Apache-2.0", "CC-BY-NC-4.0", "DINOv3")
+    assert model.gated == ("gated" in model.note)
 
 
 def test_hub_ids_are_not_repeated():

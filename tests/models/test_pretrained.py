@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import transformers
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 import gla_jax.convert
 from gla_jax.checkpoints import model_folder as checkpoint
@@ -229,6 +232,22 @@ def test_a_failed_download_names_its_reason_in_whole_words(monkeypatch, tmp_path
     Hub(monkeypatch)
     monkeypatch.setattr(sources, "download", download)
     with pytest.raises(ModelError, match=r"\(Repository not found\. (Sentence )+\.\.\.\): copy the files"):
+        resolve("some-clip", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_weights_that_their_owner_hands_out_by_hand(status, monkeypatch, tmp_path):
+    def download(hub_id, *, offline=False, reachable=False):
+        answer = SimpleNamespace(status_code=status, headers={}, request=None)
+        raise ConversionError("cannot be downloaded") from HfHubHTTPError("Access is restricted", response=answer)
+
+    Hub(monkeypatch)
+    monkeypatch.setattr(sources, "download", download)
+    monkeypatch.setitem(NAMED, "some-dino", replace(NAMED["some-dino"], gated=True))
+    match = r"some-dino is gated .* licence on https://huggingface\.co/somebody/some-dino, log in with `hf auth login`"
+    with pytest.raises(ModelError, match=match):
+        resolve("some-dino", cache_dir=tmp_path)
+    with pytest.raises(ModelError, match=r"\(Access is restricted\): copy the files"):
         resolve("some-clip", cache_dir=tmp_path)
 
 

@@ -62,12 +62,17 @@ def dinov2_config(width: int, depth: int, heads: int, side: int = 518, registers
     return transformers.Dinov2Config(**common)
 
 
+def dinov3_config(width: int, depth: int, heads: int, registers: int = 4, **others) -> transformers.DINOv3ViTConfig:
+    return transformers.DINOv3ViTConfig(**sizes(width, depth, heads, num_register_tokens=registers, **others))
+
+
 _KINDS = {
     "clip": ("clip", transformers.CLIPModel),
     "metaclip_2": ("clip", transformers.MetaClip2Model),
     "vit": ("dino", transformers.ViTModel),
     "dinov2": ("dinov2", transformers.Dinov2Model),
     "dinov2_with_registers": ("dinov2", transformers.Dinov2WithRegistersModel),
+    "dinov3_vit": ("dinov3", transformers.DINOv3ViTModel),
 }
 
 
@@ -86,6 +91,9 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     for name, buffer in model.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
+    for module in model.modules():
+        if any(not name.endswith("position_ids") for name, _ in module.named_buffers(recurse=False)):
+            model._init_weights(module)  # rotary and sine positions, which are no parameters
     return model.eval()
 
 

@@ -12,11 +12,13 @@ from gla_jax.towers import attention
 from gla_jax.towers.attention import QKV, multi_head_attention
 from gla_jax.towers.clip import ClipImage, ClipText
 from gla_jax.towers.dino import DinoV2Spec
+from gla_jax.towers.dinov3 import DinoV3Spec
 from gla_jax.towers.kinds import build_tower
 from gla_jax.towers.layers import stack_blocks, unstack_blocks
 from tests.towers.test_layers import CLIP, DINO, DINOV2, IMAGE, TEXT, pixels, random_params
 
 CAUSAL = jnp.tril(jnp.ones((13, 13), bool))
+DINOV3 = DinoV3Spec(32, 8, width=32, depth=3, num_heads=4, mlp_width=48, registers=2)
 GATED = DinoV2Spec(28, 14, width=32, depth=3, num_heads=4, mlp_width=48, activation="swiglu", registers=2)
 
 
@@ -111,7 +113,7 @@ def test_the_fused_kernel_is_in_the_program_for_gpus():
 
 
 @pytest.mark.parametrize("form", ["together", "head_by_head", "chunked"])
-@pytest.mark.parametrize("spec", [DINO, DINOV2, GATED], ids=["dino", "dinov2", "gated"])
+@pytest.mark.parametrize("spec", [DINO, DINOV2, GATED, DINOV3], ids=["dino", "dinov2", "gated", "dinov3"])
 def test_a_vision_tower_scans_its_stacked_blocks(spec, form):
     params, image = random_params(spec), pixels(2, 3, 56, 56)
     tower = build_tower(spec, attention_form=form)
