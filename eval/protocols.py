@@ -79,7 +79,7 @@ class Protocol:
     """One row: what a benchmark is measured with under a preset.
 
     setting: full name of the preset, or "tuned"; prompts: those of every class; settings: windows, logit scale,
-    the rules of the background, which is class 0, and, of a tuned preset or a value of rho, the method's
+    the rules of the background, which is class 0, and, of a tuned preset or numbers by name, the method's
     numbers; area_threshold: above 0, a class with at most that share of all pixels outside class 0 is taken away;
     tuned_for: method of a tuned preset.
     """

@@ -59,7 +59,7 @@ def test_fields_have_the_letters_of_the_paper_too():
     [
         ({"method": "glaa"}, "'glaa' is not a method; did you mean gla"),
         ({"preset": "336-224"}, "'336-224' is not a preset; did you mean 336-224-112"),
-        ({"preset": "336-224-112+rho-0.7"}, "'rho-0.7' is not a value of rho"),
+        ({"preset": "336-224-112+rho-0.7"}, "'rho-0.7' is not a setting of the numbers"),
         ({"dtype": "float16"}, "dtype 'float16' is not one of"),
         ({"short_side": "-3"}, "short side '-3' is not a number of pixels"),
         ({"short_side": "٣"}, "is not a number of pixels"),  # a digit of another script
