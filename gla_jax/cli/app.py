@@ -18,6 +18,7 @@ from gla_jax.cli.crossing import crossing
 from gla_jax.cli.demo import demo
 from gla_jax.cli.eval import app as eval_app
 from gla_jax.cli.explain import explain
+from gla_jax.cli.export import export
 from gla_jax.cli.info import info
 from gla_jax.cli.models import models
 from gla_jax.cli.options import RAY_HERE, remove_empty_folders
@@ -42,7 +43,7 @@ app.command("app")(page)
 app.command()(demo)
 app.add_typer(eval_app, name="eval")
 app.command()(reproduce)
-for command in (ablate, tune, explain, crossing, bench, convert, models, info):
+for command in (ablate, tune, explain, crossing, bench, convert, export, models, info):
     app.command()(command)
 # typer's own class, whether it brings click with it or imports it.
 UsageError = typer.BadParameter.__base__

@@ -4,9 +4,10 @@ The uint8 resize is kept in place of a library's: OpenCV weighs in 11-bit intege
 the same pixels; antialiased ones (Pillow, the default of jax.image.resize) differ by up to 79 grey levels.
 """
 
+import jax.numpy as jnp
 import numpy as np
 
-from gla_jax.support.arrays import Float, Int, UInt8
+from gla_jax.support.arrays import Array, Float, Int, UInt8
 from gla_jax.support.sized_cache import cached_up_to
 
 FIXED_POINT_ONE = 2048  # weight 1.0 in OpenCV's fixed point
@@ -64,6 +65,21 @@ def resize_uint8(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UI
             result = result + (across.take(tap[block] - first, axis=0) * weight[block, None] >> 16)
         resized[block] = result >> 2
     return resized.reshape(new_height, new_width, 3)
+
+
+def resize_uint8_traced(image: UInt8[Array, "h w 3"], size: tuple[int, int]) -> UInt8[Array, "H W 3"]:
+    """resize_uint8 inside a program, to the same bytes; the taps are constants of it."""
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    *columns, left_weight, right_weight = _taps(width, size[1], clamp_weights=True)
+    *lines, upper_weight, lower_weight = _taps(height, size[0])
+    image = image.astype(jnp.int32)
+    left, right = (image[:, taps] for taps in columns)
+    across = (left * left_weight[None, :, None] + right * right_weight[None, :, None]) >> 4
+    upper, lower = (across[taps] for taps in lines)
+    result = 2 + (upper * upper_weight[:, None, None] >> 16) + (lower * lower_weight[:, None, None] >> 16)
+    return (result >> 2).astype(jnp.uint8)
 
 
 def _taps(source: int, target: int, clamp_weights: bool = False) -> tuple[Int[np.ndarray, " x"], ...]:
