@@ -13,6 +13,7 @@ import jax
 from gla_jax.bench.memory import machine_memory
 from gla_jax.bench.options import Options
 from gla_jax.bench.parts import Subject, agreement, bench_mesh, load_model, part_rows, sweep_rows
+from gla_jax.bench.steps import step_rows
 from gla_jax.bench.timing import ACCELERATOR_CEILING_SIZES, CEILING_SIZES, Bench, Row, measure_ceiling
 from gla_jax.config import settings_as_dict
 from gla_jax.support.progress import track
@@ -48,7 +49,8 @@ def run_bench(options: Options, command: str, offline: bool = False) -> Report:
     limit = options.memory_limit or machine_memory(device) / 2
     ceiling = {dtype: measure_ceiling(dtype, sizes, options.repeats) for dtype in track(dtypes, "ceilings measured")}
     bench = Bench(options.repeats, limit, ceiling, options.profile)
-    parts = tuple(run() for run in track(list(part_rows(subject, bench)), "parts measured"))
+    runs = [*part_rows(subject, bench), *(step_rows(subject, bench) if "steps" in options.parts else ())]
+    parts = tuple(run() for run in track(runs, "parts measured"))
     sweep = tuple(sweep_rows(subject, replace(bench, profile=None)))
     vfm = params.vfm_spec
     head = {

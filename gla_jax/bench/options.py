@@ -16,7 +16,7 @@ from gla_jax.settings.options import check_choice, settings_from_options, with_f
 from gla_jax.support.errors import UserError
 
 RANDOM = "random"
-PARTS = ("towers", "attention", "labels", "image")
+PARTS = ("towers", "attention", "labels", "image", "steps")
 ALL_PARTS = "all"
 
 

@@ -116,7 +116,7 @@ def part_rows(subject: Subject, bench: Bench, forms: tuple[str, ...] | None = No
         yield from _tower_rows(subject, bench)
     if "attention" in options.parts:
         for form in forms or options.forms:
-            yield partial(_attention_row, form, "attention", options.grid.count, subject, bench)
+            yield partial(attention_row, form, "attention", options.grid.count, subject, bench)
     if "labels" in options.parts:
         yield partial(_label_row, subject, bench)
     if "image" in options.parts:
@@ -130,13 +130,14 @@ def sweep_rows(subject: Subject, bench: Bench) -> Iterator[Row]:
     doublings = [2**power for power in range((subject.options.max_windows or 0).bit_length())]
     for windows in track(doublings, "windows swept") if doublings else ():
         for form in tuple(forms):
-            row = _attention_row(form, "sweep", windows, subject, bench)
+            row = attention_row(form, "sweep", windows, subject, bench)
             if row.stopped:
                 forms.remove(form)
             yield row
 
 
-def _row(part: str, name: str, flops: dict[str, float], subject: Subject, bench: Bench, windows: int = 0) -> Row:
+def bench_row(part: str, name: str, flops: dict[str, float], subject: Subject, bench: Bench, windows: int = 0) -> Row:
+    """A row that is not measured yet; windows: W, 0 for those of the image."""
     windows = windows or subject.options.grid.count
     return Row(part, name, windows, windows * subject.widths.tokens, flops, bench.ideal(flops))
 
@@ -148,7 +149,7 @@ def _tower_rows(subject: Subject, bench: Bench) -> Iterator[Callable[[], Row]]:
     windows = jax.device_put(blank_windows(bucket(count), config))
 
     def measured(name: str, flops: float, function: Callable, *arguments: Any) -> Callable[[], Row]:
-        row = _row("towers", name, {config.dtype: flops}, subject, bench)
+        row = bench_row("towers", name, {config.dtype: flops}, subject, bench)
         return lambda: bench.measure_program(row, jax.jit(function), *arguments)
 
     def features(*arguments: Any) -> Array:
@@ -162,13 +163,27 @@ def _tower_rows(subject: Subject, bench: Bench) -> Iterator[Callable[[], Row]]:
     yield measured("projection", flops, patch_features, attended, None, params, config)
 
 
-def _attention_row(form: str, part: str, windows: int, subject: Subject, bench: Bench) -> Row:
+def attention_row(
+    form: str, part: str, windows: int, subject: Subject, bench: Bench, calibration: str | None = None
+) -> Row:
     """From features and values of all windows to the weighted values of every token.
 
     In a ring windows are split over devices: XLA's plan is that of each of them, the ceiling that of all.
+
+    Args:
+        form: of the attention.
+        part: of the table that the row belongs to.
+        windows: W.
+        subject: the sizes.
+        bench: measures.
+        calibration: of the similarities; None: the method's own.
     """
     widths, devices = subject.widths, subject.options.devices
     method = replace(subject.model.config.method, attention=form)
+    if calibration:
+        method, name = replace(method, calibration=calibration), f"{form}, calibration {calibration}"
+    else:
+        name = form
     mesh = bench_mesh(devices) if form == "ring" else None
     padded = padded_windows(windows, mesh) if mesh else bucket(windows)
     arrays = (
@@ -184,11 +199,11 @@ def _attention_row(form: str, part: str, windows: int, subject: Subject, bench: 
         bench, split = bench.on_devices(devices), PartitionSpec(WINDOW_AXIS)
         arrays = jax.device_put(arrays, NamedSharding(mesh, split))
         attend = jax.shard_map(attend, mesh=mesh, in_specs=split, out_specs=split)
-    row = _row(part, form, {"float32": attention_flops(widths, windows, method)}, subject, bench, windows)
+    row = bench_row(part, name, {"float32": attention_flops(widths, windows, method)}, subject, bench, windows)
     return bench.measure_program(row, jax.jit(attend), *arrays)
 
 
-def _label_flops(subject: Subject) -> float:
+def label_flops(subject: Subject) -> float:
     """From features to the label map: 2NEQ of the logits, then upsampling along each axis, tile by tile.
 
     A tile of r x c pixels that sees b x d tokens, k of the b in a pixel row, is 2bdcQ for its columns and 2krcQ for
@@ -207,7 +222,7 @@ def _label_row(subject: Subject, bench: Bench) -> Row:
     """From features in the joint space to the label map of the image."""
     width = subject.model.params.clip_spec.embed_dim
     features = random_array((bucket(subject.options.grid.count), subject.widths.tokens, width))
-    row = _row("labels", "stitching", {"float32": _label_flops(subject)}, subject, bench)
+    row = bench_row("labels", "stitching", {"float32": label_flops(subject)}, subject, bench)
     return bench.measure(row, lambda: subject.labels(features))
 
 
@@ -217,7 +232,7 @@ def _image_row(form: str, subject: Subject, bench: Bench) -> Row:
     config, attention = model.config, attention_flops(subject.widths, count, model.config.method)
     flops = dict.fromkeys((config.dtype, "float32"), 0.0)
     flops[config.dtype] += image_flops(model.params, count, config) - attention
-    flops["float32"] += attention + _label_flops(subject)
+    flops["float32"] += attention + label_flops(subject)
     if form == "ring":
         bench = bench.on_devices(options.devices)
         model = Model.place(model.params, options.config, bench_mesh(options.devices))
@@ -226,7 +241,7 @@ def _image_row(form: str, subject: Subject, bench: Bench) -> Row:
         (prediction,) = predict(model, [model.prepare(subject.image)], subject.question)
         return prediction.labels
 
-    return bench.measure(_row("image", form, flops, subject, bench), run)
+    return bench.measure(bench_row("image", form, flops, subject, bench), run)
 
 
 @jax.jit

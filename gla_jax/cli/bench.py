@@ -36,7 +36,7 @@ def bench(
         str | None, typer.Option(help="Of the attention's products. [default: the platform's]")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each part, at most; the median counts.")] = 5,
-    parts: Annotated[str, typer.Option(help="Of towers,attention,labels,image; all for all four.")] = "all",
+    parts: Annotated[str, typer.Option(help="Of towers,attention,labels,image,steps; all for all.")] = "all",
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Also the attention alone over 1, 2, 4, ... windows, with a picture.")
     ] = False,

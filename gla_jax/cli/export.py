@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,8 @@ def export(
     height_width = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size, re.ASCII)
     if not height_width or "0" in height_width.groups():
         raise UserError(f"the size {size[:40]!r} is not HxW; write it as in 480x640.")
+    if not find_spec("flatbuffers"):
+        raise UserError('a program is written with the package flatbuffers; pip install "gla-jax[export]" brings it.')
     from gla_jax.predict.export import export_labels, exported_weights
     from gla_jax.segmenter import Segmenter
     from gla_jax.settings.options import settings_from_options, with_fields

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gla_jax.images.windows import WindowGrid
 from gla_jax.labels.stitch import stitch_plan
 from gla_jax.predict.model import Model
-from gla_jax.support.arrays import Array, Bool, Float, UInt8, have_directions, l2_normalize
+from gla_jax.support.arrays import Array, Bool, Float, UInt8, have_directions, l2_normalize, typed
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
 
@@ -57,6 +57,12 @@ def feature_map(model: Model, image: UInt8[np.ndarray, "h w 3"], progress: Progr
     Raises UserError when the features have no directions.
     """
     grid, tokens = unit_tokens(model, image, progress)
+    return FeatureMap(stitched_features(tokens, grid), image)
+
+
+@typed
+def stitched_features(tokens: Float[np.ndarray, "W S E"], grid: WindowGrid) -> Float[np.ndarray, "y x E"]:
+    """Unit features of the tokens of all windows as the cells of a FeatureMap, on the host."""
     rows, columns, side = len(grid.row_starts), len(grid.column_starts), round(tokens.shape[1] ** 0.5)
     # On the host: every size of an image would be a program of its own.
     tokens = tokens.reshape(rows, columns, side, side, -1)
@@ -65,7 +71,7 @@ def feature_map(model: Model, image: UInt8[np.ndarray, "h w 3"], progress: Progr
     plan = stitch_plan(grid, side, cells)
     stitched = plan.columns @ np.tensordot(plan.rows, tokens, 1)
     lengths = np.linalg.norm(stitched, axis=-1, keepdims=True)
-    return FeatureMap(stitched / np.where(lengths > 0, lengths, np.float32(1)), image)
+    return stitched / np.where(lengths > 0, lengths, np.float32(1))
 
 
 def unit_tokens(
