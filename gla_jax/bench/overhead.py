@@ -84,7 +84,8 @@ class Cost(NamedTuple):
 
     milliseconds: of each stage of the loop; of the stages that reading threads run ahead; of all threads on any core,
     which other work on the machine hardly changes. device, loop: seconds an image with towers that take
-    BUSY_SECONDS, of the device's work alone (windows, towers, labels) and of the whole loop.
+    BUSY_SECONDS, of the device's work alone (windows, towers, labels) and of the whole loop; host: seconds of processor
+    time by which the loop exceeds the device's work, which is the processor's too where there is no accelerator.
     """
 
     case: Case
@@ -94,6 +95,7 @@ class Cost(NamedTuple):
     milliseconds: dict[str, float]
     device: float
     loop: float
+    host: float
 
 
 @dataclass(frozen=True)
@@ -174,25 +176,29 @@ def measure_overhead(case: Case, threads: int = 2) -> Cost:
         images = min(case.images, BUSY_IMAGES)
         busy_run = replace(run, segmenter=replace(model, seconds=BUSY_SECONDS), limit=images)
         rounds = (replace(busy_run, out=Path(folder) / f"busy-{index}") for index in range(BUSY_ROUNDS))
-        device, loop = map(min, zip(*map(_busy_seconds, rounds), strict=True))
+        device, loop, host = (min(taken) / images for taken in zip(*map(_busy_seconds, rounds), strict=True))
     stages = dict.fromkeys(stage for record in records for stage in record.seconds)
     totals = {stage: sum(record.seconds.get(stage, 0.0) for record in records) for stage in stages}
     totals |= ahead | {PROCESSOR: busy}
     milliseconds = {stage: 1000 * total / case.images for stage, total in totals.items()}
     prompts = len(row.vocabulary.prompts)
-    return Cost(case, len(row.classes), prompts, case.images / seconds, milliseconds, device / images, loop / images)
+    return Cost(case, len(row.classes), prompts, case.images / seconds, milliseconds, device, loop, host)
 
 
-def _busy_seconds(run: Run) -> tuple[float, float]:
-    """Seconds of a run, of the device's work alone, all of it handed over at once, and of the whole loop."""
+def _busy_seconds(run: Run) -> tuple[float, float, float]:
+    """Seconds of a run: of the device's work alone, all of it handed over at once, and of the whole loop.
+
+    The third is the processor time of the loop less that of the device's work.
+    """
     question, prepared = run.question(), [run.read(index).prepared for index in range(run.images)]
-    begun = [time.perf_counter()]
+    times = [(time.perf_counter(), time.process_time())]
     for started in [start(run.segmenter, [image], question, 1) for image in prepared]:
         started.prediction(0)
-    begun.append(time.perf_counter())
+    times.append((time.perf_counter(), time.process_time()))
     measure(run)
-    begun.append(time.perf_counter())
-    return begun[1] - begun[0], begun[2] - begun[1]
+    times.append((time.perf_counter(), time.process_time()))
+    (device, of_device), (loop, of_loop) = np.diff(times, axis=0).tolist()
+    return device, loop, of_loop - of_device
 
 
 def overhead_table(costs: list[Cost]) -> "Table":
@@ -219,6 +225,7 @@ def overhead_table(costs: list[Cost]) -> "Table":
     towers = f"towers of {1000 * BUSY_SECONDS:.0f}"
     table.add_row(f"{towers}, device alone", *(f"{1000 * cost.device:.1f}" for cost in costs))
     table.add_row(f"{towers}, whole loop", *(f"{1000 * cost.loop:.1f}" for cost in costs))
+    table.add_row("processor, the loop's own part", *(f"{1000 * cost.host:.1f}" for cost in costs))
     table.add_row("the loop adds", *(f"{cost.loop / cost.device - 1:.1%}" for cost in costs))
     return table
 
