@@ -124,6 +124,17 @@ def test_a_vision_tower_scans_its_stacked_blocks(spec, form):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5), scanned, plain)
 
 
+def test_a_scanned_tower_holds_the_outputs_of_one_block():
+    """The last block's output as a row of all outputs would keep those of every block in the device's memory."""
+    params, image = stack_blocks(random_params(DINOV2), DINOV2.depth), pixels(2, 3, 56, 56)
+    tower = build_tower(DINOV2, attention_form="chunked")
+    last = jax.jit(lambda params, image: tower.apply({"params": params}, image).patch_tokens)
+    shape = tower.apply({"params": params}, image).blocks[0].shape
+    program = last.lower(params, image).compile().as_text()
+    assert f"f32[{','.join(map(str, shape))}]" in program
+    assert f"f32[{DINOV2.depth},{','.join(map(str, shape))}]" not in program
+
+
 def test_clip_scans_all_but_its_open_last_block():
     params, image = random_params(CLIP)["image"], pixels(2, 3, 32, 40)
     tower, stacked = ClipImage(IMAGE), stack_blocks(params, IMAGE.depth - 1)
