@@ -23,13 +23,13 @@ from gla_jax.support.places import place
 _HINTS = {
     **dict.fromkeys(("benchmark", "method", "preset", "dtype"), str),
     **dict.fromkeys(("data", "model", "precision", "mesh", "classes_from"), str | None),
-    **dict.fromkeys(("drop_duplicates", "save_predictions", "offline"), bool),
+    **dict.fromkeys(("drop_duplicates", "merge_overlaps", "save_predictions", "offline"), bool),
     **dict.fromkeys(("threads", "batch"), int),
     "limit": int | None,
     **dict.fromkeys(("prune_below", "background_margin"), float),
 }
 # Options that came later, which jobs of before do not have.
-_LATER = {"classes_from": None, "prune_below": 0.0, "background_margin": 0.0}
+_LATER = {"classes_from": None, "prune_below": 0.0, "background_margin": 0.0, "merge_overlaps": False}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Job:
     limit: int | None
     dtype: str
     precision: str | None
+    merge_overlaps: bool
     save_predictions: bool
     threads: int
     batch: int
@@ -99,7 +100,8 @@ def runs_of(jobs: Sequence[Job], data: Sequence[tuple[Dataset, Protocol, Path]])
 
     opened = []
     for job, (dataset, row, home) in zip(jobs, data, strict=True):
-        config = with_fields(row.config(job.method, job.dtype), {"precision": job.precision})
+        fields = {"precision": job.precision, "merge_overlaps": job.merge_overlaps}
+        config = with_fields(row.config(job.method, job.dtype), fields)
         shown = job.classes_from and benchmark_examples(job.classes_from, job.benchmark, row.classes)
         opened.append(
             (job, dataset, row, home, config, shown or None, job.mesh and read_mesh(job.mesh, spanning=False))

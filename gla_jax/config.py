@@ -18,6 +18,7 @@ from gla_jax.support.checks import MAX_NUMBER, check_number, check_switch
 
 Number = float | jax.Array
 Form = Literal["blockwise", "dense", "ring"]
+PartDtype = Literal["float16", "bfloat16"]
 TowerAttention = Literal["together", "head_by_head", "chunked", "cudnn"]  # towers/attention.py
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("highest", "high", "fast")  # DESIGN 5
@@ -37,7 +38,8 @@ class PlatformNumbers(NamedTuple):
     block_size: queries and keys of an attention block at most; tower_batch: windows that go through the towers
     together, None: as many as the device's memory takes (towers/placement.py); skip_blocks: blocks of keys are tested
     for entries that survive; tower_attention: form of the towers' attention; scan_blocks: the blocks of a tower are one
-    program that is scanned, from parameters that are stacked when a model is placed.
+    program that is scanned, from parameters that are stacked when a model is placed; part_dtype: of the parts into
+    which keys and queries are split below the precision highest (attention/products.py).
     """
 
     block_size: int
@@ -45,16 +47,19 @@ class PlatformNumbers(NamedTuple):
     skip_blocks: bool
     tower_attention: TowerAttention
     scan_blocks: bool
+    part_dtype: PartDtype
 
 
 # Without a platform, as in a pure function that is given a config of no model.
-REFERENCE = PlatformNumbers(512, 2, False, "together", scan_blocks=False)
-# Measured on processors (eval/RESULTS.md). On accelerators a branch would stall the chip; their block size is a guess.
+REFERENCE = PlatformNumbers(512, 2, False, "together", scan_blocks=False, part_dtype="float16")
+# Measured on processors (eval/RESULTS.md). On accelerators a branch would stall the chip; their block size moves few
+# bytes by the compilers' plans, which no chip has confirmed.
 PLATFORMS = {
-    "cpu": PlatformNumbers(512, 2, True, "head_by_head", scan_blocks=False),
-    "cuda": PlatformNumbers(4096, None, False, "cudnn", scan_blocks=True),
+    "cpu": PlatformNumbers(512, 2, True, "head_by_head", scan_blocks=False, part_dtype="float16"),
+    "cuda": PlatformNumbers(8192, None, False, "cudnn", scan_blocks=True, part_dtype="float16"),
 }
-ACCELERATOR = PlatformNumbers(4096, None, False, "chunked", scan_blocks=True)
+# TPUs multiply bfloat16 alone.
+ACCELERATOR = PlatformNumbers(4096, None, False, "chunked", scan_blocks=True, part_dtype="bfloat16")
 
 
 @jax.tree_util.register_dataclass
@@ -68,9 +73,10 @@ class MethodConfig:
     alpha_gamma, None falls back to the fixed shift (beta) and scale (gamma); masking: attention drops entries below the
     shift, as ProxyCLIP does; the softmax divides by temperature; mask_temperature: None for the published masks, a
     number t for sigmoids of width t in their place, which differentiate in every setting and become the masks as t goes
-    to 0; calibration: None as published, "centred" (ours, attention/calibrate.py) for other features than DINO's. How
-    it is computed: attention, one of three forms of one method; precision of every matrix product (DESIGN 5),
-    block_size and skip_blocks, None until a model is placed on its devices.
+    to 0; calibration: None as published, "centred" (ours, attention/calibrate.py) for other features than DINO's;
+    merge_overlaps: tokens of several windows at one pixel are one token (ours, DESIGN 3.7). How it is computed:
+    attention, one of three forms of one method; precision of every matrix product (DESIGN 5), block_size, skip_blocks
+    and part_dtype, None until a model is placed on its devices.
     """
 
     baseline: str = static("proxyclip")
@@ -87,10 +93,12 @@ class MethodConfig:
     temperature: Number = 1.0
     calibration: Literal["centred"] | None = static(None)
     mask_temperature: Number | None = None
+    merge_overlaps: bool = static(False)
     attention: Form = static("blockwise")
     precision: Literal["highest", "high", "fast"] | None = static(None)
     block_size: int | None = static(None)
     skip_blocks: bool | None = static(None)
+    part_dtype: PartDtype | None = static(None)
 
     def __post_init__(self):
         if not isinstance(self.baseline, str) or self.baseline not in BASELINES:
@@ -104,7 +112,9 @@ class MethodConfig:
             object.__setattr__(self, "precision", "fast")
         if self.precision not in (None, *PRECISIONS):
             raise ValueError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}")
-        for name in ("global_buffer", "proxy_anchors", "row_mean", "masking", "skip_blocks"):
+        if self.part_dtype not in (None, *get_args(PartDtype)):
+            raise ValueError(f"part_dtype {self.part_dtype!r:.60} is not float16 or bfloat16")
+        for name in ("global_buffer", "proxy_anchors", "row_mean", "masking", "merge_overlaps", "skip_blocks"):
             check_switch(name, getattr(self, name), optional=name == "skip_blocks")
         check_number("anchor_iterations", self.anchor_iterations, at_least=0, at_most=MAX_ITERATIONS, whole=True)
         if self.block_size is not None:
@@ -118,6 +128,8 @@ class MethodConfig:
                 check_number(name, getattr(self, name), at_least=1 / MAX_NUMBER)
         if self._uses_gla and BASELINES[self.baseline].gla is None:
             raise ValueError(f"GLA is not defined on the baseline {self.baseline}: it has no features to compare")
+        if self.merge_overlaps and not self.global_buffer:
+            raise ValueError("merge_overlaps is for methods with a global buffer, where windows see each other")
 
     @property
     def drops_entries(self) -> bool:
@@ -138,6 +150,11 @@ class MethodConfig:
     def max_block(self) -> int:
         """Queries and keys of an attention block at most."""
         return self.block_size or REFERENCE.block_size
+
+    @property
+    def parts(self) -> PartDtype:
+        """The dtype of the parts of keys and queries."""
+        return self.part_dtype or REFERENCE.part_dtype
 
     @property
     def _uses_gla(self) -> bool:

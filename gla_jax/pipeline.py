@@ -7,15 +7,16 @@ over chunks of windows and queries (segment_in_steps).
 import jax
 import jax.numpy as jnp
 
-from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer, image_buffer
+from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer, by_window, image_buffer
 from gla_jax.attention.baselines import window_attention
 from gla_jax.attention.buffer import Buffer, neighbourhood_queries, resample_tokens
+from gla_jax.attention.merging import merged_rows
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import Windows
 from gla_jax.support.arrays import Array, Float, inverse_norms, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
 from gla_jax.towers.kinds import build_tower
-from gla_jax.towers.placement import padded_to_steps, step_batch
+from gla_jax.towers.placement import step_batch
 from gla_jax.window_tokens import SegmenterParams, WindowTokens, encode_windows
 
 QUERY_CHUNK = 4096  # queries of a step
@@ -27,13 +28,15 @@ def first_queries(
 ) -> Float[Array, "N D"] | None:
     """Queries of the anchors' first iteration where they are not the keys: ClearCLIP starts from neighbourhoods.
 
-    Without the global buffer a window sees no other one, so its neighbourhoods end with it.
+    Without the global buffer a window sees no other one, so its neighbourhoods end with it. Merged as the keys are.
     """
     if not (BASELINES[method.baseline].from_neighbours and method.proxy_anchors):
         return None
     valid, origins = jnp.asarray(windows.valid), jnp.asarray(windows.origins)
-    fold_shards = FORMS[method.attention].fold_shards if method.global_buffer else None
-    return neighbourhood_queries(features, valid, origins, params.clip_spec.patch_size, fold_shards)
+    form = FORMS[method.attention]
+    fold_shards = form.fold_shards if method.global_buffer else None
+    first = neighbourhood_queries(features, valid, origins, params.clip_spec.patch_size, fold_shards)
+    return merged_rows(first, windows.overlaps, form) if method.merge_overlaps else first
 
 
 @typed
@@ -50,7 +53,7 @@ def buffers(
     valid = jnp.asarray(windows.valid)
     passes = []
     for features in tokens.compared(method):
-        buffer = image_buffer(features, tokens.values, valid, method)
+        buffer = image_buffer(features, tokens.values, valid, method, windows.overlaps)
         first = first_queries(features, windows, params, method)
         passes.append((buffer, buffer.keys if first is None else first))
     return tuple(passes)
@@ -86,7 +89,7 @@ def aggregate_windows(
             for features in tokens.compared(method)
         )
     passes = (attend_buffer(buffer, count, method, first) for buffer, first in buffers(tokens, windows, params, method))
-    return sum(passes).reshape(len(windows.valid), -1, tokens.values.shape[-1])
+    return by_window(sum(passes), jnp.asarray(windows.valid), method, windows.overlaps)
 
 
 @jax.named_scope("gla-projection")
@@ -144,22 +147,23 @@ def segment_features(
         config: method, dtype and what depends on the platform.
         run: as one program or in steps.
     """
-    method = config.method
+    method, valid, overlaps = config.method, jnp.asarray(windows.valid), windows.overlaps
     if not method.global_buffer:
         # Windows do not see each other: every chunk goes all the way by itself, with W as an argument.
         return run.windows(_segment_alone, (windows,), params, config, run.whole(window_count, windows, method))
     # Features of one or more passes (SCLIP compares queries, then keys), CLIP's values, and residual or None.
-    *compared, values, residual = run.windows(_read_tokens, (windows,), params, config)
+    cut = windows._replace(overlaps=None)  # which are of the image as a whole
+    *compared, values, residual = run.windows(_read_tokens, (cut,), params, config)
     total = None  # the passes of a baseline are summed
     while compared:
         first = run.whole(first_queries, compared[0], windows, params, method)
         # Features end here: in steps the buffer takes their place in memory.
-        buffer = run.whole(image_buffer, compared.pop(0), values, jnp.asarray(windows.valid), method)
+        buffer = run.whole(image_buffer, compared.pop(0), values, valid, method, overlaps)
         attended = attend_buffer(buffer, run.whole(window_count, windows, method), method, first, run)
         del buffer
         total = attended if total is None else total + attended
     del values
-    total = total.reshape(len(windows.valid), -1, total.shape[-1])
+    total = run.whole(by_window, total, valid, method, overlaps)
     return run.windows(patch_features, (total, residual), params, config)
 
 
@@ -209,19 +213,20 @@ def segment_in_steps(
         config: as in segment_features.
         progress: called with (steps done, steps in all) after each.
     """
-    count = len(windows.valid)
-    total, chunk = count_steps(count, params.tokens(config), config), step_batch(count, config.max_tower_batch)
+    count, merging = len(windows.valid), config.method.merge_overlaps
+    queries = len(windows.overlaps.members) if merging else count * params.tokens(config)
+    total, chunk = count_steps(count, queries, config), step_batch(count, config.max_tower_batch)
     return segment_features(params, windows, config, Steps(chunk, QUERY_CHUNK, total, progress))
 
 
-def count_steps(windows: int, tokens: int, config: SegmenterConfig) -> int:
-    """Steps that an image of `windows` windows of `tokens` tokens takes, padded to whole chunks of windows."""
+def count_steps(windows: int, queries: int, config: SegmenterConfig) -> int:
+    """Steps that an image of `windows` windows, padded to whole chunks, and `queries` tokens takes."""
     chunks, method = -(-windows // config.max_tower_batch), config.method
     if not method.global_buffer:
         return chunks
     # Queries go through the anchors' loop, where there is one, and through the attention.
     rounds = 2 if method.proxy_anchors or method.dynamic_scale is not None else 1
-    query_chunks = -(-padded_to_steps(windows, config.max_tower_batch) * tokens // QUERY_CHUNK)
+    query_chunks = -(-queries // QUERY_CHUNK)
     return 2 * chunks + len(BASELINES[method.baseline].features) * rounds * query_chunks
 
 

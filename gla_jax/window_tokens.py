@@ -61,9 +61,11 @@ class SegmenterParams:
 
     def tokens(self, config: SegmenterConfig) -> int:
         """S, the tokens of a window that are compared under some settings."""
-        method = config.method
-        source = self.features_spec if method.attends_by_features and method.reads_vfm else self.values_spec
-        return (config.windows.crop // source.patch_size) ** 2
+        return (config.windows.crop // self.patch_size(config.method)) ** 2
+
+    def patch_size(self, method: MethodConfig) -> int:
+        """Pixels along a side of these tokens."""
+        return (self.features_spec if method.attends_by_features and method.reads_vfm else self.values_spec).patch_size
 
     def stacked(self) -> "SegmenterParams":
         """The same with the blocks of each tower stacked, which run as one scanned program; CLIP's last stays apart."""

@@ -24,9 +24,9 @@ from gla_jax.images.reading import as_rgb
 from gla_jax.support.arrays import Array, l2_normalize
 
 
-def of_package(precision: str) -> Callable[[Array], Array]:
+def of_package(precision: str, part_dtype: str | None = None) -> Callable[[Array], Array]:
     """Cosines of all keys as the anchors' mask reads them."""
-    method = MethodConfig(precision=precision)
+    method = MethodConfig(precision=precision, part_dtype=part_dtype)
 
     def cosines(keys: Array) -> Array:
         buffer = Buffer(keys, jnp.zeros_like(keys[:, :0]), jnp.ones(len(keys), bool))
@@ -50,9 +50,11 @@ def tf32(products: int) -> Callable[[Array], Array]:
 PRODUCTS = {
     "highest": of_package("highest"),
     "three TF32": tf32(3),
-    "high": of_package("high"),
+    "high, float16": of_package("high", "float16"),
+    "high, bfloat16": of_package("high", "bfloat16"),
     "one TF32": tf32(1),
-    "fast": of_package("fast"),
+    "fast, float16": of_package("fast", "float16"),
+    "fast, bfloat16": of_package("fast", "bfloat16"),
 }
 
 
@@ -77,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
             errors[name] = max(errors[name], float(np.abs(found - truth).max()))
     print(f"{pairs} pairs of {len(options.images)} images, rho {rho:g}")
     for name in PRODUCTS:
-        print(f"{name:10s} {flips[name]:7d} flipped  largest error {errors[name]:.1e}")
+        print(f"{name:14s} {flips[name]:7d} flipped  largest error {errors[name]:.1e}")
     return 0
 
 

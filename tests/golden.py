@@ -1,6 +1,6 @@
 """Checks the method against recorded outputs of the official implementation:
 
-python -m tests.golden FILE... [--form blockwise|dense|ring] [--precision highest|high|fast]
+python -m tests.golden FILE... [--form blockwise|dense|ring] [--precision highest|high|fast] [--part-dtype bfloat16]
 
 One line a case: the largest error relative to the largest entry and the share of rows over 1e-5, of what the method
 gives, of the stitched logits and of DINO's tokens; the agreement of labels. Exits with 1 when a case is outside the
@@ -27,7 +27,7 @@ from jax.sharding import AxisType, PartitionSpec
 from gla_jax.attention.attend import aggregate_values
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import BASELINES as TABLE
-from gla_jax.config import PRECISIONS, Form, MethodConfig, SegmenterConfig, WindowConfig, without_gla
+from gla_jax.config import PRECISIONS, Form, MethodConfig, PartDtype, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.convert import convert_clip_image, convert_state
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Windows, cut_windows, normalise, window_grid
 from gla_jax.labels.stitch import stitch, stitch_plan, token_grid
@@ -120,7 +120,7 @@ class Result:
         return "  ".join(filter(None, columns))
 
 
-def method_of(config: Mapping[str, Any], baseline: str, global_buffer: bool, **fields: str) -> MethodConfig:
+def method_of(config: Mapping[str, Any], baseline: str, global_buffer: bool, **fields: str | None) -> MethodConfig:
     """The official settings, by their official names, as ours, with the fields on top.
 
     Raises ValueError for a name it does not know.
@@ -178,7 +178,7 @@ def _attended(features: Array, values: Array, valid: Array, method: MethodConfig
 
 
 def check_attention(
-    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, precision: str
+    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, fields: Mapping[str, str | None]
 ) -> Iterator[Result]:
     """The attention stage alone: features [W S D] and values [W H n K] to [W S H*K]."""
     features = jnp.asarray(data["features"])
@@ -186,7 +186,7 @@ def check_attention(
     values = jnp.asarray(values.reshape(*values.shape[:2], -1))
     valid = jnp.ones(len(features), bool)
     for case in meta["cases"]:
-        method = method_of(case["config"], "proxyclip", True, attention=form, precision=precision)
+        method = method_of(case["config"], "proxyclip", True, attention=form, **fields)
         attended = program(_attended, 3, form)(features, values, valid, method)
         yield Result(case["name"], compare(attended, data[f"out/{case['name']}"]))
 
@@ -206,7 +206,7 @@ def load_params(data: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Segm
 
 
 def check_end_to_end(
-    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, precision: str
+    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, fields: Mapping[str, str | None]
 ) -> Iterator[Result]:
     """From image and weights to patch features, stitched logits and labels."""
     params = load_params(data, meta)
@@ -220,7 +220,7 @@ def check_end_to_end(
         if case["clip_type"] not in BASELINES:
             raise ValueError(f"unknown clip_type {case['clip_type']}")
         baseline = BASELINES[case["clip_type"]]
-        method = method_of(case["config"], baseline, shared, attention=form, precision=precision)
+        method = method_of(case["config"], baseline, shared, attention=form, **fields)
         config = SegmenterConfig(method=method, windows=WindowConfig(None, meta["crop"], meta["stride"]))
         grid = window_grid(height, width, config.windows)
         windows = cut_windows(data[f"image/{height}x{width}"], grid)
@@ -266,7 +266,7 @@ def _finish(tokens: WindowTokens, windows: Windows, params: SegmenterParams, con
 
 
 def check_dinoiser(
-    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, precision: str
+    data: Mapping[str, np.ndarray], meta: Mapping[str, Any], form: Form, fields: Mapping[str, str | None]
 ) -> Iterator[Result]:
     """CLIP-DINOiser from normalised pixels: its features, projection, background logit, and the pooled features."""
     facts = meta["clip"]
@@ -277,7 +277,7 @@ def check_dinoiser(
     spec = replace(clip.spec, pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)  # the pixels are normalised already
     params = SegmenterParams(clip.params, spec, dinoiser=layers.params, dinoiser_spec=layers.spec)
     params = jax.tree.map(jnp.asarray, params)
-    method = replace(without_gla("clip-dinoiser"), attention=form, precision=precision)
+    method = replace(without_gla("clip-dinoiser"), attention=form, **fields)
     config = SegmenterConfig(method, WindowConfig(None, data["pixels"].shape[-1], 1))
     count = len(data["pixels"])
     windows = Windows(data["pixels"], np.ones(count, bool), np.zeros((count, 2), np.int32))
@@ -289,8 +289,13 @@ def check_dinoiser(
     yield Result("pooled", compare(program(_finish, 2, form)(tokens, windows, params, config), data["pooled"]))
 
 
-def check_file(path: Path, form: Form = "blockwise", precision: str = "highest") -> Iterator[Result]:
-    """Every case of a file. Raises ValueError when it is not of the format or has no cases."""
+def check_file(
+    path: Path, form: Form = "blockwise", precision: str = "highest", part_dtype: str | None = None
+) -> Iterator[Result]:
+    """Every case of a file; form, precision and part_dtype are fields of MethodConfig.
+
+    Raises ValueError when it is not of the format or has no cases.
+    """
     try:
         # Opened here: NumPy leaves a file that it opened itself open when the archive is broken.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -301,7 +306,8 @@ def check_file(path: Path, form: Form = "blockwise", precision: str = "highest")
             return
         if not isinstance(meta, Content) or not meta["cases"]:
             raise ValueError("it has no cases")
-        yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form, precision)
+        fields = {"precision": precision, "part_dtype": part_dtype}
+        yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form, fields)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, ConversionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a golden file: {reason.rstrip('.')}.") from error
@@ -313,6 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--form", choices=get_args(Form), default="blockwise")
     parser.add_argument("--precision", choices=PRECISIONS, default="highest")
+    parser.add_argument("--part-dtype", choices=get_args(PartDtype), help="of precision high and fast")
     options = parser.parse_args(arguments)
     if options.form == "ring":
         jax.config.update("jax_num_cpu_devices", 8)  # accelerators are not affected
@@ -320,7 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in options.files:
         print(path.name)
         try:
-            for result in check_file(path, options.form, options.precision):
+            for result in check_file(path, options.form, options.precision, options.part_dtype):
                 print(f"  {result}")
                 passed &= result.passed
         except ValueError as error:

@@ -106,6 +106,16 @@ def pooled(keys, values, cutoff, queries=None):
     return weights @ values / (weights.sum(1, keepdims=True) + 1e-6)
 
 
+def attend_merged(keys, values, pixels, windows, method, first=None):
+    """attend where the tokens of each pixel are one, of their mean key and value, that stands as often as they are."""
+    _, place, counts = np.unique(pixels, return_inverse=True, return_counts=True)
+    mean = (place == np.arange(len(counts))[:, None]) / counts[:, None]
+    copies = np.repeat(np.arange(len(counts)), counts)
+    keys, values = (mean @ keys.astype(F64))[copies], (mean @ values.astype(F64))[copies]
+    first = None if first is None else (mean @ first.astype(F64))[copies]
+    return attend(keys, values, windows, method, first)[np.searchsorted(copies, place)]
+
+
 def stitch(token_logits, grid, canvas, crop, stride, size):
     """[W S Q] token logits -> [Q h w]: bilinear to the window, average overlaps, bilinear to the image's size."""
     height, width = canvas

@@ -39,7 +39,7 @@ ROWS = jnp.ones((3, IMAGE.embed_dim)) / IMAGE.embed_dim**0.5
 def products(function, *arguments, other):
     """How many matrix products and convolutions of each kind a traced function has, inner functions included.
 
-    A kind is "bfloat16" for parts of the attention, which are added up in float32, else JAX's word for the precision.
+    A kind is "parts" for those of the attention, of 16 bits and added up in float32, else JAX's word for the precision.
     """
     with jax.default_matmul_precision(other):
         traced = jax.make_jaxpr(function)(*arguments)
@@ -51,9 +51,10 @@ def precisions(jaxpr):
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             of_sides = equation.params["precision"]
             (precision,) = set(of_sides) if isinstance(of_sides, tuple) else {of_sides}
-            if {side.aval.dtype.name for side in equation.invars} == {"bfloat16"}:
+            dtypes = {side.aval.dtype.name for side in equation.invars}
+            if dtypes in ({"bfloat16"}, {"float16"}):
                 assert (precision, equation.outvars[0].aval.dtype) == (Precision.DEFAULT, jnp.float32)
-                yield "bfloat16"
+                yield "parts"
             else:
                 yield precision and precision.name.lower()
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
@@ -78,12 +79,12 @@ def of_attention(method):
 
 def kinds(method):
     """Towers, projections and labels in full or in one pass; of the attention only means are always in full."""
-    return {method.plain_precision} | ({"highest", "bfloat16"} if of_attention(method) else set())
+    return {method.plain_precision} | ({"highest", "parts"} if of_attention(method) else set())
 
 
 def assert_counts(found, method):
     assert set(found) == kinds(method)
-    assert found["bfloat16"] == of_attention(method)
+    assert found["parts"] == of_attention(method)
     if method.products == "fast":
         assert found["highest"] == 2 * len(BASELINES[method.baseline].features) * method.attends_by_features
 

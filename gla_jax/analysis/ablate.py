@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gla_jax.analysis.ablation import Ablation
 from gla_jax.analysis.ablation_report import Tally, as_table, write_files
-from gla_jax.analysis.encoded import encode_image, example_sums, label_settings, vocabulary_question
+from gla_jax.analysis.encoded import encode_image, example_sums, label_settings, vocabulary_question, windows_of
 from gla_jax.distributed.shards import Shard
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.by_example import example_classes
@@ -122,11 +122,12 @@ def measure(
             encoded = encode_image(segmenter.model, example.image, configs)
             tower_seconds += time.perf_counter() - begun
             resized = encoded.prepared.grid.height, encoded.prepared.grid.width
-            methods = {config.method for config in configs if config.method.attends_by_features}
-            shares = {
-                method: float(one_key_share(segmenter.model.params, encoded.tokens, encoded.prepared.windows, method))
-                for method in methods
-            }
+            shares = {}
+            for config in configs:
+                if config.method.attends_by_features and config.method not in shares:
+                    windows = windows_of(segmenter.model, encoded.prepared, config)
+                    share = one_key_share(segmenter.model.params, encoded.tokens, windows, config.method)
+                    shares[config.method] = float(share)
             own_questions = [asked[index][place] for place in indices]
             for place, labels, seconds in label_settings(segmenter.model, encoded, configs, own_questions):
                 areas, boundary, before, own = tallies[indices[place]]

@@ -66,7 +66,7 @@ def stages(base: SegmenterConfig, baseline: str, alone: bool = False) -> Ablatio
     whole = _on_baseline(base.method, baseline)
     shared = replace(whole, proxy_anchors=False, row_mean=False, dynamic_shift=None, dynamic_scale=None)
     methods = {
-        f"{baseline} as published": replace(shared, global_buffer=False),
+        f"{baseline} as published": replace(shared, global_buffer=False, merge_overlaps=False),
         "+ global buffer": shared,
         "+ proxy anchors": replace(shared, proxy_anchors=True),
         "+ dynamic normalisation": whole,

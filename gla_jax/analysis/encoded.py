@@ -13,7 +13,7 @@ from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import Windows
 from gla_jax.labels.targets import token_targets
 from gla_jax.predict.examples import ClassSums, Labelled, class_sums
-from gla_jax.predict.model import Model, Prepared
+from gla_jax.predict.model import Model, Prepared, merged_patch
 from gla_jax.predict.predict import Question, label_logits
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.arrays import Array, Float, Integer, UInt8, l2_normalize
@@ -96,6 +96,11 @@ def vocabulary_question(segmenter: Segmenter, classes: Classes) -> Question:
     return Question(segmenter.text_embeddings(classes), class_of_prompt, len(classes.names))
 
 
+def windows_of(model: Model, prepared: Prepared, config: SegmenterConfig) -> Windows:
+    """The windows of an image under settings that may merge other tokens than the model's own."""
+    return prepared.windows._replace(overlaps=prepared.overlaps(merged_patch(model.params, config.method)))
+
+
 def example_sums(
     model: Model, images: Iterable[Labelled], configs: Sequence[SegmenterConfig], classes: int, ignore: int
 ) -> Iterator[tuple[ClassSums, ...]]:
@@ -110,8 +115,9 @@ def example_sums(
     """
     for image, label in images:
         encoded, sums = encode_image(model, image, configs), {}
-        grid, windows = encoded.prepared.grid, encoded.prepared.windows
+        grid = encoded.prepared.grid
         for config in dict.fromkeys(replace(config, **LABEL_NUMBERS) for config in configs):
+            windows = windows_of(model, encoded.prepared, config)
             unit = np.asarray(encoded_features(encoded.tokens, windows, model.params, config))[: grid.count]
             sums[config] = class_sums(unit, token_targets(label, grid, unit.shape[:2], ignore), classes)
         yield tuple(sums[replace(config, **LABEL_NUMBERS)] for config in configs)
@@ -136,7 +142,8 @@ def label_settings(
     for config, indices in groups.items():
         begun = time.perf_counter()
         rows = questions[indices[0]].text_embeddings
-        logits = encoded_logits(tokens, prepared.windows, model.params, rows, config)
+        windows = windows_of(model, prepared, config)
+        logits = encoded_logits(tokens, windows, model.params, rows, config)
         jax.block_until_ready(logits)
         share = (time.perf_counter() - begun) / len(indices)
         for index in indices:

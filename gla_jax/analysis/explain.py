@@ -67,6 +67,10 @@ def attention_stages(method: MethodConfig) -> dict[str, MethodConfig]:
 
     Raises UserError for a method that is not the whole of GLA, or compares several features.
     """
+    if method.merge_overlaps:
+        raise UserError(
+            "merge_overlaps makes one token of several windows' tokens; leave it out to look at one window's."
+        )
     whole = method.global_buffer and method.proxy_anchors and method.row_mean
     choices = join_or(methods_with_one_row())
     if not whole or method.dynamic_shift is None or method.dynamic_scale is None:

@@ -59,7 +59,13 @@ def positive_sums(queries: Float[Array, "q D"], buffer: Buffer, method: MethodCo
     """Sum and count of the positives of every query among some keys."""
     buffer = for_anchors(buffer, method)
     mask = (positives if method.mask_temperature is None else soft_positives)(queries, buffer, method)
-    return AnchorSums(key_sums(mask, buffer, method), mask.astype(jnp.float32).sum(1))
+    if buffer.weights is None:
+        return AnchorSums(key_sums(mask, buffer, method), mask.astype(jnp.float32).sum(1))
+    # Of a hard mask they are whole numbers up to 256, which 16 bits hold exactly too.
+    weights = mask.astype(jnp.float32) * buffer.weights[None]
+    split = mask.dtype == bool and buffer.key_parts is not None
+    exact = weights.astype(buffer.key_parts.dtype) if split else weights
+    return AnchorSums(key_sums(exact, buffer, method), weights.sum(1))
 
 
 @typed

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 from gla_jax.attention import blockwise, dense, ring
 from gla_jax.attention.anchors import Anchors, next_anchors
 from gla_jax.attention.buffer import Buffer, fill_buffer
+from gla_jax.attention.merging import merge_tokens, spread_rows
 from gla_jax.attention.normalize import Normalization, normalization
 from gla_jax.config import MethodConfig
+from gla_jax.images.windows import Overlaps
 from gla_jax.support.arrays import Array, Bool, Float, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Steps
 from gla_jax.towers.placement import even_batch
 
-# One protocol: sum_positives, attend, sum_over_shards, fold_shards.
+# One protocol: sum_positives, attend, sum_over_shards, fold_shards, shard_index.
 FORMS = {"dense": dense, "blockwise": blockwise, "ring": ring}
 
 
@@ -25,6 +27,45 @@ class Queries(NamedTuple):
     rows: Float[Array, "q D"]
     counts: Float[Array, " q"]
     norm: Normalization
+
+
+@typed
+def image_buffer(
+    features: Float[Array, "W S D"],
+    values: Float[Array, "W n C"],
+    valid: Bool[Array, " W"],
+    method: MethodConfig,
+    overlaps: Overlaps | None = None,
+) -> Buffer:
+    """fill_buffer of an image whose windows may lie on several devices; overlapping tokens are one if merge_overlaps.
+
+    Args:
+        features: before normalisation.
+        values: of CLIP's last block, on their own token grid.
+        valid: False for padded windows.
+        method: precision, form and merge_overlaps.
+        overlaps: of Windows, read by merge_overlaps alone, which raises ValueError without them.
+    """
+    form = FORMS[method.attention]
+    buffer = fill_buffer(features, values, valid, method, form.sum_over_shards)
+    return merge_tokens(buffer, overlaps, form) if method.merge_overlaps else buffer
+
+
+@typed
+def by_window(
+    attended: Float[Array, "m C"], valid: Bool[Array, " W"], method: MethodConfig, overlaps: Overlaps | None = None
+) -> Float[Array, "W S C"]:
+    """Rows of image_buffer by window; a merged token's row goes to all tokens that it stands for.
+
+    Args:
+        attended: a row for every token of the buffer.
+        valid: False for padded windows.
+        method: form and merge_overlaps.
+        overlaps: as in image_buffer.
+    """
+    if method.merge_overlaps:
+        attended = spread_rows(attended, overlaps, FORMS[method.attention])
+    return attended.reshape(len(valid), -1, attended.shape[-1])
 
 
 @jax.named_scope("gla-anchors")
@@ -108,14 +149,6 @@ def attend_buffer(
 
 
 @typed
-def image_buffer(
-    features: Float[Array, "W S D"], values: Float[Array, "W n C"], valid: Bool[Array, " W"], method: MethodConfig
-) -> Buffer:
-    """fill_buffer of an image whose windows may lie on several devices."""
-    return fill_buffer(features, values, valid, method, FORMS[method.attention].sum_over_shards)
-
-
-@typed
 def attend_alone(
     features: Float[Array, "W S D"],
     values: Float[Array, "W n C"],
@@ -154,6 +187,7 @@ def aggregate_values(
     valid: Bool[Array, " W"],
     method: MethodConfig,
     first: Float[Array, "N D"] | None = None,
+    overlaps: Overlaps | None = None,
 ) -> Float[Array, "W S C"]:
     """CLIP values weighted by feature similarity, over all windows or each window alone (method.global_buffer).
 
@@ -163,9 +197,10 @@ def aggregate_values(
         valid: False for padded windows.
         method: which stages are on, and their numbers.
         first: replaces the keys as queries of the anchors' first iteration.
+        overlaps: of Windows, where overlapping tokens are merged.
     """
     count = FORMS[method.attention].sum_over_shards(valid.astype(jnp.float32).sum())
     if not method.global_buffer:
         return attend_alone(features, values, count, method, first)
-    attended = attend_buffer(image_buffer(features, values, valid, method), count, method, first)
-    return attended.reshape(*features.shape[:2], -1)
+    attended = attend_buffer(image_buffer(features, values, valid, method, overlaps), count, method, first)
+    return by_window(attended, valid, method, overlaps)

@@ -80,6 +80,7 @@ def softmax_partial(block: Logits, keys: Buffer, method: MethodConfig) -> Softma
     # the logits of the maximum and those it is compared with in the backward pass differently.
     exponents = logits - maximum[:, None]
     weights = jnp.where(kept, jnp.exp(exponents / method.temperature if method.drops_entries else exponents), 0.0)
+    weights = weights if keys.weights is None else weights * keys.weights[None]
     return SoftmaxPartial(maximum, weights.sum(1), value_sums(weights, for_attention(keys, method), method))
 
 
@@ -129,6 +130,11 @@ def sum_over_shards(partial: Array) -> Array:
 def fold_shards(part: Part, step: Callable[[Part], State], merge: Callable[[State, State], State]) -> State:
     """Merge step(part) over the shards of the buffer: there is one."""
     return step(part)
+
+
+def shard_index() -> int:
+    """Index of this device's shard: there is one."""
+    return 0
 
 
 def balanced(length: int, max_size: int) -> int:

@@ -19,7 +19,8 @@ class Buffer(NamedTuple):
     """Keys and values of N tokens.
 
     keys [N D]: unit rows, float32; values [N C]: float32, or the towers' bfloat16 where products take bfloat16 parts;
-    valid [N]: False for tokens of padded windows; key_parts, value_parts: those parts (products.py).
+    valid [N]: False for tokens of padded windows; key_parts, value_parts: those parts (products.py); weights [N]: how
+    many tokens each one stands for where tokens are merged, 0 for padding, None elsewhere.
     """
 
     keys: Float[Array, "N D"]
@@ -27,6 +28,12 @@ class Buffer(NamedTuple):
     valid: Bool[Array, " N"]
     key_parts: Float[Array, "N p"] | None = None
     value_parts: Float[Array, "N r"] | None = None
+    weights: Float[Array, " N"] | None = None
+
+    @property
+    def counts(self) -> Float[Array, " N"]:
+        """How often each token counts in sums over all."""
+        return self.valid.astype(jnp.float32) if self.weights is None else self.weights
 
 
 @typed

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gla_jax.attention.anchors import AnchorSums, positive_sums
-from gla_jax.attention.blockwise import fold_shards, sum_over_shards
+from gla_jax.attention.blockwise import fold_shards, shard_index, sum_over_shards
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization, attention_logits, ordinary_logits
 from gla_jax.attention.pooling import EPSILON, similarity_weights
@@ -12,7 +12,7 @@ from gla_jax.attention.products import for_attention, similarities, value_sums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
 
-__all__ = ["attend", "attention_weights", "fold_shards", "sum_over_shards", "sum_positives"]
+__all__ = ["attend", "attention_weights", "fold_shards", "shard_index", "sum_over_shards", "sum_positives"]
 
 
 @typed
@@ -34,9 +34,13 @@ def attention_weights(
         return weights / (weights.sum(1, keepdims=True) + EPSILON)
     similarity = similarities(queries, for_attention(buffer, method))
     logits, kept, _ = attention_logits(similarity, norm, buffer.valid)
-    if not method.drops_entries:
-        return jax.nn.softmax(jnp.where(buffer.valid[None], ordinary_logits(logits, method), -jnp.inf), axis=1)
-    return jax.nn.softmax(jnp.where(kept, logits / method.temperature, -jnp.inf), axis=1)
+    if method.drops_entries:
+        logits = logits / method.temperature
+    else:
+        kept, logits = jnp.broadcast_to(buffer.valid, logits.shape), ordinary_logits(logits, method)
+    if buffer.weights is not None:
+        logits += jnp.log(jnp.maximum(buffer.weights, 1.0))[None]
+    return jax.nn.softmax(jnp.where(kept, logits, -jnp.inf), axis=1)
 
 
 @typed

@@ -47,15 +47,15 @@ def mean_similarity(
         method: row_mean takes each query's row, clipped at 0; else one mean over all queries and keys (ProxyCLIP).
         sum_over_shards: sums over the parts of a buffer that is split over devices.
     """
-    valid = buffer.valid.astype(jnp.float32)
-    count = sum_over_shards(valid.sum())
+    counts = buffer.counts
+    total = sum_over_shards(counts.sum())
     # One key in place of all N: no pass over the similarities is needed for their mean.
-    mean_key = sum_over_shards(jnp.einsum("n,nd->d", valid, buffer.keys, precision="highest")) / count
+    mean_key = sum_over_shards(jnp.einsum("n,nd->d", counts, buffer.keys, precision="highest")) / total
     rows = calibrated(jnp.einsum("nd,d->n", queries, mean_key, precision="highest"), method)
     if method.row_mean:
         return jnp.maximum(rows, 0.0)
     # One number for all rows, repeated, so that both kinds have one shape.
-    return jnp.zeros_like(rows) + sum_over_shards((rows * valid).sum()) / count
+    return jnp.zeros_like(rows) + sum_over_shards((rows * counts).sum()) / total
 
 
 @typed

@@ -35,7 +35,8 @@ def similarity_weights(queries: Float[Array, "q D"], keys: Buffer, method: Metho
     """Similarities of queries and valid keys, 0 below the baseline's cutoff."""
     similarity = similarities(queries, for_attention(keys, method))
     kept = (similarity >= BASELINES[method.baseline].cutoff) & keys.valid[None]
-    return jnp.where(kept, similarity, 0.0)
+    weights = jnp.where(kept, similarity, 0.0)
+    return weights if keys.weights is None else weights * keys.weights[None]
 
 
 @typed

@@ -1,30 +1,42 @@
-"""The products of the attention in the precision that the settings name (DESIGN 5), the same on every platform.
+"""The products of the attention in the precision that the settings name (DESIGN 5).
 
-highest: float32. high: a float32 number is the sum of a high and a low bfloat16 part, to 2^-18 of it; products of parts
-are exact and added up in float32. fast: the high part alone. Gradients are those of float32 products in all of them.
+highest: float32. high: a float32 number is the sum of a high and a low part of 16 bits, whose products are exact and
+added up in float32. fast: the high part alone. Gradients are those of float32 products in all of them. Keys and queries
+have parts in the platform's part_dtype: two of float16 are right to 2^-23, two of bfloat16 to 2^-17. Values and their
+weights, which may be of any size, have parts in bfloat16.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gla_jax.attention.buffer import Buffer
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Bool, Float, typed
 
 
-def _two_parts(x: Array) -> tuple[Array, Array]:
-    """High and low, both bfloat16."""
-    # XLA may drop a conversion to bfloat16 and back, which would make the low part 0; this one it keeps.
-    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-    return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)
+def _scale(dtype: np.dtype) -> float:
+    """Factor of keys and queries in parts: rows of length one times it keep clear of float16's smallest numbers."""
+    return 2.0**8 if dtype == jnp.float16 else 1.0
+
+
+def _two_parts(x: Array, dtype: np.dtype) -> tuple[Array, Array]:
+    """High and low."""
+    # XLA may drop a conversion to 16 bits and back, which would make the low part 0; this one it keeps.
+    bits = jnp.finfo(dtype)
+    high = jax.lax.reduce_precision(x, exponent_bits=bits.nexp, mantissa_bits=bits.nmant)
+    return high.astype(dtype), (x - high).astype(dtype)
 
 
 def _key_parts(keys: Array, method: MethodConfig, products: int) -> Array:
     """Keys [b D] as parts side by side [b p], for as many products of parts in one."""
-    keys = jax.lax.stop_gradient(keys)
+    dtype = jnp.dtype(method.parts)
+    keys = jax.lax.stop_gradient(keys) * _scale(dtype)
     if method.products == "fast":
-        return keys.astype(jnp.bfloat16)
-    high, low = _two_parts(keys)
+        return keys.astype(dtype)
+    high, low = _two_parts(keys, dtype)
+    if dtype == jnp.float16:
+        return jnp.concatenate([high, low, high], 1)
     rest = (keys - high.astype(jnp.float32) - low.astype(jnp.float32)).astype(jnp.bfloat16)
     # Small products come first: added to a large sum, they would be rounded away.
     return jnp.concatenate([rest, low, high, low, high][-products:], 1)
@@ -34,7 +46,7 @@ def _key_parts(keys: Array, method: MethodConfig, products: int) -> Array:
 def for_anchors(buffer: Buffer, method: MethodConfig) -> Buffer:
     """The buffer with the parts of its keys that anchors read, once for all queries.
 
-    A mask needs three products of parts: without the one of the low parts a cosine is right to 1e-6.
+    A mask needs three products of parts: without the one of the low parts a cosine is right to 1e-5 of bfloat16.
     """
     if method.products == "highest" or buffer.key_parts is not None:
         return buffer
@@ -45,8 +57,8 @@ def for_anchors(buffer: Buffer, method: MethodConfig) -> Buffer:
 def for_attention(buffer: Buffer, method: MethodConfig) -> Buffer:
     """The buffer with the parts of keys and values that attention reads, once for all queries.
 
-    Five products, for the scale multiplies a cosine by up to 31 before the softmax, and its error too. What is left
-    out of a query alone hardly matters: it changes all cosines of similar keys alike.
+    Five products of bfloat16, for the scale multiplies a cosine by up to 31 before the softmax, and its error too. What
+    is left out of a query alone hardly matters: it changes all cosines of similar keys alike. Of float16 three will do.
     """
     if method.products == "highest" or buffer.key_parts is not None:
         return buffer
@@ -54,7 +66,7 @@ def for_attention(buffer: Buffer, method: MethodConfig) -> Buffer:
     if method.products == "fast" or values.dtype == jnp.bfloat16:
         values = values.astype(jnp.bfloat16)
     else:
-        values = jnp.concatenate(_two_parts(values)[::-1], 1)
+        values = jnp.concatenate(_two_parts(values, jnp.bfloat16)[::-1], 1)
     return buffer._replace(key_parts=_key_parts(buffer.keys, method, 5), value_parts=values)
 
 
@@ -63,7 +75,7 @@ def _exact(equation: str, left: Array, right: Array) -> Array:
 
 
 def _one_pass(equation: str, left: Array, right: Array) -> Array:
-    """A product of bfloat16 numbers, added up in float32."""
+    """A product of numbers of 16 bits, added up in float32."""
     return jnp.einsum(equation, left, right, precision="default", preferred_element_type=jnp.float32)
 
 
@@ -77,10 +89,11 @@ def similarities(queries: Float[Array, "q D"], buffer: Buffer) -> Float[Array, "
 
 @jax.custom_jvp
 def _similarities(queries: Array, keys: Array, key_parts: Array) -> Array:
-    high, low = _two_parts(queries)
+    scale = _scale(key_parts.dtype)
+    high, low = _two_parts(queries * scale, key_parts.dtype)
     # One product of long rows runs twice as fast on a GPU as several.
     query_parts = jnp.concatenate([high, low, low, high, high][-(key_parts.shape[1] // keys.shape[1]) :], 1)
-    return _one_pass("qd,bd->qb", query_parts, key_parts)
+    return _one_pass("qd,bd->qb", query_parts, key_parts) / scale**2
 
 
 _similarities.defjvps(
@@ -92,7 +105,7 @@ _similarities.defjvps(
 
 @typed
 def key_sums(weights: Float[Array, "q b"] | Bool[Array, "q b"], buffer: Buffer, method: MethodConfig) -> Array:
-    """Sums [q D] of keys under a mask, which bfloat16 holds exactly, or under weights."""
+    """Sums [q D] of keys under a mask, which 16 bits hold exactly, or under weights."""
     parts = None if buffer.key_parts is None else buffer.key_parts[:, -2 * buffer.keys.shape[1] :]
     return _sums(weights, buffer.keys, parts, method)
 
@@ -107,22 +120,22 @@ def _sums(weights: Array, rows: Array, parts: Array | None, method: MethodConfig
     if parts is None:
         return _exact("qb,bc->qc", weights, rows)
     if weights.dtype == bool or method.products == "fast":
-        weights = weights.astype(jnp.bfloat16)
+        weights = weights.astype(parts.dtype)
     return _weighted(weights, rows, parts)
 
 
 @jax.custom_jvp
 def _weighted(weights: Array, rows: Array, parts: Array) -> Array:
-    width = rows.shape[1]
+    width, scale = rows.shape[1], _scale(parts.dtype)  # those of values, in bfloat16, have none
 
     def product(weights: Array, parts: Array) -> Array:
         both = _one_pass("qb,bc->qc", weights, parts)
         return both if both.shape[1] == width else both[:, :width] + both[:, width:]
 
-    if weights.dtype == jnp.bfloat16:
-        return product(weights, parts)
-    high, low = _two_parts(weights)
-    return product(high, parts) + product(low, parts[:, -width:])
+    if weights.dtype == parts.dtype:
+        return product(weights, parts) / scale
+    high, low = _two_parts(weights, parts.dtype)
+    return (product(high, parts) + product(low, parts[:, -width:])) / scale
 
 
 _weighted.defjvps(

@@ -25,6 +25,11 @@ def sum_over_shards(partial: Array) -> Array:
     return jax.lax.psum(partial, WINDOW_AXIS)
 
 
+def shard_index() -> Array:
+    """Index of this device's shard."""
+    return jax.lax.axis_index(WINDOW_AXIS)
+
+
 def fold_shards(part: Part, step: Callable[[Part], State], merge: Callable[[State, State], State]) -> State:
     """Merge step(part) over the parts of all devices, which hold one of them at a time."""
     devices = jax.lax.axis_size(WINDOW_AXIS)

@@ -61,8 +61,8 @@ def read_options(**typed: Any) -> Options:
         raise UserError(f"memory limit {limit:g} is not an amount of memory; give GiB above 0.")
     windows = {name: typed.get(name) for name in ("crop", "stride")}
     config = settings_from_options(short_side="native", dtype=typed["dtype"], **windows)
-    if typed.get("precision") is not None:
-        config = with_fields(config, {"precision": typed["precision"]})
+    fields = ("precision", "merge_overlaps")
+    config = with_fields(config, {name: typed[name] for name in fields if typed.get(name)})
     return Options(
         typed["model"],
         size,

@@ -25,11 +25,11 @@ from gla_jax.distributed.mesh import (
     padded_windows,
     ring_features,
 )
-from gla_jax.images.windows import PIECES, Canvas, Windows, bucket, cut_canvas, piece_bytes
+from gla_jax.images.windows import PIECES, Canvas, Windows, bucket, cut_canvas, piece_bytes, token_overlaps
 from gla_jax.labels.label_map import LabelRule, blocks_of, label_tile, layout
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.pipeline import QUERY_CHUNK, SegmenterParams, segment_features, token_logits
-from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, check_settings, on_device
+from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, check_settings, merged_patch, on_device
 from gla_jax.support.steps import OneProgram
 from gla_jax.towers.placement import padded_to_steps, platform_numbers, step_batch
 
@@ -167,7 +167,12 @@ class Work:
         windows, padded = self.config.windows, self.padded
         piece = Shape((piece_bytes(padded, windows.crop, windows.stride),), np.uint8)
         places = Shape((2,), np.int32), Shape((padded,), np.bool_), Shape((padded, 2), np.int32)
-        return Canvas((piece,) * PIECES, *places)
+        patch, overlaps = merged_patch(self.params, self.config.method), None
+        if patch is not None:
+            devices = self.mesh.shape[WINDOW_AXIS] if self.mesh else 1
+            overlaps = token_overlaps(self.options.grid, padded, patch, devices)
+            overlaps = jax.tree.map(lambda leaf: Shape(leaf.shape, leaf.dtype), overlaps)
+        return Canvas((piece,) * PIECES, *places, overlaps)
 
     def cut(self, canvas: Canvas) -> Windows:
         """The windows of an image."""

@@ -35,6 +35,7 @@ def bench(
     precision: Annotated[
         str | None, typer.Option(help="Of the attention's products. [default: the platform's]")
     ] = None,
+    merge_overlaps: options.MergeOverlaps = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each part, at most; the median counts.")] = 5,
     parts: Annotated[str, typer.Option(help="Of towers,attention,labels,image,steps; all for all.")] = "all",
     sweep: Annotated[
@@ -82,6 +83,8 @@ def bench(
         return
     if mesh is not None:
         raise UserError("--mesh belongs to --compile-for; to measure several devices here, give --devices.")
+    if merge_overlaps:
+        raise UserError("--merge-overlaps belongs to --compile-for; gla-jax ablate measures it here.")
     from gla_jax.bench import options as bench_options
     from gla_jax.bench.measure import run_bench
     from gla_jax.bench.report import markdown, write_report
@@ -127,7 +130,10 @@ def _compile_for(chip: str, mesh: str | None, out: Path, chosen: dict[str, Any])
     from gla_jax.bench.plan import make_plan
     from gla_jax.bench.plan_report import print_plan, write_plan
 
-    kept = {name: chosen[name] for name in ("model", "size", "prompts", "crop", "stride", "dtype", "precision")}
+    kept = {
+        name: chosen[name]
+        for name in ("model", "size", "prompts", "crop", "stride", "dtype", "precision", "merge_overlaps")
+    }
     command = bench_options.command_line({"compile_for": chip, "mesh": mesh, **kept})
     with locked_results(out) as folder:
         plan = make_plan(checked, target, mesh, command)

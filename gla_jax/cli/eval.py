@@ -63,6 +63,7 @@ def run(
     limit: options.Limit = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = None,
+    merge_overlaps: options.MergeOverlaps = False,
     save_predictions: Annotated[
         bool,
         typer.Option("--save-predictions", help="Write index PNGs for a submission server; folder needs no labels."),
@@ -118,6 +119,7 @@ def run(
         "limit": limit,
         "dtype": dtype,
         "precision": precision,
+        "merge_overlaps": merge_overlaps,
         "save_predictions": save_predictions,
         "threads": threads,
         "batch": batch,

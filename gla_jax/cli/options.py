@@ -72,6 +72,10 @@ Precision = Annotated[
     str | None,
     typer.Option(help="Of products: highest, high (split) or fast (one pass); by the device when not given."),
 ]
+MergeOverlaps = Annotated[
+    bool,
+    typer.Option("--merge-overlaps", help="Tokens of several windows at one pixel as one: faster, not the paper's."),
+]
 Batch = Annotated[int, typer.Option(min=1, help="Images with one number of windows that go through together.")]
 Distributed = Annotated[bool, typer.Option("--distributed", help="One of several processes of a cluster's launcher.")]
 Shard = Annotated[str | None, typer.Option(help="I/N: only the part I, from 0, of N parts of the images.")]

@@ -55,6 +55,7 @@ def segment(
     recursive: Annotated[bool, typer.Option("--recursive", help="Also the images in subfolders of folders.")] = False,
     dtype: options.Dtype = "float32",
     precision: options.Precision = None,
+    merge_overlaps: options.MergeOverlaps = False,
     scores: Annotated[bool, typer.Option("--scores", help="Also write the probability of every class.")] = False,
     formats: Annotated[
         list[str] | None,
@@ -89,7 +90,8 @@ def segment(
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
     )
-    config = with_fields(config, {"prune_below": prune_below, "background_margin": background_margin})
+    fields = {"prune_below": prune_below, "background_margin": background_margin, "merge_overlaps": merge_overlaps}
+    config = with_fields(config, fields)
     parsed = options.typed_classes(classes, classes_file, classes_from)
     background, threshold = options.typed_background(background, threshold, config)
     prompts = read_lines(templates, "templates") if templates else None

@@ -5,13 +5,14 @@ An image goes to the device as bytes, once, and its windows are cut there: they 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gla_jax.config import WindowConfig
+from gla_jax.config import MAX_SIDE, WindowConfig
 from gla_jax.support.arrays import Array, Bool, Float, Int, UInt8
 
 Channels = tuple[float, float, float]
@@ -42,29 +43,44 @@ PIECES = 16  # of a canvas: those behind an image's last byte need not be sent
 PER_255 = np.float32(32897 * 2.0**-23), np.float32(1 / 255 - 32897 * 2.0**-23)
 
 
+class Overlaps(NamedTuple):
+    """Tokens that have the same top-left pixel, for the setting merge_overlaps: M merged ones of N = W S, padded.
+
+    merged [W S] int32: index of the merged token that each token is part of, -1 in padded windows; members [M k] int32:
+    indices of the tokens of each merged one, -1 for none. Stacks of several images have one axis more.
+    """
+
+    merged: Int[Array, "*B W S"] | Int[np.ndarray, "*B W S"]
+    members: Int[Array, "*B M k"] | Int[np.ndarray, "*B M k"]
+
+
 class Windows(NamedTuple):
     """The windows of one image, padded to a bucket.
 
     pixels [W 3 c c] float32 RGB in 0..1; valid [W] False for padding; origins [W 2] int32, row and column of the
-    top-left pixel in the resized image (negative where the image is smaller than a window).
+    top-left pixel in the resized image (negative where the image is smaller than a window); overlaps: read under the
+    setting merge_overlaps alone.
     """
 
     pixels: Float[Array, "W 3 c c"] | Float[np.ndarray, "W 3 c c"]
     valid: Bool[Array, " W"] | Bool[np.ndarray, " W"]
     origins: Int[Array, "W 2"] | Int[np.ndarray, "W 2"]
+    overlaps: Overlaps | None = None
 
 
 class Canvas(NamedTuple):
     """A resized image before its windows are cut: arrays of one size for all images of one padded number of windows.
 
     pieces: together the RGB bytes of the image, row by row, after those of `crop` pixels and before as many; shape [2]
-    int32: its height and width; valid [W] and origins [W 2]: of Windows. Stacks of several images have one axis more.
+    int32: its height and width; valid [W], origins [W 2] and overlaps: of Windows. Stacks of several images have one
+    axis more.
     """
 
     pieces: tuple[UInt8[Array, "*B b"], ...]
     shape: Int[Array, "*B 2"] | Int[np.ndarray, "*B 2"]
     valid: Bool[Array, "*B W"] | Bool[np.ndarray, "*B W"]
     origins: Int[Array, "*B W 2"] | Int[np.ndarray, "*B W 2"]
+    overlaps: Overlaps | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,43 @@ def padded_origins(grid: WindowGrid, padded: int) -> tuple[Bool[np.ndarray, " W"
     return np.arange(padded) < grid.count, origins
 
 
+@lru_cache(maxsize=16)
+def token_overlaps(grid: WindowGrid, padded: int, patch_size: int, devices: int = 1) -> Overlaps:
+    """Tokens of all windows by their top-left pixel; a token with a pixel of its own is merged with none.
+
+    Args:
+        grid: places of the W windows.
+        padded: number of windows with padding.
+        patch_size: pixels along a side of a token.
+        devices: that share the merged tokens evenly.
+    """
+    steps = np.arange(grid.crop // patch_size) * patch_size
+    rows, columns = grid.origins[:, :1] + steps, grid.origins[:, 1:] + steps  # [W side]
+    pixels = rows[:, :, None] * 2 * MAX_SIDE + columns[:, None]  # one number a pixel
+    _, first, merged = np.unique(pixels, return_index=True, return_inverse=True)
+    # In the order of the first window that shows them: neighbours in the image stay in one block of the attention.
+    merged = first.argsort().argsort()[merged.ravel()]
+    counts, by_pixel = np.bincount(merged), merged.argsort(kind="stable")
+    tokens = len(steps) ** 2
+    length = bucket(-(-len(counts) // tokens)) * tokens
+    members = np.full((-(-length // devices) * devices, counts.max()), -1, np.int32)
+    place = np.arange(merged.size) - np.repeat(counts.cumsum() - counts, counts)
+    members[merged[by_pixel], place] = by_pixel
+    merged = np.pad(merged.reshape(-1, tokens), ((0, padded - grid.count), (0, 0)), constant_values=-1)
+    return Overlaps(merged.astype(np.int32), members)
+
+
+def stack_overlaps(images: Sequence[Overlaps]) -> Overlaps:
+    """Those of images of one padded number of windows, members padded to the largest."""
+    rows, copies = (max(image.members.shape[axis] for image in images) for axis in (0, 1))
+
+    def padded(members: Int[np.ndarray, "M k"]) -> Int[np.ndarray, "_ _"]:
+        missing = rows - members.shape[0], copies - members.shape[1]
+        return np.pad(members, [(0, most) for most in missing], constant_values=-1)
+
+    return Overlaps(np.stack([each.merged for each in images]), np.stack([padded(each.members) for each in images]))
+
+
 def piece_bytes(windows: int, crop: int, stride: int) -> int:
     """Bytes of a piece of the canvas of all images of up to `windows` windows, the largest of which is a strip."""
     beside = crop - stride
@@ -142,7 +195,7 @@ def image_pieces(
 
 def cut_canvas(canvas: Canvas, crop: int, mean: Channels) -> Windows:
     """The windows of one image, cut on the device: those of cut_windows to the bit."""
-    bytes_, shape, valid, origins = jnp.concatenate(canvas.pieces), *map(jnp.asarray, canvas[1:])
+    bytes_, shape, valid, origins = jnp.concatenate(canvas.pieces), *map(jnp.asarray, canvas[1:4])
     steps, height, width = jnp.arange(crop, dtype=jnp.int32), shape[0], shape[1]
     rows, columns = origins[:, :1] + steps[None], origins[:, 1:] + steps[None]
     # The edges of `crop` pixels keep every line of a window inside, also where it begins left of a narrow image.
@@ -153,7 +206,8 @@ def cut_canvas(canvas: Canvas, crop: int, mean: Channels) -> Windows:
     inside_columns = (columns >= 0) & (columns < width)
     inside = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
     colour = jnp.asarray(mean, jnp.float32).reshape(1, 3, 1, 1)
-    return Windows(jnp.where(inside, pixels * PER_255[0] + pixels * PER_255[1], colour), valid, origins)
+    pixels = jnp.where(inside, pixels * PER_255[0] + pixels * PER_255[1], colour)
+    return Windows(pixels, valid, origins, canvas.overlaps)
 
 
 def cut_windows(

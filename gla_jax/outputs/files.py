@@ -116,6 +116,8 @@ def deciding_settings(config: SegmenterConfig) -> dict[str, Any]:
     for name, off in LATER_SETTINGS.items():  # runs of before them go on
         if settings[name] == off:
             del settings[name]
+    if not settings["method"]["merge_overlaps"]:
+        del settings["method"]["merge_overlaps"]
     return settings
 
 

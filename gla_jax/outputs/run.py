@@ -17,6 +17,7 @@ from gla_jax.distributed.processes import Processes
 from gla_jax.distributed.shards import FOLDER, Shard
 from gla_jax.images.masks import masks_of, read_masks
 from gla_jax.images.reading import read_image
+from gla_jax.images.windows import WindowGrid
 from gla_jax.labels.pool import label_masks
 from gla_jax.outputs.files import (
     as_lines,
@@ -239,7 +240,7 @@ def _segmented(
     def around(group: Sequence[Ready]) -> AbstractContextManager[Progress] | None:
         read = group[0].item
         windows = model.steps_through(read.pixels.shape[:2])
-        return _watched(task, read.file.path, windows, say) if windows else None
+        return _watched(task, read.file.path, group[0].prepared.grid, say) if windows else None
 
     scores = task.scores or task.masks is not None
     images = label_images(model, readable(), question, watch, batch=task.batch, scores=scores, around=around)
@@ -282,11 +283,12 @@ def _write_formats(task: Task, rows: Sequence[dict[str, Any]], folder: Path) -> 
 
 
 @contextmanager
-def _watched(task: Task, path: Path, windows: int, say: Say) -> Iterator[Progress]:
+def _watched(task: Task, path: Path, grid: WindowGrid, say: Say) -> Iterator[Progress]:
     """Say what a large image will cost, and show its steps."""
-    from gla_jax.predict.cost import estimate
+    from gla_jax.predict.cost import estimate, merged_share
 
-    say(f"{path}: {windows} windows, {estimate(task.segmenter.params, task.segmenter.config, windows)}")
+    params, config = task.segmenter.params, task.segmenter.config
+    say(f"{path}: {grid.count} windows, {estimate(params, config, grid.count, merged_share(grid, params, config))}")
     with steps(str(path)) as progress:
         yield progress
 

@@ -5,13 +5,13 @@ masks) grows with the tokens alone or with one power less, and is left out. Padd
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gla_jax.checkpoints.model_folder import VfmSpec
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
-from gla_jax.images.windows import Windows
+from gla_jax.images.windows import WindowGrid, Windows, token_overlaps
 from gla_jax.pipeline import SegmenterParams, segment_in_steps
 from gla_jax.towers.layers import VisionSpec
 
@@ -97,7 +97,7 @@ def projection_flops(clip: VisionSpec, tokens: int, whole_block: bool) -> float:
     return 2 * tokens * (linear + (2 * clip.width * clip.mlp_width if whole_block else 0))
 
 
-def attention_flops(widths: Widths, windows: int, method: MethodConfig) -> float:
+def attention_flops(widths: Widths, windows: float, method: MethodConfig) -> float:
     """All passes of a method over an image of W windows, in any form: dense, blockwise and ring do the same.
 
     A pass over one buffer of N = W S tokens, or W passes over S each when windows stay alone. Each anchor iteration is
@@ -114,8 +114,8 @@ def attention_flops(widths: Widths, windows: int, method: MethodConfig) -> float
     return len(baseline.features) * buffers * 2 * tokens**2 * (products * widths.features + widths.values)
 
 
-def image_flops(params: SegmenterParams, windows: int, config: SegmenterConfig) -> float:
-    """Everything from windows to features in the joint space, text and label map excluded."""
+def image_flops(params: SegmenterParams, windows: int, config: SegmenterConfig, merged: float = 1.0) -> float:
+    """Everything from windows to features in the joint space, text and label map excluded; merged: as in estimate."""
     widths, method, crop = model_widths(params, config), config.method, config.windows.crop
     clip = params.clip_spec
     if params.vfm_spec is None or clip is None:  # one tower goes all the way and gives both, or is all there is
@@ -126,28 +126,45 @@ def image_flops(params: SegmenterParams, windows: int, config: SegmenterConfig) 
         towers += dinoiser_flops(clip, params.dinoiser_spec.projected, crop)
     tokens = windows * (widths.tokens if method.attends_by_features else widths.clip_tokens)
     projection = projection_flops(clip, tokens, BASELINES[method.baseline].whole_block) if clip else 0
-    return windows * towers + attention_flops(widths, windows, method) + projection
+    return windows * towers + attention_flops(widths, windows * merged, method) + projection
 
 
-def estimate(params: SegmenterParams, config: SegmenterConfig, windows: int) -> Cost:
+def merged_share(grid: WindowGrid, params: SegmenterParams, config: SegmenterConfig) -> float:
+    """Tokens that attend, over all tokens of an image: below 1 where overlapping ones are merged."""
+    if not config.method.merge_overlaps:
+        return 1.0
+    members = token_overlaps(grid, grid.count, params.patch_size(config.method)).members
+    return len(members) / (grid.count * params.tokens(config))
+
+
+def estimate(params: SegmenterParams, config: SegmenterConfig, windows: int, merged: float = 1.0) -> Cost:
     """The cost of an image of some windows on one device, by small images that go through in steps.
 
     Towers and projection grow with the windows. The attention has a part that does, every query's own, and one that
     grows with their square: where it would take longer than the towers an image of SEVERAL tower batches tells the two
     apart. The label map is not counted. Takes the time to compile and run those images; their towers are the large
     image's program.
+
+    Args:
+        params: both image towers.
+        config: settings of the platform.
+        windows: W.
+        merged: of merged_share; an image with merged tokens attends as a smaller one does without.
     """
+    flops, tokens = image_flops(params, windows, config, merged), windows * model_widths(params, config).tokens
+    config = replace(config, method=replace(config.method, merge_overlaps=False))
     scale = windows / config.max_tower_batch
+    attending = scale * merged
     towers, attention, projection = _measured(params, config, 1)
     quadratic = attention
-    if attention * scale > towers and scale > SEVERAL:
+    if attention * attending > towers and attending > SEVERAL:
         _, several, _ = _measured(params, config, SEVERAL)
         quadratic = (several - SEVERAL * attention) / (SEVERAL**2 - SEVERAL)
         # Of a part below zero, which is noise, nothing is left; the larger image says more about the other.
         quadratic = min(max(quadratic, 0.0), several / SEVERAL**2)
         attention = several / SEVERAL + quadratic * (1 - SEVERAL)
-    seconds = (towers + projection + attention - quadratic) * scale + quadratic * scale**2
-    return Cost(windows * model_widths(params, config).tokens, image_flops(params, windows, config), float(seconds))
+    seconds = (towers + projection) * scale + (attention - quadratic) * attending + quadratic * attending**2
+    return Cost(tokens, flops, float(seconds))
 
 
 def _measured(params: SegmenterParams, config: SegmenterConfig, batches: int) -> np.ndarray:

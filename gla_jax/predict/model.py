@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.attention.ring import WINDOW_AXIS
-from gla_jax.config import BASELINES, SegmenterConfig, WindowConfig, on_platform, with_plain_numbers
+from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig, WindowConfig, on_platform, with_plain_numbers
 from gla_jax.distributed.mesh import (
     DATA_AXIS,
     image_features,
@@ -25,6 +25,7 @@ from gla_jax.images.windows import (
     PIECES,
     Canvas,
     Channels,
+    Overlaps,
     WindowGrid,
     Windows,
     bucket,
@@ -33,6 +34,8 @@ from gla_jax.images.windows import (
     image_pieces,
     padded_origins,
     piece_bytes,
+    stack_overlaps,
+    token_overlaps,
     window_grid,
 )
 from gla_jax.pipeline import SegmenterParams, segment_features, segment_images, segment_in_steps
@@ -53,7 +56,7 @@ class Prepared:
 
     pixels: uint8 RGB at the working size; grid: places of the windows; size: its own (h, w) in pixels; count: the
     padded number of windows, those with the same one share a program; stride: of the windows; mean: RGB in 0..1 of
-    what surrounds it.
+    what surrounds it; patch_size: of the tokens where overlapping ones are merged, else None.
     """
 
     pixels: UInt8[np.ndarray, "_ _ 3"]
@@ -62,26 +65,37 @@ class Prepared:
     count: int
     stride: int
     mean: Channels
+    patch_size: int | None = None
 
     @cached_property
     def windows(self) -> Windows:
         """The windows, cut on the host."""
-        return cut_windows(self.pixels, self.grid, self.count, self.mean)
+        windows = cut_windows(self.pixels, self.grid, self.count, self.mean)
+        return windows._replace(overlaps=self.overlaps(self.patch_size))
+
+    def overlaps(self, patch_size: int | None, devices: int = 1) -> Overlaps | None:
+        """Tokens of some size at the same pixel, shared by some devices; None for None."""
+        return None if patch_size is None else token_overlaps(self.grid, self.count, patch_size, devices)
 
     def __iter__(self) -> Iterator[Any]:
         """Its windows, their grid and its own size."""
         return iter((self.windows, self.grid, self.size))
 
 
-def stack_canvas(images: Sequence[Prepared]) -> Canvas:
-    """The canvases [B ...] of images of one padded number of windows, on the host, without pieces that none needs."""
+def stack_canvas(images: Sequence[Prepared], devices: int = 1) -> Canvas:
+    """The canvases [B ...] of images of one padded number of windows, on the host, without pieces that none needs.
+
+    devices: that share an image.
+    """
     first = images[0]
     pieces = image_pieces(
         [image.pixels for image in images], first.grid.crop, piece_bytes(first.count, first.grid.crop, first.stride)
     )
     shapes = np.array([image.pixels.shape[:2] for image in images], np.int32)
     valid, origins = zip(*(padded_origins(image.grid, image.count) for image in images), strict=True)
-    return Canvas(tuple(pieces), shapes, np.stack(valid), np.stack(origins))
+    overlaps = [image.overlaps(image.patch_size, devices) for image in images]
+    overlaps = None if None in overlaps else stack_overlaps(overlaps)
+    return Canvas(tuple(pieces), shapes, np.stack(valid), np.stack(origins), overlaps)
 
 
 @lru_cache(maxsize=16)
@@ -104,6 +118,7 @@ def prepare_image(
     settings: WindowConfig,
     padded: Callable[[int], int] = bucket,
     mean: Channels = OPENAI_MEAN,
+    patch_size: int | None = None,
 ) -> Prepared:
     """An RGB image brought to its working size.
 
@@ -112,12 +127,16 @@ def prepare_image(
         settings: working size, side and stride of the windows.
         padded: from W to the padded number of windows.
         mean: of the CLIP's pixels, 0 to 1, which pixels outside the image take.
+        patch_size: of the tokens where overlapping ones are merged.
     """
     grid = image_grid(image.shape[:2], settings)
     resized = resize_uint8(image, (grid.height, grid.width))
-    return Prepared(resized, grid, image.shape[:2], padded(grid.count), settings.stride, mean)
+    return Prepared(resized, grid, image.shape[:2], padded(grid.count), settings.stride, mean, patch_size)
 
 
+# Windows along an axis at one pixel: with the last one, which is shifted back, up to 16 squared tokens are one, a count
+# that bfloat16 holds exactly (attention/anchors.py).
+MAX_OVERLAP = 15
 # An image of more windows goes through in steps, so that it can be watched and interrupted.
 MAX_PROGRAM_WINDOWS = 64
 
@@ -190,7 +209,8 @@ class Model:
             in_steps = count > MAX_PROGRAM_WINDOWS
             return padded_to_steps(count, self.config.max_tower_batch) if in_steps else bucket(count)
 
-        return prepare_image(image, self.config.windows, padded, self.params.values_spec.pixel_mean)
+        patch_size = merged_patch(self.params, self.config.method)
+        return prepare_image(image, self.config.windows, padded, self.params.values_spec.pixel_mean, patch_size)
 
     def features(self, images: Sequence[Prepared], progress: Progress | None = None) -> list[Float[Array, "W S E"]]:
         """Joint-space features of every window token of images with one padded number of windows, as one program.
@@ -221,7 +241,7 @@ class Model:
 
     def canvas(self, images: Sequence[Prepared]) -> Canvas:
         """Canvases on their way to the devices; of one image without a mesh, its own."""
-        canvas = stack_canvas(images)
+        canvas = stack_canvas(images, 1 if self.mesh is None else self.mesh.shape[WINDOW_AXIS])
         missing = PIECES - len(canvas.pieces)
         if self.mesh is not None:
             canvas = place_canvas(canvas, self.mesh)
@@ -229,6 +249,11 @@ class Model:
             canvas = jax.device_put(jax.tree.map(lambda leaf: leaf[0], canvas) if len(images) == 1 else canvas)
         blanks = (_blank_piece(canvas.pieces[0].shape, self.mesh),) * missing if missing else ()
         return canvas._replace(pieces=canvas.pieces + blanks)
+
+
+def merged_patch(params: SegmenterParams, method: MethodConfig) -> int | None:
+    """Pixels along a side of the tokens where overlapping ones are merged, else None."""
+    return params.patch_size(method) if method.merge_overlaps else None
 
 
 def _first_device(mesh: "Mesh | None") -> jax.Device:
@@ -278,4 +303,22 @@ def check_settings(config: SegmenterConfig, params: SegmenterParams) -> Segmente
                 f"crop {config.windows.crop} does not divide into the patches of {patch} pixels that {part} reads; "
                 f"choose a multiple of {np.lcm.reduce(list(parts.values()))}."
             )
+    check_merging(config, merged_patch(params, method))
     return config
+
+
+def check_merging(config: SegmenterConfig, patch_size: int | None) -> None:
+    """Raise UserError where overlapping tokens cannot be merged; patch_size: of the tokens, None for no merging."""
+    crop, stride = config.windows.crop, config.windows.stride
+    if patch_size is None:
+        return
+    if stride % patch_size:
+        raise UserError(
+            f"merge_overlaps merges tokens at the same pixel, but with stride {stride} tokens of {patch_size} pixels "
+            f"fall beside each other; choose a multiple of {patch_size}."
+        )
+    if -(-crop // stride) > MAX_OVERLAP:
+        raise UserError(
+            f"merge_overlaps takes up to {MAX_OVERLAP} windows along an axis at one pixel, but crop {crop} at stride "
+            f"{stride} has {-(-crop // stride)}; choose a larger stride."
+        )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax import pipeline
-from gla_jax.attention.attend import prepare_queries
+from gla_jax.attention.attend import image_buffer, prepare_queries
 from gla_jax.attention.buffer import Buffer, fill_buffer
 from gla_jax.attention.dense import attention_weights
 from gla_jax.config import MethodConfig
@@ -76,10 +76,11 @@ def one_key_share(
     for features in tokens.compared(method):
         first, side = pipeline.first_queries(features, windows, params, method), features.shape[1]
         size = min(SAMPLE, features.shape[0] * side)
-        # Padded windows come last: places end before their tokens.
-        places = (jnp.arange(size, dtype=jnp.float32) * (count * side / size)).astype(jnp.int32)
+        # Padded windows come last: places end before their tokens. Merged ones are as good a sample.
+        last = (windows.overlaps.members[:, 0] >= 0).sum() if method.merge_overlaps else count * side
+        places = (jnp.arange(size, dtype=jnp.float32) * (last / size)).astype(jnp.int32)
         if method.global_buffer:
-            buffer = fill_buffer(features, tokens.values, jnp.asarray(windows.valid), method)
+            buffer = image_buffer(features, tokens.values, jnp.asarray(windows.valid), method, windows.overlaps)
             kept = _keep_one_key(buffer, first, places, count, method)
         else:
 

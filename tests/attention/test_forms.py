@@ -14,7 +14,8 @@ from gla_jax.attention.blockwise import SoftmaxPartial, attend_block, attend_nex
 from gla_jax.attention.buffer import fill_buffer, l2_normalize, neighbourhood_queries
 from gla_jax.attention.normalize import Normalization
 from gla_jax.attention.ring import WINDOW_AXIS
-from gla_jax.config import NUMBER_SETTINGS, MethodConfig, without_gla
+from gla_jax.config import NUMBER_SETTINGS, MethodConfig, WindowConfig, without_gla
+from gla_jax.images.windows import token_overlaps, window_grid
 from tests import oracle
 
 FORMS = ("dense", "blockwise", "ring")
@@ -50,18 +51,21 @@ def clustered(seed: int, windows: int, tokens: int = 16, width: int = 8, channel
     return features.astype(np.float32), values.astype(np.float32)
 
 
-def gathered(features, values, valid, method):
+def gathered(features, values, valid, method, overlaps=None):
     """aggregate_values of the form a method names; ring: on four devices, windows padded so that each has as many."""
     if method.attention != "ring":
-        return jax.jit(aggregate_values)(features, values, valid, method)
+        return jax.jit(aggregate_values)(features, values, valid, method, None, overlaps)
     windows = len(valid)
     padding = -windows % DEVICES
     split = [np.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))) for x in (features, values, valid)]
+    if overlaps is not None:
+        merged = np.pad(overlaps.merged, ((0, padding), (0, 0)), constant_values=-1)
+        overlaps = jax.tree.map(jnp.asarray, overlaps._replace(merged=merged))
     by_window = PartitionSpec(WINDOW_AXIS)
     mesh = jax.make_mesh((DEVICES,), (WINDOW_AXIS,), (AxisType.Auto,), devices=jax.devices()[:DEVICES])
-    specs = (by_window, by_window, by_window, PartitionSpec())
+    specs = (by_window, by_window, by_window, PartitionSpec(), PartitionSpec(), by_window)
     form = jax.shard_map(aggregate_values, mesh=mesh, in_specs=specs, out_specs=by_window)
-    return jax.jit(form)(*map(jnp.asarray, split), method)[:windows]
+    return jax.jit(form)(*map(jnp.asarray, split), method, None, overlaps)[:windows]
 
 
 def oracle_values(features, values, method):
@@ -109,10 +113,11 @@ def test_forms_equal_the_oracle(name, form, windows, padding, block_size):
 
 
 @pytest.mark.parametrize("name", ["gla T=3 rho=0.9", "no masking"])
+@pytest.mark.parametrize("part_dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("form", FORMS)
-def test_split_products_equal_the_oracle(form, name):
+def test_split_products_equal_the_oracle(form, part_dtype, name):
     """What runs on accelerators, with its parts as they are there: the same labels, not nearly the same."""
-    method = replace(METHODS[name], attention=form, block_size=7, precision="high")
+    method = replace(METHODS[name], attention=form, block_size=7, precision="high", part_dtype=part_dtype)
     features, values = clustered(5, 5, width=48)
     arrays = jnp.asarray(features), jnp.asarray(values), jnp.ones(5, bool)
     found, expected = gathered(*arrays, method), oracle_values(features, values, method)
@@ -142,6 +147,41 @@ def test_gradients_of_split_products_are_those_of_float32():
     )
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+
+
+# Rows of windows fall on each other; the last column is shifted back by half a token and is merged along itself alone.
+SHIFTED = window_grid(24, 30, WindowConfig(None, crop=16, stride=8))
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("name", [*list(METHODS)[::3], "no masking", "soft masks"])
+@pytest.mark.parametrize(("form", "block_size"), [("dense", 1024), ("blockwise", 7), ("ring", 7)])
+def test_merged_tokens_equal_the_oracle(name, form, block_size, precision):
+    """A merged token stands for several in every sum: the result is that of as many copies of it."""
+    if precision == "high" and name not in ("gla", "no masking", "soft masks"):
+        return
+    method = replace(METHODS.get(name, GLA), merge_overlaps=True, attention=form, block_size=block_size)
+    method = replace(method, precision=precision, mask_temperature=0.1 if name == "soft masks" else None)
+    windows, patch, padding = SHIFTED.count, 4, 0 if form == "ring" else 1
+    features, values = clustered(len(name), windows, width=48)
+    steps = np.arange(4) * patch
+    rows, columns = (SHIFTED.origins[:, axis, None] + steps for axis in (0, 1))
+    pixels = (rows[:, :, None] * 100 + columns[:, None]).ravel()
+    assert len(np.unique(pixels)) < 0.7 * pixels.size
+    expected = oracle.attend_merged(
+        oracle.l2(features.astype(np.float64)).reshape(-1, 48), values.reshape(-1, 6), pixels, windows, method
+    )
+    padded = [np.concatenate([x, np.full((padding, *x.shape[1:]), 50, np.float32)]) for x in (features, values)]
+    overlaps = token_overlaps(SHIFTED, windows + padding, patch, DEVICES if form == "ring" else 1)
+    found = gathered(*map(jnp.asarray, padded), jnp.arange(windows + padding) < windows, method, overlaps)
+    assert np.isfinite(found).all()
+    assert_rows_agree(found[:windows].reshape(-1, 6), expected, 1e-5 if precision == "highest" else 3e-5)
+
+
+def test_merging_without_overlaps_is_refused():
+    features, values = clustered(0, 2)
+    with pytest.raises(ValueError, match="needs windows with overlaps"):
+        gathered(jnp.asarray(features), jnp.asarray(values), jnp.ones(2, bool), replace(GLA, merge_overlaps=True))
 
 
 @pytest.mark.parametrize("block_size", [5, 32])  # 32: two windows of four at once
