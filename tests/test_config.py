@@ -21,6 +21,7 @@ from gla_jax.config import (
     on_platform,
     register_baseline,
     settings_as_dict,
+    with_plain_numbers,
 )
 from gla_jax.eval.protocols import protocol
 from gla_jax.settings.options import settings_from_options

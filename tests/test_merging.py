@@ -7,7 +7,6 @@ import pytest
 
 from gla_jax.analysis.encoded import encode_image, label_settings, vocabulary_question
 from gla_jax.analysis.explain import attention_stages
-from gla_jax.analysis.one_key import one_key_share
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
 from gla_jax.distributed.mesh import make_mesh
 from gla_jax.images.windows import token_overlaps, window_grid
@@ -15,6 +14,7 @@ from gla_jax.outputs.files import deciding_settings
 from gla_jax.predict import cost
 from gla_jax.predict import model as module
 from gla_jax.predict.model import image_grid
+from gla_jax.predict.one_key import one_key_share
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from gla_jax.text.prompts import parse_classes
