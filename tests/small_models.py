@@ -35,10 +35,10 @@ def small_clip() -> ClipSpec:
     return ClipSpec(IMAGE, text)
 
 
-def random_pair(folder: Path) -> Path:
+def random_pair(folder: Path, seed: int = 0) -> Path:
     """A folder with clip/ and vfm/ that --model takes."""
     spec = small_clip()
     manifest = {"source": "random"}
-    write_checkpoint(folder / "clip", spec, random_params(spec, 0), manifest, tokenizer_files(), templates=TEMPLATES)
+    write_checkpoint(folder / "clip", spec, random_params(spec, seed), manifest, tokenizer_files(), templates=TEMPLATES)
     write_checkpoint(folder / "vfm", VFM, random_params(VFM, 1), manifest)
     return folder

@@ -3,10 +3,11 @@
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from gla_jax.eval.protocols import Protocol
 from gla_jax.eval.report.page import counted
 from gla_jax.pictures.charts import require_matplotlib
 from gla_jax.predict.examples import ClassSums, ExampleClasses, check_present
+from gla_jax.predict.model import Model
 from gla_jax.predict.one_key import one_key_share
 from gla_jax.predict.predict import Question
 from gla_jax.segmenter import Segmenter
@@ -32,6 +34,8 @@ from gla_jax.support.progress import track
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+NO_OTHERS: Mapping[str, Segmenter] = MappingProxyType({})
 
 
 class Measured(NamedTuple):
@@ -42,31 +46,43 @@ class Measured(NamedTuple):
     images: int
 
 
-def tower_groups(ablation: Ablation) -> list[list[int]]:
-    """Indices of settings under which the towers compute the same: one group, but for precision and tower_batch.
+class TowerGroup(NamedTuple):
+    """Settings under which the towers compute the same: a model with the first of them, and the indices of all."""
+
+    model: Model
+    indices: list[int]
+
+
+def tower_groups(
+    segmenter: Segmenter, ablation: Ablation, others: Mapping[str, Segmenter] = NO_OTHERS
+) -> list[TowerGroup]:
+    """One group, but for models, windows, precision and tower_batch; arguments as in measure.
 
     Features of CLIP-DINOiser's layers take the place of a foundation model's, so they are another group.
     """
-    groups: dict[tuple, list[int]] = {}
-    for index, (_, config) in enumerate(ablation.settings):
+    groups: dict[tuple, TowerGroup] = {}
+    for index, (_, config, name) in enumerate(ablation.settings):
+        own = others.get(name, segmenter)
         towers = config.method.precision, config.max_tower_batch, config.method.reads_dinoiser
-        groups.setdefault(towers, []).append(index)
+        key = name, config.windows, *towers
+        groups.setdefault(key, TowerGroup(own.model.with_config(config), [])).indices.append(index)
     return list(groups.values())
 
 
 def questions_by_example(
-    segmenter: Segmenter, ablation: Ablation, parts: Sequence[ExampleClasses]
+    groups: Sequence[TowerGroup], ablation: Ablation, parts: Sequence[ExampleClasses]
 ) -> list[tuple[Question, ...]]:
     """For each of several parts of labelled images the question of every setting, from all parts but that one.
 
-    Of a single part, from itself.
+    Of a single part, from itself; groups: of all settings.
     """
-    model, classes = segmenter.model, len(parts[0].names)
-    sums = [[ClassSums.zeros(classes, model.params.joint_width)] * len(ablation.settings) for _ in parts]
+    classes = len(parts[0].names)
+    widths = {index: model.params.joint_width for model, indices in groups for index in indices}
+    sums = [[ClassSums.zeros(classes, widths[index]) for index in sorted(widths)] for _ in parts]
     places = [(part, index) for part, own in enumerate(parts) for index in range(own.count)]
     for part, index in track(places, "labelled images"):
         image = parts[part].read(index)
-        for indices in tower_groups(ablation):
+        for model, indices in groups:
             configs = [ablation.settings[place].config for place in indices]
             (own,) = example_sums(model, [image], configs, classes, parts[part].ignore)
             for place, found in zip(indices, own, strict=True):
@@ -90,50 +106,54 @@ def measure(
     limit: int | None = None,
     shown: ExampleClasses | None = None,
     folds: int | None = None,
+    others: Mapping[str, Segmenter] = NO_OTHERS,
 ) -> Measured:
     """Figures of every setting over the first images of a data set, as `gla-jax eval` counts them.
 
     Args:
-        segmenter: the model.
-        ablation: settings that fit it.
+        segmenter: the model of settings that name none.
+        ablation: settings that fit their models; boundary errors are counted at the edges of each one's windows.
         dataset: images with labels.
-        row: prompts, and the windows at whose edges boundary errors are counted.
+        row: prompts.
         limit: images at most, None for all.
         shown: labelled images that show the classes, in place of the prompts.
         folds: parts of the images, in each of which the labels of the other parts show the classes.
+        others: the models of a grid over models, by name.
     """
+    groups = tower_groups(segmenter, ablation, others)
     images, tower_seconds = range(min(limit or len(dataset.ids), len(dataset.ids))), 0.0
     classes, parts = len(row.classes), [images]
     if folds is not None:
         if folds > len(images):
             raise UserError(f"{counted(len(images))} cannot make {folds} folds; choose --folds up to {len(images)}.")
         parts = [Shard(fold, folds).part(len(images)) for fold in range(folds)]
-        questions = questions_by_example(segmenter, ablation, [example_classes(dataset, part) for part in parts])
+        questions = questions_by_example(groups, ablation, [example_classes(dataset, part) for part in parts])
     elif shown is not None:
-        questions = questions_by_example(segmenter, ablation, [shown])
+        questions = questions_by_example(groups, ablation, [shown])
     else:
-        questions = [(vocabulary_question(segmenter, row.vocabulary),) * len(ablation.settings)]
+        named = [others.get(setting.model, segmenter) for setting in ablation.settings]
+        questions = [tuple(vocabulary_question(own, row.vocabulary) for own in named)]
     asked = [question for part, question in zip(parts, questions, strict=True) for _ in part]  # of every image
     tallies = [Tally(Areas.zeros(classes), BoundaryCounts.zeros(), 0.0)] * len(ablation.settings)
     for index, example in zip(track(images, "images measured"), examples(dataset, images), strict=True):
-        for indices in tower_groups(ablation):
+        for model, indices in groups:
             begun = time.perf_counter()
             configs = [ablation.settings[index].config for index in indices]
-            encoded = encode_image(segmenter.model, example.image, configs)
+            encoded = encode_image(model, example.image, configs)
             tower_seconds += time.perf_counter() - begun
             resized = encoded.prepared.grid.height, encoded.prepared.grid.width
             shares = {}
             for config in configs:
                 if config.method.attends_by_features and config.method not in shares:
-                    windows = windows_of(segmenter.model, encoded.prepared, config)
-                    share = one_key_share(segmenter.model.params, encoded.tokens, windows, config.method)
+                    windows = windows_of(model, encoded.prepared, config)
+                    share = one_key_share(model.params, encoded.tokens, windows, config.method)
                     shares[config.method] = float(share)
             own_questions = [asked[index][place] for place in indices]
-            for place, labels, seconds in label_settings(segmenter.model, encoded, configs, own_questions):
+            for place, labels, seconds in label_settings(model, encoded, configs, own_questions):
                 areas, boundary, before, own = tallies[indices[place]]
                 own = (*own, shares.get(configs[place].method, math.nan))
                 areas = areas.merge(image_areas(labels, example.label, classes, dataset.ignore))
-                counts = boundary_counts(labels, example.label, resized, row.windows, dataset.ignore)
+                counts = boundary_counts(labels, example.label, resized, model.config.windows, dataset.ignore)
                 tallies[indices[place]] = Tally(areas, boundary.merge(counts), before + seconds, own)
     return Measured(tuple(tallies), tower_seconds, len(images))
 
@@ -162,11 +182,12 @@ def run_ablation(
     limit: int | None = None,
     shown: ExampleClasses | None = None,
     folds: int | None = None,
+    others: Mapping[str, Segmenter] = NO_OTHERS,
 ) -> "Table":
     """Measure an ablation and write ablation.json, ablation.csv and ablation.png; returns the table.
 
     Args:
-        segmenter: the model.
+        segmenter: the model of settings that name none.
         ablation: the settings to compare.
         dataset: images with labels.
         row: prompts and windows.
@@ -174,16 +195,21 @@ def run_ablation(
         limit: images at most, None for all.
         shown: labelled images that show the classes, in place of the prompts.
         folds: as in measure.
+        others: as in measure.
 
-    Raises UserError when a setting does not fit the model.
+    Raises UserError when a setting does not fit its model.
     """
     require_matplotlib()
     # The model checks settings, and fills in the numbers of its platform.
-    settings = (one._replace(config=segmenter.model.with_config(one.config).config) for one in ablation.settings)
+    settings = (
+        one._replace(config=others.get(one.model, segmenter).model.with_config(one.config).config)
+        for one in ablation.settings
+    )
     ablation = replace(ablation, settings=tuple(settings))
     warn_of_idle_fields(ablation, row)
-    tallies, tower_seconds, images = measure(segmenter, ablation, dataset, row, limit, shown, folds)
-    note = f"{row.benchmark}, {counted(images)}, model {segmenter.name}"
+    tallies, tower_seconds, images = measure(segmenter, ablation, dataset, row, limit, shown, folds, others)
+    models = [{"name": one.name, "sha256": one.model_hash} for one in others.values() or (segmenter,)]
+    note = f"{row.benchmark}, {counted(images)}" + ("" if others else f", model {segmenter.name}")
     if shown or folds:
         note += f"; classes by example from {shown.origin if shown else f'the other of {folds} folds'}"
     about = {
@@ -191,7 +217,7 @@ def run_ablation(
         "benchmark": row.benchmark,
         "preset": row.setting,
         "protocol_sha256": row.sha256,
-        "model": {"name": segmenter.name, "sha256": segmenter.model_hash},
+        "models" if others else "model": models if others else models[0],
         "data": {"origin": dataset.origin, "sha256": dataset.fingerprint},
         "images": {"measured": images, "in_data": len(dataset.ids)},
         "tower_seconds": tower_seconds,

@@ -6,29 +6,41 @@ from itertools import product
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from gla_jax.config import BASELINES, CALIBRATED, FIELD_ALIASES, MethodConfig, Number, SegmenterConfig, without_gla
+from gla_jax.config import (
+    BASELINES,
+    CALIBRATED,
+    FIELD_ALIASES,
+    MethodConfig,
+    Number,
+    SegmenterConfig,
+    WindowConfig,
+    without_gla,
+)
 from gla_jax.settings.options import check_choice, with_fields
 from gla_jax.support.errors import UserError
 
-# Fields of a grid: those of the method, the towers' batch, and what turns logits into labels.
-FIELDS: dict[str, Any] = get_type_hints(MethodConfig) | {
-    "tower_batch": int | None,
-    "logit_scale": Number,
-    "threshold": Number,
-    "prune_below": Number,
-    "background_margin": Number,
-}
+MODEL = "model"
+# Fields of a grid: model, windows, those of the method, the towers' batch, and what turns logits into labels.
+LABEL_FIELDS = {"logit_scale": Number, "threshold": Number, "prune_below": Number, "background_margin": Number}
+FIELDS: dict[str, Any] = (
+    {MODEL: str}
+    | get_type_hints(WindowConfig)
+    | get_type_hints(MethodConfig)
+    | {"tower_batch": int | None, **LABEL_FIELDS}
+)
 
 
 class Setting(NamedTuple):
-    """One row of an ablation."""
+    """One row of an ablation; model: the name of its model where a grid is over models."""
 
     name: str
     config: SegmenterConfig
+    model: str | None = None
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the settings and of their method, by name."""
-        return vars(self.config) | vars(self.config.method)
+        """The model and the fields of the settings, their windows and their method, by name."""
+        parts = vars(self.config), vars(self.config.windows), vars(self.config.method)
+        return {MODEL: self.model, **parts[0], **parts[1], **parts[2]}
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,8 @@ def grid(base: SegmenterConfig, baseline: str, axes: Mapping[str, tuple[Any, ...
         changes = dict(zip(axes, values, strict=True))
         name = ", ".join(f"{field} {value_text(value)}" for field, value in changes.items())
         try:
-            settings.append(Setting(name, with_fields(start, changes)))
+            model = changes.pop(MODEL, None)
+            settings.append(Setting(name, with_fields(start, changes), model))
         except UserError as error:
             raise UserError(f"the grid holds {name}: {error}") from None
     of_baseline = "" if "baseline" in axes else f" on {baseline}"
@@ -140,6 +153,8 @@ def parse_value(field: str, text: str) -> Any:
     Raises UserError, which says what the field takes.
     """
     kind = FIELDS[field]
+    if field == MODEL:
+        return text
     literal = next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None)
     kinds = get_args(kind) or (kind,)
     optional = " or none" if NoneType in kinds else ""

@@ -12,7 +12,7 @@ from gla_jax.analysis.ablation import Ablation, value_text
 from gla_jax.config import settings_as_dict
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
-from gla_jax.pictures.charts import BLUE, GREY, RED, Column, bars, figure, heat_maps, lines
+from gla_jax.pictures.charts import BLUE, GREY, RED, Column, are_numbers, bars, figure, heat_maps, lines
 from gla_jax.pictures.drawing import Entry
 from gla_jax.predict.one_key import ADVICE, MANY
 from gla_jax.support.files import write_json, write_png, write_text
@@ -61,6 +61,7 @@ def write_files(folder: Path, ablation: Ablation, tallies: Sequence[Tally], note
             "seconds": tally.seconds,  # a share of what settings do together
             "settings": settings_as_dict(setting.config),
         }
+        | ({} if setting.model is None else {"model": setting.model})
         for setting, tally in zip(ablation.settings, tallies, strict=True)
     ]
     axes = {field: list(values) for field, values in ablation.axes.items()}
@@ -120,11 +121,11 @@ def _column(name: str, tallies: Sequence[Tally]) -> Column:
 
 
 def _picture(ablation: Ablation, tallies: Sequence[Tally], note: str) -> "Image.Image":
-    """mIoU and boundary error rate: lines over one field, maps over two, otherwise bars."""
+    """mIoU and boundary error rate: lines over one field of numbers, maps over two fields, otherwise bars."""
     columns = [_column(name, tallies) for name in ("miou", "ber_1")]
     axes = {name: [value_text(value) for value in values] for name, values in ablation.axes.items() if len(values) > 1}
-    if len(axes) == 1:
-        ((field, names),) = axes.items()
+    field, names = next(iter(axes.items()), ("", []))
+    if len(axes) == 1 and are_numbers(names):
         return lines(ablation.title, note, field, names, columns)
     if len(axes) == 2:
         return heat_maps(ablation.title, f"{note}; darker is better", tuple(axes), tuple(axes.values()), columns)

@@ -1,5 +1,6 @@
 """gla-jax ablate."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,11 @@ def ablate(
     stages: Annotated[bool, typer.Option("--stages", help="Each part of GLA after the other; the default.")] = False,
     baselines: Annotated[bool, typer.Option("--baselines", help="Every baseline without and with GLA.")] = False,
     grid: Annotated[
-        list[str] | None, typer.Option("--grid", help='"anchor_threshold=0.4,0.5,0.6"; repeat it for all combinations.')
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            help='"anchor_threshold=0.4,0.5,0.6", also crop, stride, short_side and model; repeat it for combinations.',
+        ),
     ] = None,
     baseline: Annotated[
         str | None,
@@ -70,6 +75,9 @@ def ablate(
     axes = ablation.parse_axes(grid or ())
     if baseline and "baseline" in axes:
         raise UserError(f"the grid sets the baseline, so {baseline} would not be measured; leave --baseline out.")
+    models = axes.get("model", ())
+    if model and models:
+        raise UserError(f"the grid sets the model, so {model} would not be measured; leave --model out.")
     baseline = check_choice(baseline or "proxyclip", ablation.gla_baselines(), "baseline of GLA")
     dataset, row = open_benchmark(benchmark, data, preset)
     shown = classes_from and benchmark_examples(classes_from, benchmark, row.classes)
@@ -83,10 +91,18 @@ def ablate(
 
     base = row.config("gla", dtype)
     chosen = chosen_of(base)  # faults before the weights are loaded
-    name = model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL)
-    segmenter = Segmenter.from_pretrained(name, chosen.settings[0].config, offline=offline)
-    base = base if names_numbers(preset, axes) else suited(base, segmenter.vfm)
-    chosen = chosen_of(base, layers=segmenter.dinoiser is not None)
+    names = models or (model or (TINY_WORLD if benchmark == TINY_WORLD else DEFAULT_MODEL),)
+    loaded = {name: Segmenter.from_pretrained(name, chosen.settings[0].config, offline=offline) for name in names}
+    segmenter, others = next(iter(loaded.values())), loaded if models else {}
+    named = names_numbers(preset, axes)  # else each model has numbers of its own
+    each = {
+        name: chosen_of(base if named else suited(base, own.vfm), layers=own.dinoiser is not None)
+        for name, own in loaded.items()
+    }
+    chosen = each[names[0]]
+    if models:
+        rows = (each[one.model].settings[index] for index, one in enumerate(chosen.settings))
+        chosen = replace(chosen, settings=tuple(rows))
     with locked_results(out) as folder:
-        Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit, shown, folds))
+        Console().print(run_ablation(segmenter, chosen, dataset, row, folder, limit, shown, folds, others))
     typer.echo(f"{folder / 'ablation.png'}\n{folder / 'ablation.csv'}\n{folder / 'ablation.json'}")

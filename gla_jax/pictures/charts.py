@@ -333,13 +333,17 @@ def _legend(page: "Figure", key: Sequence[Entry]) -> None:
         page.legend(handles=handles, loc="outside lower left", ncols=min(len(key), 4), handlelength=1, handleheight=1)
 
 
+def are_numbers(names: Sequence[str]) -> bool:
+    """True if all names are finite numbers, which have true distances."""
+    try:
+        return all(math.isfinite(float(name)) for name in names)
+    except ValueError:
+        return False
+
+
 def _places(names: Sequence[str]) -> Float[np.ndarray, " n"]:
     """Places of values along an axis: numbers at their true distances, anything else evenly spaced."""
-    try:
-        numbers = np.array([float(name) for name in names])
-    except ValueError:
-        numbers = np.array([math.nan])
-    return numbers if np.isfinite(numbers).all() else np.arange(len(names), dtype=float)
+    return np.array(names, float) if are_numbers(names) else np.arange(len(names), dtype=float)
 
 
 def _edges(places: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n+1"]:

@@ -14,6 +14,8 @@ from PIL import Image
 from gla_jax.analysis import ablate, ablation, ablation_report, encoded
 from gla_jax.cli import main
 from gla_jax.config import BASELINES, Baseline, SegmenterConfig, WindowConfig
+from gla_jax.eval.metrics.areas import Areas
+from gla_jax.eval.metrics.boundary import BoundaryCounts
 from gla_jax.eval.runner import Run, measure, open_benchmark
 from gla_jax.segmenter import Segmenter
 from gla_jax.text.prompts import parse_classes
@@ -160,6 +162,52 @@ def test_figures_are_those_of_gla_jax_eval(segmenter, data, tmp_path):
         assert outcome.boundary().pairs[0] > 0
 
 
+def test_windows_and_models_can_be_swept(segmenter, data, tmp_path):
+    """Each row is what gla-jax eval gives with that model and those windows, boundary errors at their own edges."""
+    dataset, row = benchmark(data)
+    others = {"a": segmenter, "b": Segmenter.from_pretrained(random_pair(tmp_path / "b", 1), BASE)}
+    others["b"].text_embeddings = segmenter.text_embeddings
+    compared = grid_of("model=a,b", "crop=32,48", "stride=16,32")
+    measured = ablate.measure(segmenter, compared, dataset, row, others=others)
+    figures = [tally.figures() for tally in measured.tallies]
+    assert len({tuple(one.values()) for one in figures}) > 4
+    for index in (0, 3, 6):
+        setting, own = compared.settings[index], others[compared.settings[index].model]
+        windowed = replace(row, settings=replace(row.settings, windows=setting.config.windows))
+        run = Run(dataset, windowed, "any", own.with_config(setting.config), tmp_path / f"run{index}")
+        outcome = measure(run)
+        assert figures[index]["miou"] == pytest.approx(outcome.areas().scores().miou, abs=1e-9)
+        assert figures[index]["ber_1"] == pytest.approx(outcome.boundary().rates()["ber_1"], abs=1e-9, nan_ok=True)
+
+
+def test_a_grid_over_models_names_each_in_its_files(folder, data, tmp_path, capsys):
+    other, out = random_pair(tmp_path / "other", 1), tmp_path / "out"
+    grid = ("--grid", f"model={folder},{other}", "--limit", 1, "--out", out)
+    assert call("ablate", "folder", "--data", data, "--model", folder, *grid) == 2
+    assert "leave --model out" in capsys.readouterr().err
+    assert call("ablate", "folder", "--data", data, *grid) == 0
+    content = json.loads((out / "ablation.json").read_text())
+    assert [row["model"] for row in content["settings"]] == [str(folder), str(other)]
+    assert len({model["sha256"] for model in content["models"]}) == 2
+
+
+def test_names_are_bars_and_numbers_are_lines(monkeypatch):
+    """A line between names would have a slope that means nothing."""
+    drawn = []
+    for name in ("bars", "lines", "heat_maps"):
+        monkeypatch.setattr(ablation_report, name, lambda *_, name=name: drawn.append(name))
+    for texts in (
+        ["crop=32,48"],
+        ["baseline=proxyclip,sclip"],
+        ["dynamic_shift=0.3,none"],
+        ["rho=0.4,0.5", "crop=32,48"],
+    ):
+        compared = grid_of(*texts)
+        tally = ablation_report.Tally(Areas.zeros(2), BoundaryCounts.zeros(), 0.0)
+        ablation_report._picture(compared, [tally] * len(compared.settings), "note")
+    assert drawn == ["lines", "bars", "bars", "heat_maps"]
+
+
 def test_stages_are_the_papers_and_end_with_the_whole_method():
     settings = ablation.stages(BASE, "clearclip").settings
     assert [ablation.Ablation("", settings[i : i + 2], {}).varied() for i in range(3)] == [
@@ -191,6 +239,9 @@ def test_a_preset_s_rho_holds_in_every_ablation():
         ("rho=0.4,1", "anchor_threshold", (0.4, 1.0)),
         ("alpha_beta=0", "dynamic_shift", (0.0,)),
         ("alpha_gamma=none", "dynamic_scale", (None,)),
+        ("crop=224,336", "crop", (224, 336)),
+        ("short_side=448,none", "short_side", (448, None)),
+        ("model=a,b+c", "model", ("a", "b+c")),
         ("host=proxyclip,clearclip", "baseline", ("proxyclip", "clearclip")),
     ],
 )
@@ -280,6 +331,7 @@ MISTAKES = {
     "baseline": (["--baseline", "maskclip"], "'maskclip' is not a baseline of GLA"),
     "two kinds": (["--baselines", "--stages"], "choose one of them"),
     "baselines and baseline": (["--baselines", "--baseline", "sclip"], "leave --baseline out"),
+    "stride": (["--grid", "stride=448"], "the grid holds stride 448: stride 448 is larger than crop"),
     "benchmark": (["tinyworld"], "'tinyworld' is not a benchmark; did you mean tiny-world?"),
     "data": (["voc21"], "name it with --data"),
 }
