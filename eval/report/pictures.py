@@ -34,7 +34,7 @@ class Picture:
 
 def palette_of(names: ClassNames) -> UInt8[np.ndarray, "L 3"]:
     """The benchmark's own colours, or the package's where it has none."""
-    return palette(len(names.classes)) if names.palette is None else np.array(names.palette, np.uint8)
+    return palette(names.classes) if names.palette is None else np.array(names.palette, np.uint8)
 
 
 def chosen(miou: Float[np.ndarray, " images"], each: int = 2) -> list[tuple[str, int]]:

@@ -8,13 +8,12 @@ import numpy as np
 from gla_jax.config import WindowConfig
 from gla_jax.eval.metrics.areas import image_areas
 from gla_jax.eval.metrics.boundary import boundary_counts
-from gla_jax.pictures.drawing import Entry, Panel, flat, panels, with_window_grid
+from gla_jax.pictures.drawing import Entry, Panel, flat, palette, panels, with_window_grid
 from gla_jax.predict.model import image_grid
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.files import write_json, write_png
-from gla_jax.tiny_world.scenes import CLOTH_COLOURS, Scene, render
-from gla_jax.tiny_world.textures import GROUND_COLOURS
-from gla_jax.tiny_world.vocabulary import CLASSES, FIRST_CLOTH, GROUNDS, MARKS, PAIRS
+from gla_jax.tiny_world.scenes import Scene, render
+from gla_jax.tiny_world.vocabulary import CLASSES
 
 # One in which a cloth's mark is out of sight of some windows; the average over 200 scenes is in the card.
 DEFAULT_SCENE = 9
@@ -35,16 +34,6 @@ def figures(labels: np.ndarray, scene: Scene, windows: WindowConfig) -> dict[str
     }
 
 
-def class_colours(present: np.ndarray) -> np.ndarray:
-    """A colour for every class [L 3] uint8: its own where it is present, else a tint by its mark."""
-    colours = np.array([GROUND_COLOURS[name] for name in GROUNDS] + [CLOTH_COLOURS[colour] for colour, _ in PAIRS])
-    for label in set(range(len(colours))) - set(present.tolist()):
-        mark = (label - FIRST_CLOTH) % len(MARKS)
-        paper = 255 if mark % 2 else 20
-        colours[label] += ((0.35 + 0.08 * mark) * (paper - colours[label])).astype(int)
-    return colours.astype(np.uint8)
-
-
 def run_demo(folder: Path, seed: int) -> dict[str, Any]:
     """Segment a scene with both methods; writes demo.png and demo.json into folder and returns the latter."""
     scene = render(seed, HEIGHT, WIDTH, "test")
@@ -55,8 +44,7 @@ def run_demo(folder: Path, seed: int) -> dict[str, Any]:
         predicted[name], rows[name] = labels, figures(labels, scene, windows)
 
     grid = image_grid(scene.labels.shape, windows)
-    present = np.unique(scene.labels)
-    colours = class_colours(present)
+    present, colours = np.unique(scene.labels), palette(CLASSES)
     entries = [
         Entry(CLASSES[label], tuple(colours[label].tolist()), "" if label in present else "not in the scene")
         for label in np.unique([scene.labels, *predicted.values()])

@@ -12,9 +12,9 @@ from gla_jax.eval.metrics.boundary import WIDTHS, boundary_counts
 from gla_jax.images.edges import mirrored_pairs
 from gla_jax.images.windows import WindowGrid
 from gla_jax.pictures.drawing import (
+    INK,
     NARROWEST,
     PAPER,
-    RED,
     Entry,
     Panel,
     blend,
@@ -91,7 +91,7 @@ def boundary_picture(
     windows: WindowConfig,
     truth: Integer[np.ndarray, "h w"] | None = None,
 ) -> Image.Image:
-    """The label maps of methods side by side, label flips along window edges in red, their shares below.
+    """The label maps of methods side by side, label flips along window edges in black, their shares below.
 
     Args:
         results: by the name of the method.
@@ -102,29 +102,27 @@ def boundary_picture(
     first = next(iter(results.values()))
     size = shown_size(*first.image.shape[:2])
     image, width = pale(scaled(first.image, size)), max(size[1], NARROWEST)
-    # Colours are for the classes of this picture alone; the palette's first one is left to the flips.
-    present, places = np.unique(np.stack([result.labels for result in results.values()]), return_inverse=True)
-    colours = palette(len(present) + 1)[1:].tolist()
+    present, colours = np.unique([result.labels for result in results.values()]), palette(first.classes)
     row = []
-    for (name, result), place in zip(results.items(), places.reshape(-1, *first.labels.shape) + 1, strict=True):
+    for name, result in results.items():
         flips = label_flips(result.labels, (grid.height, grid.width), windows, truth)
-        small = np.asarray(Image.fromarray(place.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST))
-        shown = with_window_grid(blend(image, small, len(present) + 1), grid)
+        small = np.asarray(Image.fromarray(result.labels.astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST))
+        shown = with_window_grid(blend(image, small, colours), grid)
         shown = np.asarray(centred(with_flips(shown, flips.at_edges), width))
         row.append(Panel(shown, name, flip_note(flips, truth is not None)))
-    entries = [Entry(first.classes[label], tuple(colour)) for label, colour in zip(present, colours, strict=True)]
-    return panels(row, [Entry("labels differ across a window edge", RED), *entries])
+    entries = [Entry(first.classes[label], tuple(colours[label].tolist())) for label in present]
+    return panels(row, [Entry("labels differ across a window edge", INK), *entries])
 
 
 def with_flips(pixels: UInt8[np.ndarray, "h w 3"], flips: Bool[np.ndarray, "a b"]) -> Image.Image:
-    """A picture with pixels of the image marked in red, large enough to see."""
+    """A picture with pixels of the image marked in black, large enough to see."""
     marks = np.zeros(pixels.shape[:2], np.uint8)
     places = np.argwhere(flips)
     rows, columns = ((places + 0.5) * np.array(marks.shape) / flips.shape).astype(int).T
     marks[rows, columns] = 255
     mask, picture = Image.fromarray(marks), Image.fromarray(pixels)
     picture.paste(PAPER, mask=mask.filter(ImageFilter.MaxFilter(7)))
-    picture.paste(RED, mask=mask.filter(ImageFilter.MaxFilter(5)))
+    picture.paste(INK, mask=mask.filter(ImageFilter.MaxFilter(5)))
     return picture
 
 

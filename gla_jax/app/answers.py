@@ -124,13 +124,13 @@ class Answers:
         results = [self.segment(path, classes, model, method) for method in ("proxyclip", "gla")]
         segmenter = self.segmenter(model, "gla")
         grid = segmenter.prepare(results[0].image).grid
+        names, colours = results[0].classes, palette(results[0].classes)
         row = [
-            Panel(with_window_grid(blend(r.image, r.labels, len(r.classes)), grid), title)
+            Panel(with_window_grid(blend(r.image, r.labels, colours), grid), title)
             for title, r in zip(("ProxyCLIP: each window alone", "GLA-CLIP: all windows"), results, strict=True)
         ]
-        names, colours = results[0].classes, palette(len(results[0].classes)).tolist()
         present = np.unique([result.labels for result in results])
-        return panels(row, [Entry(names[index], tuple(colours[index])) for index in present.tolist()])
+        return panels(row, [Entry(names[index], tuple(colours[index].tolist())) for index in present.tolist()])
 
     def attention(self, path: str, at: tuple[int, int], model: str) -> Image.Image:
         """The tokens that the token at pixel (x, y) attends to, stage by stage of GLA. Raises UserError."""

@@ -40,7 +40,7 @@ def shares_table(result: Segmentation) -> str:
     """Colours, names and shares of the classes that occur, largest first, as HTML."""
     from html import escape
 
-    colours = palette(len(result.classes)).tolist()
+    colours = palette(result.classes).tolist()
     rows = sorted(zip(result.shares().items(), colours, strict=True), key=lambda row: -row[0][1])
     cells = "".join(
         f'<tr><td><span class="swatch" style="background: rgb{tuple(colour)}"></span>{escape(name)}</td>'
@@ -53,7 +53,7 @@ def shares_table(result: Segmentation) -> str:
 
 def masked(result: Segmentation, shown: Sequence[str]) -> np.ndarray:
     """The photo under the colours of some classes alone."""
-    tinted = blend(result.image, result.labels, len(result.classes))
+    tinted = blend(result.image, result.labels, palette(result.classes), result.plain)
     on = np.isin(result.labels, [index for index, name in enumerate(result.classes) if name in shown])
     return np.where(on[..., None], tinted, result.image)
 

@@ -262,7 +262,7 @@ def _assemble(
                 counts += np.bincount(labels[labels != nodata], minlength=len(task.names))
                 seams.add(block, labels)
             if nodata == 255:
-                colours = palette(len(task.names)).tolist()
+                colours = palette(task.names).tolist()
                 out.write_colormap(
                     1, {index: (*colour, 255) for index, colour in enumerate(colours)} | {255: (0, 0, 0, 0)}
                 )

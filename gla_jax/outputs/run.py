@@ -31,6 +31,7 @@ from gla_jax.outputs.files import (
     taken_message,
     writing_to,
 )
+from gla_jax.pictures.drawing import palette
 from gla_jax.predict.one_key import image_one_key, is_published, one_key_warning
 from gla_jax.predict.predict import Ready, label_images
 from gla_jax.results.dataset import FORMATS, Labelled
@@ -89,6 +90,7 @@ class Task:
             "model": self.segmenter.name,
             "model_hash": self.segmenter.model_hash,
             "classes": list(names),
+            "palette": [f"#{bytes(colour).hex()}" for colour in palette(names)],
             "queries": list(self.classes.prompts),
             "settings": settings_as_dict(config) | {"background": self.background},
             "images": images,

@@ -1,6 +1,7 @@
 """Label maps as pictures: index and palette PNGs, an overlay with a legend, and panels side by side."""
 
 import colorsys
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +20,30 @@ FIRST_COLOURS = (
     (205, 185, 105), (35, 60, 140),
 )  # fmt: skip
 RED, BLUE = FIRST_COLOURS[:2]
+# What the scenes of tiny-world are painted with: grounds, and cloths of a colour, each with one of the marks.
+GROUND_COLOURS = {
+    "sand": (206, 186, 140), "water": (70, 128, 146), "brick": (152, 84, 66), "grass": (98, 128, 58),
+    "wood": (120, 84, 56), "gravel": (128, 128, 126),
+}  # fmt: skip
+CLOTH_COLOURS = {
+    "red": (200, 40, 44), "orange": (238, 136, 36), "yellow": (236, 216, 56), "green": (36, 170, 84),
+    "blue": (44, 78, 208), "purple": (146, 62, 184),
+}  # fmt: skip
+# Cloths of one colour differ by their marks: a share of black (below 0) or white (above) tells their classes apart.
+MARK_SHADES = {"stripes": 0.22, "rings": 0.42, "checks": -0.42, "crosses": 0.0, "dots": 0.62, "zigzags": -0.22}
 OPACITY = 0.55
 PANEL_WIDTH, PANEL_HEIGHT, NARROWEST = 460, 620, 440  # pixels; a narrow image has white beside it
 
 
-def palette(count: int) -> UInt8[np.ndarray, "L 3"]:
-    """One RGB colour a class; the first colours are the same for every count."""
+def palette(classes: Sequence[str]) -> UInt8[np.ndarray, "L 3"]:
+    """One RGB colour a class, the same in every picture and file.
+
+    Classes of tiny-world among themselves have their true colours; of others the colours follow their order alone.
+    """
+    drawn = [drawn_colour(name) for name in classes]
+    if all(drawn):
+        return np.array(drawn, np.uint8).reshape(-1, 3)
+    count = len(classes)
     colours = list(FIRST_COLOURS[:count])
     for index in range(len(colours), count):
         hue, band = (index * 0.61803398875) % 1.0, (index // 16) % 3
@@ -33,15 +52,26 @@ def palette(count: int) -> UInt8[np.ndarray, "L 3"]:
     return np.array(colours, np.uint8).reshape(count, 3)
 
 
+def drawn_colour(name: str) -> tuple[int, int, int] | None:
+    """The true colour of a class of tiny-world, None for any other."""
+    cloth = re.fullmatch(r"a (\w+) cloth with (\w+)", name)
+    if not cloth or cloth[1] not in CLOTH_COLOURS or cloth[2] not in MARK_SHADES:
+        return GROUND_COLOURS.get(name)
+    shade = MARK_SHADES[cloth[2]]
+    end = 255 if shade > 0 else 0
+    red, green, blue = (round(part + abs(shade) * (end - part)) for part in CLOTH_COLOURS[cloth[1]])
+    return red, green, blue
+
+
 def index_image(labels: Integer[np.ndarray, "h w"], classes: int) -> Image.Image:
     """Labels as a grey PNG whose pixels are the class indices: 8 bits, 16 for more than 256 classes."""
     return Image.fromarray(labels.astype(np.uint8 if classes <= 256 else np.uint16))
 
 
-def palette_image(labels: Integer[np.ndarray, "h w"], classes: int) -> Image.Image:
+def palette_image(labels: Integer[np.ndarray, "h w"], classes: Sequence[str]) -> Image.Image:
     """Labels in colours: a palette PNG whose pixels are still the indices; RGB above 256 classes."""
     colours = palette(classes)
-    if classes > 256:
+    if len(classes) > 256:
         return Image.fromarray(colours[labels])
     # Not by convert(), which may reorder a palette: ours goes on the untouched indices.
     image = Image.frombytes("P", labels.shape[::-1], labels.astype(np.uint8).tobytes())
@@ -58,12 +88,23 @@ def outlines(labels: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def blend(
-    image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], classes: int
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: Integer[np.ndarray, "h w"],
+    colours: UInt8[np.ndarray, "L 3"],
+    plain: int | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image under coloured regions with light outlines."""
-    colours = palette(classes)[labels].astype(np.float32)
+    """The image under coloured regions with light outlines.
+
+    Args:
+        image: RGB.
+        labels: of its pixels.
+        colours: of the labels.
+        plain: the label whose pixels stay as they are, such as a background's.
+    """
     grey = image.astype(np.float32).mean(-1, keepdims=True)
-    shown = (1 - OPACITY) * (0.5 * image + 0.5 * grey) + OPACITY * colours
+    shown = (1 - OPACITY) * (0.5 * image + 0.5 * grey) + OPACITY * colours[labels].astype(np.float32)
+    if plain is not None:
+        shown = np.where((labels == plain)[..., None], image, shown)
     edge = outlines(labels)
     shown[edge] = 0.25 * shown[edge] + 0.75 * 255
     return shown.round().astype(np.uint8)
@@ -124,7 +165,12 @@ def legend(entries: Sequence[Entry], width: int, size: int) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for index, (entry, name) in enumerate(zip(entries, names, strict=True)):
         left, top = (index // rows) * cell + gap // 2, (index % rows) * height + gap // 2
-        draw.rounded_rectangle((left, top + 1, left + swatch, top + 1 + swatch), swatch // 4, fill=entry.colour)
+        draw.rounded_rectangle(
+            (left, top + 1, left + swatch, top + 1 + swatch),
+            swatch // 4,
+            entry.colour,
+            QUIET if entry.colour == PAPER else None,
+        )
         start, middle = left + swatch + gap, top + size // 2 + 1
         draw.text((start, middle), name, INK, letters, "lm")
         draw.text((start + letters.getlength(f"{name}  "), middle), entry.note, QUIET, letters, "lm")
@@ -140,10 +186,12 @@ def clip_text(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:
     return f"{start[: max(fitting - 1, 0)]}..."
 
 
-def legend_entries(labels: Integer[np.ndarray, "h w"], classes: Sequence[str]) -> list[Entry]:
-    """The classes that occur, largest first, with their share of the pixels."""
+def legend_entries(labels: Integer[np.ndarray, "h w"], classes: Sequence[str], plain: int | None = None) -> list[Entry]:
+    """The classes that occur, largest first, with their share of the pixels; plain: the one without a colour."""
     counts = np.bincount(labels.ravel(), minlength=len(classes))
-    colours = palette(len(classes))
+    colours = palette(classes)
+    if plain is not None:
+        colours[plain] = PAPER
     order = sorted(np.flatnonzero(counts), key=lambda index: -counts[index])
     return [
         Entry(classes[index], tuple(map(int, colours[index])), f"{counts[index] / labels.size:.1%}") for index in order
@@ -151,12 +199,22 @@ def legend_entries(labels: Integer[np.ndarray, "h w"], classes: Sequence[str]) -
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], classes: Sequence[str]
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: Integer[np.ndarray, "h w"],
+    classes: Sequence[str],
+    plain: int | None = None,
 ) -> Image.Image:
-    """The image with coloured regions, and below it a legend of the classes that occur with their shares."""
-    shown = Image.fromarray(blend(image, labels, len(classes)))
+    """The image with coloured regions, and below it a legend of the classes that occur with their shares.
+
+    Args:
+        image: RGB.
+        labels: of its pixels.
+        classes: names of the labels.
+        plain: the label whose pixels stay as they are.
+    """
+    shown = Image.fromarray(blend(image, labels, palette(classes), plain))
     width = max(shown.width, 320)
-    below = legend(legend_entries(labels, classes), width - 16, letter_size(width))
+    below = legend(legend_entries(labels, classes, plain), width - 16, letter_size(width))
     return stack([centred(shown, width), ImageOps.expand(below, 8, PAPER)])
 
 

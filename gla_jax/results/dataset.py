@@ -94,7 +94,7 @@ def label_studio_config(classes: Sequence[str], background: str | None) -> str:
     """The labelling interface that the tasks are for, as XML."""
     from xml.sax.saxutils import quoteattr
 
-    colours = palette(len(classes))
+    colours = palette(classes)
     labels = [
         f"    <Label value={quoteattr(name)} background={quoteattr('#' + bytes(colours[index].tolist()).hex())}/>\n"
         for index, name in enumerate(classes)
@@ -163,12 +163,12 @@ def _link(image: Path, target: Path) -> None:
 
 
 def _write_voc(images: Images, classes: Sequence[str], background: str | None, folder: Path) -> None:
-    rows = zip(classes, palette(len(classes)).tolist(), strict=True)
-    _write_masks(images, lambda labels: palette_image(labels, len(classes)), rows, folder / "voc")
+    rows = zip(classes, palette(classes).tolist(), strict=True)
+    _write_masks(images, lambda labels: palette_image(labels, classes), rows, folder / "voc")
 
 
 def _write_cvat(images: Images, classes: Sequence[str], background: str | None, folder: Path) -> None:
-    colours = palette(len(classes))
+    colours = palette(classes)
     # CVAT reads black as background, under this name alone, and wants it listed.
     rows = [("background", [0, 0, 0])]
     for index, name in enumerate(classes):

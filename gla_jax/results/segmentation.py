@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,11 @@ class Segmentation:
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         return {name: float(count / self.labels.size) for name, count in zip(self.classes, counts, strict=True)}
 
+    @property
+    def plain(self) -> int | None:
+        """The label of the background, which pictures leave without a colour."""
+        return self.classes.index(self.background) if self.background in self.classes else None
+
     def segments(self) -> list[dict[str, Any]]:
         """Hugging Face's image-segmentation list: {label, mask, score} of every class that occurs, largest first.
 
@@ -64,19 +70,20 @@ class Segmentation:
 
     def overlay(self) -> Image.Image:
         """The image with coloured regions and a legend, as a PIL image."""
-        return overlay(self.image, self.labels, self.classes)
+        return overlay(self.image, self.labels, self.classes, self.plain)
 
     def save(self, folder: Path | str, name: str, formats: Sequence[str] = ()) -> None:
         """Write NAME.index.png, NAME.palette.png, NAME.overlay.png, with scores NAME.scores.npz (float16 [L h w]).
 
+        The PNGs name the classes in the order of the indices, as JSON in a tEXt chunk `classes`.
         formats: names of FORMATS, whose files are for this image alone. Raises UserError for an unknown one.
         """
         folder, count = place(folder), len(self.classes)
         check_formats(formats)
         make_folder(folder)
-        pictures = index_image(self.labels, count), palette_image(self.labels, count), self.overlay()
+        pictures = index_image(self.labels, count), palette_image(self.labels, self.classes), self.overlay()
         for ending, picture in zip(ENDINGS, pictures, strict=True):
-            write_png(folder / f"{name}{ending}", picture)
+            write_png(folder / f"{name}{ending}", picture, {"classes": json.dumps(self.classes)})
         if self.scores is not None:
             arrays = {"scores": self.scores.astype(np.float16), "classes": np.array(self.classes)}
             write_beside(folder / f"{name}{SCORES_ENDING}", lambda file: np.savez_compressed(file, **arrays))
@@ -106,7 +113,7 @@ class Segmentation:
 
     def _repr_html_(self) -> str:
         """The overlay with a table of shares, as notebooks show it."""
-        colours = palette(len(self.classes)).tolist()
+        colours = palette(self.classes).tolist()
         rows = "".join(
             f'<tr><td style="background: rgb{tuple(colour)}">&emsp;</td><td>{html.escape(name)}</td>'
             f"<td>{100 * share:.1f} %</td></tr>"

@@ -9,10 +9,11 @@ import stat
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 from gla_jax.support import places
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LOCK_FILE = ".gla-jax.lock"
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 @contextmanager
@@ -158,9 +160,14 @@ def write_json(path: Path, content: Any, indent: int = 1) -> None:
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
-def write_png(path: Path, image: "Image.Image") -> None:
-    """A PNG file, whole or not there."""
-    write_beside(path, lambda file: image.save(file, format="PNG", optimize=False))
+def write_png(path: Path, image: "Image.Image", texts: Mapping[str, str] = NO_TEXTS) -> None:
+    """A PNG file, whole or not there; texts: values of tEXt chunks by their keys."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    write_beside(path, lambda file: image.save(file, format="PNG", optimize=False, pnginfo=info))
 
 
 def read_json(

@@ -8,19 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from gla_jax.pictures.drawing import CLOTH_COLOURS
 from gla_jax.tiny_world.textures import SIDE, grain, ground_atlas, mark_pattern, pack
 from gla_jax.tiny_world.vocabulary import CLASSES, COLOURS, FIRST_CLOTH, GROUNDS, HELD_OUT, MARKS, PAIRS
 
 Split = Literal["train", "test"]
 SPLITS = ("train", "test")
-CLOTH_COLOURS = {
-    "red": (200, 40, 44),
-    "orange": (238, 136, 36),
-    "yellow": (236, 216, 56),
-    "green": (36, 170, 84),
-    "blue": (44, 78, 208),
-    "purple": (146, 62, 184),
-}
 DARK, LIGHT = np.array([24, 22, 26], np.float32), np.array([246, 246, 242], np.float32)
 INKS = {colour: DARK if sum(rgb) > 380 else LIGHT for colour, rgb in CLOTH_COLOURS.items()}
 # Outlines are drawn this much coarser and interpolated: smooth, and cheap enough for fresh scenes at every step.

@@ -4,17 +4,10 @@ from functools import cache
 
 import numpy as np
 
+from gla_jax.pictures.drawing import GROUND_COLOURS
 from gla_jax.tiny_world.vocabulary import GROUNDS
 
 SIDE = 1024
-GROUND_COLOURS = {
-    "sand": (206, 186, 140),
-    "water": (70, 128, 146),
-    "brick": (152, 84, 66),
-    "grass": (98, 128, 58),
-    "wood": (120, 84, 56),
-    "gravel": (128, 128, 126),
-}
 
 
 def smooth_field(rng: np.random.Generator, cells: int, side: int = SIDE) -> np.ndarray:

@@ -9,7 +9,9 @@ from PIL import Image
 
 from gla_jax.images.windows import WindowConfig, window_grid
 from gla_jax.pictures.drawing import (
+    PAPER,
     Entry,
+    blend,
     clip_text,
     font,
     index_image,
@@ -21,6 +23,8 @@ from gla_jax.pictures.drawing import (
     palette_image,
     with_window_grid,
 )
+from gla_jax.tiny_world.scenes import render
+from gla_jax.tiny_world.vocabulary import CLASSES
 
 
 def through_a_file(image):
@@ -39,28 +43,53 @@ def test_index_pngs_hold_the_labels(classes):
         np.testing.assert_array_equal(np.asarray(read), shown)
 
 
+NAMES = [f"class {index}" for index in range(171)]
+
+
 def test_palette_pngs_hold_labels_and_colours():
     labels = np.arange(20 * 30).reshape(20, 30) % 150
-    read = through_a_file(palette_image(labels, 150))
+    read = through_a_file(palette_image(labels, NAMES))
     assert read.mode == "P"
     np.testing.assert_array_equal(np.asarray(read), labels)
-    np.testing.assert_array_equal(np.asarray(read.convert("RGB")), palette(150)[labels])
+    np.testing.assert_array_equal(np.asarray(read.convert("RGB")), palette(NAMES)[labels])
 
 
 def test_colours_differ_and_do_not_depend_on_the_number_of_classes():
-    colours = palette(171)
+    colours = palette(NAMES)
     assert len({tuple(colour) for colour in colours}) == 171
-    np.testing.assert_array_equal(palette(21), colours[:21])
+    np.testing.assert_array_equal(palette(NAMES[:21]), colours[:21])
     first = colours[:16].astype(int)
     apart = np.abs(first[:, None] - first[None]).sum(-1) + 1000 * np.eye(16, dtype=int)
     assert apart.min() >= 45
+
+
+def test_classes_of_tiny_world_have_the_colours_they_are_drawn_in():
+    """A blue cloth in red would mislead; the classes of one colour must still differ."""
+    scene, colours = render(9, 96, 128, "test"), palette(CLASSES).astype(int)
+    for label in np.unique(scene.labels):
+        drawn = np.median(scene.image[scene.labels == label], axis=0)
+        assert colours[label].argmax() == drawn.argmax()
+        assert np.corrcoef(colours[label], drawn)[0, 1] > 0.95
+    apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(len(CLASSES), dtype=int)
+    assert apart.min() >= 35
+    np.testing.assert_array_equal(palette(["sand", "sky"]), palette(["cat", "dog"]))
+
+
+def test_the_background_keeps_the_photo():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    labels = np.zeros((20, 30), np.uint8)
+    labels[:, 20:] = 1
+    shown = blend(image, labels, palette(["other", "cat"]), plain=0)
+    np.testing.assert_array_equal(shown[:, :20], image[:, :20])
+    assert (shown[:, 20:] != image[:, 20:]).any()
+    assert [entry.colour == PAPER for entry in legend_entries(labels, ["other", "cat"], 0)] == [True, False]
 
 
 def test_the_legend_names_what_occurs_largest_first():
     labels = np.array([[2, 2, 2, 0]])
     entries = legend_entries(labels, ["cat", "dog", "sky"])
     assert [(entry.name, entry.note) for entry in entries] == [("sky", "75.0%"), ("cat", "25.0%")]
-    assert entries[0].colour == tuple(palette(3)[2])
+    assert entries[0].colour == tuple(palette(["cat", "dog", "sky"])[2])
 
 
 def test_outlines_mark_the_first_pixel_of_a_region():
