@@ -20,7 +20,7 @@ from gla_jax.cli import main
 from gla_jax.config import BASELINES, METHODS, Baseline, MethodConfig, SegmenterConfig, WindowConfig, without_gla
 from gla_jax.eval.metrics.boundary import boundary_counts
 from gla_jax.images.windows import WindowGrid, Windows, window_grid
-from gla_jax.pictures.drawing import NARROWEST, PANEL_HEIGHT, RED
+from gla_jax.pictures.drawing import INK, NARROWEST, PANEL_HEIGHT
 from gla_jax.pipeline import WindowTokens, aggregate_windows, segment_logits
 from gla_jax.predict.model import image_grid
 from gla_jax.results.segmentation import Segmentation
@@ -315,7 +315,7 @@ def test_outlines_leave_slivers_out_and_keep_what_is_as_large_as_a_token():
     np.testing.assert_array_equal(without_slivers(at_the_edge, 6), at_the_edge)
 
 
-def test_the_boundary_picture_is_red_where_labels_flip_at_an_edge_and_nowhere_else():
+def test_the_boundary_picture_is_black_where_labels_flip_at_an_edge_and_nowhere_else():
     grid = image_grid((60, 90), WINDOWS)
     picture_of = {}
     for column in (50, 55):  # 40 of 72 resized pixels are an edge: column 50 of 90
@@ -323,7 +323,7 @@ def test_the_boundary_picture_is_red_where_labels_flip_at_an_edge_and_nowhere_el
         labels[:, column:] = 1
         result = Segmentation(labels, ("sand", "water"), IMAGE)
         picture_of[column] = np.asarray(boundary_picture({"GLA": result}, grid, WINDOWS))
-    rows = [(picture[40:340] == RED).all(-1).any(1).mean() for picture in picture_of.values()]
+    rows = [(picture[40:340] == INK).all(-1).any(1).mean() for picture in picture_of.values()]
     assert rows[0] > 0.9
     assert rows[1] == 0
 
