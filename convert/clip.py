@@ -36,7 +36,8 @@ _OPENAI_BLOCK = {
 }
 
 
-def _hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
+def hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
+    """The blocks of a tower of CLIPModel, MetaClip2Model or SiglipModel; source is a regex."""
     return layers(rf"{source}\.encoder\.layers\.(?P<i>\d+)\.", target + "/blocks_{i}", _HUGGING_FACE_BLOCK)
 
 
@@ -58,7 +59,7 @@ IMAGE_RULES: Table = (
         "first and rest",
     ),
     *layer(r"vision_model\.pre_layrnorm", "image/norm_pre"),
-    *_hugging_face_blocks(r"vision_model", "image"),
+    *hugging_face_blocks(r"vision_model", "image"),
     *layer(r"vision_model\.post_layernorm", "image/norm_post"),
     Rule(r"visual_projection\.weight", "image/projection/kernel", "linear"),
     Drop(r"vision_model\.embeddings\.position_ids", "counts positions from 0"),
@@ -81,7 +82,7 @@ TEXT_RULES: Table = (
     # Hugging Face
     Rule(r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding"),
     Rule(r"text_model\.embeddings\.position_embedding\.weight", "text/positions"),
-    *_hugging_face_blocks(r"text_model", "text"),
+    *hugging_face_blocks(r"text_model", "text"),
     *layer(r"text_model\.final_layer_norm", "text/norm_final"),
     Rule(r"text_projection\.weight", "text/projection/kernel", "linear"),
     Drop(r"text_model\.embeddings\.position_ids", "counts positions from 0"),

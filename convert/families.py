@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
-from gla_jax.convert import clip, dino, dinoiser, dinov3
+from gla_jax.convert import clip, dino, dinoiser, dinov3, siglip
 from gla_jax.convert.architecture import Facts
 from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
 from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
@@ -29,9 +29,11 @@ _CLIP_OPTIONS = {
     "num_heads": ("image/num_heads",),
     "text_heads": ("text/num_heads",),
 }
+_SIGLIP_OPTIONS = {**_CLIP_OPTIONS, "end_token": ("text/end_token",), "pad_token": ("text/pad_token",)}
 _HEADS = {"num_heads": ("num_heads",)}
 FAMILIES: Mapping[str, Family] = {
     "clip": Family(clip.RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.clip_spec),
+    "siglip": Family(siglip.RULES, siglip.MODEL_TYPES, _SIGLIP_OPTIONS, siglip.siglip_spec),
     "dino": Family(dino.DINO_RULES, dino.DINO_MODEL_TYPES, _HEADS, dino.dino_spec),
     "dinov2": Family(dino.DINOV2_RULES, dino.DINOV2_MODEL_TYPES, _HEADS, dino.dinov2_spec),
     "clip-dinoiser": Family(dinoiser.RULES, {}, {}, dinoiser.dinoiser_spec),
@@ -62,8 +64,8 @@ def convert_state(
         state: arrays by published name.
         config: a config.json of transformers or timm, or an open_clip_config.json.
         pixels: mean and std that they are normalised by; None leaves them to config.
-        options: num_heads, and for CLIP activation ("quick_gelu" or "gelu") and text_heads; they go before what config
-            says, None leaves them to it and to the shapes.
+        options: num_heads, for CLIP and SigLIP activation (of CLIP "quick_gelu" or "gelu") and text_heads, for SigLIP
+            end_token and pad_token; they go before what config says, None leaves them to it and to the shapes.
 
     Raises ConversionError where tensors and configuration do not fit the family or each other, or leave a field open.
     """

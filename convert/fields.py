@@ -51,6 +51,16 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "eos_token_id": "end_token",
         **_any("bos_token_id pad_token_id"),  # a causal tower reads nothing behind the end token
     },
+    "siglip": _any("vision_config text_config initializer_factor"),
+    "siglip_vision_model": {**_VISION, "intermediate_size": "mlp_width", "vision_use_head": (True,)},
+    "siglip_text_model": {
+        **_BLOCKS,
+        "intermediate_size": "mlp_width",
+        "vocab_size": "vocabulary",
+        "max_position_embeddings": "context",
+        "projection_size": "embed_dim",
+        **_any("bos_token_id eos_token_id pad_token_id"),  # CLIP's, whatever the tokenizer: the tokenizer's own count
+    },
     "vit": {
         **_VISION,
         "intermediate_size": "mlp_width",

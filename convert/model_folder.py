@@ -9,6 +9,7 @@ from typing import Any
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, Spec, write_checkpoint
 from gla_jax.convert.families import convert_state
+from gla_jax.convert.siglip import trained_tokenizer
 from gla_jax.convert.sources import CONFIGS, PREPROCESSORS, TOKENIZERS, Source, open_source, sha256_of
 from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.support.files import read_json
@@ -76,7 +77,8 @@ def read_model(
         out: the folder to come, which may be on a store.
         name: of the source in manifest and messages, where it is a copy of another.
         offline: never reach for the network.
-        options: num_heads, and for CLIP activation and text_heads: what neither shapes nor a configuration say.
+        options: num_heads, and for CLIP and SigLIP activation and text_heads: what neither shapes nor a configuration
+            say.
 
     Raises ConversionError, and ModelError when out is taken or cannot be made.
     """
@@ -93,10 +95,12 @@ def read_model(
                 "quick_gelu: only OpenAI publishes TorchScript archives, and this one's code is bare"
             )
     try:
+        tokenizer: Mapping[str, bytes] = {}
+        if family == "siglip":  # what ends and pads its texts stands in no configuration
+            tokenizer, implied = trained_tokenizer(_tokenizer_beside(opened))
         converted = convert_state(family, opened.state, opened.config, pixels=opened.pixels, **options, **implied)
-        tokenizer = {}
         if isinstance(converted.spec, ClipSpec):
-            tokenizer, origin = tokenizer_files(opened, converted.spec)
+            tokenizer, origin = tokenizer_files(opened, converted.spec, tokenizer)
             assumed |= origin
     except ConversionError as error:
         raise ConversionError(f"{opened.name}: {error}") from error.__cause__
@@ -115,15 +119,17 @@ def read_model(
     return Conversion(converted.spec, converted.params, manifest, tokenizer, opened, out)
 
 
-def tokenizer_files(source: Source, spec: ClipSpec) -> tuple[dict[str, bytes], dict[str, str]]:
+def tokenizer_files(
+    source: Source, spec: ClipSpec, files: Mapping[str, bytes] | None = None
+) -> tuple[Mapping[str, bytes], dict[str, str]]:
     """The tokenizer of a source with a text tower, and what had to be assumed of it.
 
-    It lies beside the weights or, of a CLIP, is built of their vocabulary and merges, or is OpenAI's. Raises
-    ConversionError when there is none, it is damaged or does not end texts as the text tower expects.
+    It is in files or lies beside the weights or, of a CLIP, is built of their vocabulary and merges, or is OpenAI's.
+    Raises ConversionError when there is none, it is damaged or does not end texts as the text tower expects.
     """
     from tokenizers import Tokenizer
 
-    files, assumed = _tokenizer_beside(source), {}
+    files, assumed = files or _tokenizer_beside(source), {}
     if not files and not isinstance(spec.text, ClipTextSpec):
         raise ConversionError("no tokenizer.json lies beside the weights; put the model's own there.")
     if not files:

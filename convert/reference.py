@@ -19,6 +19,7 @@ from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from gla_jax.towers.dinov3 import DinoV3Spec
+from gla_jax.towers.siglip import SiglipImageSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -189,6 +190,7 @@ MODELS: Mapping[type, str] = {
     DinoSpec: "ViTModel",
     DinoV2Spec: "Dinov2Model",
     DinoV3Spec: "DINOv3ViTModel",
+    SiglipImageSpec: "SiglipModel",
 }
 # Whose files of other projects the tables above can rename for it.
 RENAMED = (ClipImageSpec, DinoSpec, DinoV2Spec)
@@ -206,7 +208,7 @@ def _model_class(spec: Spec) -> type:
 
 def _is_metaclip2(spec: Spec) -> bool:
     """True where CLIPModel, which takes an end token of 2 for the largest id, would read other tokens."""
-    return isinstance(spec, ClipSpec) and spec.text.end_token == 2
+    return isinstance(spec, ClipSpec) and isinstance(spec.image, ClipImageSpec) and spec.text.end_token == 2
 
 
 def _config(spec: Spec) -> "PreTrainedConfig":
@@ -281,7 +283,11 @@ def _clip_image_stages(model: Any, pixels: Any) -> dict[str, Any]:
     values = attention.v_proj(normal)
 
     def to_joint(tokens: Any) -> Any:
-        return model.visual_projection(tower.post_layernorm(tokens))
+        tokens = tower.post_layernorm(tokens)
+        if not hasattr(tower, "head"):
+            return model.visual_projection(tokens)
+        # SigLIP's head pools: every token as an image of its own.
+        return tower.head(tokens.flatten(0, 1)[:, None]).unflatten(0, tokens.shape[:2])
 
     return {
         **named_stages("image embedded", "image block", hidden[:-1]),
@@ -290,22 +296,24 @@ def _clip_image_stages(model: Any, pixels: Any) -> dict[str, Any]:
         "image values": values,
         "image values, joint": to_joint(attention.out_proj(values)),
         "image tokens, joint": to_joint(hidden[-1]),
-        "image feature": model.visual_projection(out.pooler_output),
+        "image feature": out.pooler_output if hasattr(tower, "head") else model.visual_projection(out.pooler_output),
     }
 
 
 def _clip_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
+    import torch
+
     out = model.text_model(input_ids=token_ids, output_hidden_states=True)
     return {
         **named_stages("text embedded", "text block", out.hidden_states[:-1]),
         "text tokens": out.last_hidden_state,
-        "text feature": model.text_projection(out.pooler_output),
+        "text feature": getattr(model, "text_projection", torch.nn.Identity())(out.pooler_output),
     }
 
 
 # By model_type: the stages of images and of texts.
 TWO_TOWERS: Mapping[str, tuple[Callable[[Any, Any], dict[str, Any]], ...]] = {
-    **dict.fromkeys(("clip", "metaclip_2"), (_clip_image_stages, _clip_text_stages)),
+    **dict.fromkeys(("clip", "metaclip_2", "siglip"), (_clip_image_stages, _clip_text_stages)),
 }
 
 

@@ -14,6 +14,7 @@ from jax.lax import Precision
 
 import gla_jax
 from gla_jax.bench.parts import random_params
+from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.config import BASELINES, METHODS, PRECISIONS, SegmenterConfig, WindowConfig, on_platform
 from gla_jax.distributed.mesh import make_mesh, place_params, place_windows, ring_features
 from gla_jax.labels import label_map as labels
@@ -24,10 +25,12 @@ from gla_jax.text import embeddings
 from gla_jax.towers.dino import DinoV2Spec
 from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.dinov3 import DinoV3Spec
+from gla_jax.towers.siglip import SiglipImageSpec, SiglipTextSpec
 from tests import small_models
 from tests.small_models import IMAGE, VFM, small_clip
 
 DINOV2 = DinoV2Spec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
+SIGLIP = SiglipImageSpec(image_size=32, patch_size=16, width=8, depth=1, num_heads=2, mlp_width=8)
 DINOV3 = DinoV3Spec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
 GATED = replace(DINOV2, activation="swiglu", registers=2)
 SPECS = {"dino": VFM, "dinov2": DINOV2, "dinov2, gated": GATED, "dinov3": DINOV3}
@@ -125,6 +128,14 @@ def test_the_jitted_call_of_the_readme(method, spec, precision):
         assert_counts(found, config.method)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("method", ["gla", "clip"])
+def test_the_jitted_call_on_siglip(method, precision):
+    config = settings(method, precision)
+    arguments = random_params(SIGLIP, VFM), blank_windows(3, config), ROWS, config
+    assert_counts(products(jax.jit(gla_jax.segment_logits), *arguments, other=OTHER[precision]), config.method)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_resized_positions_keep_the_highest(spec):
     """They are constants of the weights, resized once a program: nothing is gained by rounding them."""
@@ -165,11 +176,11 @@ def test_what_a_model_runs(method, precision):
             assert set(found) == (kinds(config.method) if name in ("ring", "steps") else {plain}), name
 
 
-def test_the_text_tower_runs_in_the_highest():
+@pytest.mark.parametrize("text", [small_clip().text, SiglipTextSpec(5, 8, 8, 1, 2, 8, 8, 1, 0)], ids=["clip", "siglip"])
+def test_the_text_tower_runs_in_the_highest(text):
     """Its features are computed once for a model and kept on disk: they belong to no setting."""
-    clip = small_clip()
-    weights = small_models.random_params(clip, 0)["text"]
-    found = products(lambda: embeddings._encode(weights, np.ones((2, 8), np.int32), spec=clip.text), other="default")
+    weights = small_models.random_params(ClipSpec(IMAGE, text), 0)["text"]
+    found = products(lambda: embeddings._encode(weights, np.ones((2, 8), np.int32), spec=text), other="default")
     assert set(found) == {"highest"}
 
 

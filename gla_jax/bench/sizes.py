@@ -11,6 +11,7 @@ from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoV2Spec
 from gla_jax.towers.kinds import FAMILIES
 from gla_jax.towers.layers import VisionSpec
+from gla_jax.towers.siglip import SiglipImageSpec
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ CLIP_SIZES = {
     "huge": Size(1280, 32, 16, 5120, 1024),
     "bigg": Size(1664, 48, 16, 8192, 1280),
 }
+SIGLIP_SIZES = {
+    "base": Size(768, 12, 12, 3072),
+    "large": Size(1024, 24, 16, 4096),
+    "so400m": Size(1152, 27, 16, 4304),
+}
 VFM_SIZES = {
     "small": Size(384, 12, 6, 1536),
     "base": Size(768, 12, 12, 3072),
@@ -48,6 +54,9 @@ def named_spec(name: str) -> VisionSpec:
     if model.family == "clip":
         size = CLIP_SIZES[re.search("|".join(CLIP_SIZES), name)[0]]
         return ClipImageSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width, size.embed_dim)
+    if model.family == "siglip":
+        size = SIGLIP_SIZES[re.search("|".join(SIGLIP_SIZES), name)[0]]
+        return SiglipImageSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width)
     if model.family in ("dino", "dinov3"):
         size = VFM_SIZES[DINO_LETTERS[re.search("vit(.)", name)[1]]]
         kind = FAMILIES[model.family].image

@@ -36,7 +36,13 @@ MAX_CONFIG_BYTES = 1 << 20  # of config.json
 MAX_FILES = 10_000  # under params/; Orbax writes about 20
 MAX_RATIO = 16  # of a tree's size to its files' size; earlier versions compressed them, by 8 %
 JSON_NUMBERS = BeartypeConf(is_pep484_tower=True)  # JSON may hold 0 where a spec says float
-NOT_POSITIVE = ("registers", "end_token", "pixel_mean", "position_offset")  # fields of a spec that may be 0
+NOT_POSITIVE = (
+    "registers",
+    "end_token",
+    "pad_token",
+    "pixel_mean",
+    "position_offset",
+)  # fields of a spec that may be 0
 FRACTIONS = ("layer_norm_eps", "position_offset")  # fields of a spec below 1
 Params = Mapping[str, Any]
 

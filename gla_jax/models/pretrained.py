@@ -55,6 +55,11 @@ def resolve(name_or_path: str | Path, *, offline: bool = False, cache_dir: Path 
             f"{text} names CLIP-DINOiser's layers {len(layers)} times and {len(clips)} CLIP; name the CLIP that they "
             "were trained on and the layers once."
         )
+    if layers and clips[0].family != "clip":
+        raise ModelError(
+            f"{layers[0].folder} holds layers on tokens of a CLIP, but {clips[0].folder} is a {clips[0].family} model; "
+            "name the CLIP that they were trained on."
+        )
     if layers and layers[0].spec.width != clips[0].spec.image.width:
         raise ModelError(
             f"{layers[0].folder} holds layers on tokens of width {layers[0].spec.width}, but those of "

@@ -92,8 +92,11 @@ def dinoiser_flops(clip: VisionSpec, projected: int, crop: int) -> float:
 
 
 def projection_flops(clip: VisionSpec, tokens: int, whole_block: bool) -> float:
-    """Gathered values of some tokens to the joint space: 2 (C^2 + CE) a token, 4Ch more where the MLP runs."""
-    linear = clip.width**2 + clip.width * clip.embed_dim
+    """Gathered values of some tokens to the joint space: 2 (C^2 + CE) a token, 4Ch more where the MLP runs.
+
+    In place of CE a tower with a head has the weights of that (joint_weights).
+    """
+    linear = clip.width**2 + clip.joint_weights
     return 2 * tokens * (linear + (2 * clip.width * clip.mlp_width if whole_block else 0))
 
 

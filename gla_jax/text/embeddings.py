@@ -41,14 +41,14 @@ class FolderTokenizer:
     tokenizer: "Tokenizer"
     unknown: int | None
 
-    def __call__(self, texts: Sequence[str], context: int) -> Int[np.ndarray, "Q t"]:
-        """Token ids [Q context] int32, padded with 0, truncated before the end token.
+    def __call__(self, texts: Sequence[str], context: int, pad_token: int = 0) -> Int[np.ndarray, "Q t"]:
+        """Token ids [Q context] int32, padded behind, truncated before the end token.
 
         Warns where a text does not fit and where words are unknown.
         """
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(context)
-        ids = np.zeros((len(texts), context), np.int32)
+        ids = np.full((len(texts), context), pad_token, np.int32)
         unknown: dict[str, None] = {}
         for row, (text, encoding) in enumerate(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True)):
             if encoding.overflowing:
@@ -194,7 +194,7 @@ def encode_texts(
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the model does not know")
-        ids = tokenizer(texts, spec.context)
+        ids = tokenizer(texts, spec.context, spec.pad_token)
     end = [] if spec.end_token is None else [spec.end_token]
     if ids.max(initial=0) >= spec.vocabulary or tokenizer.tokenizer.encode("").ids[-1:] != end:
         raise ModelError(

@@ -14,6 +14,7 @@ from gla_jax.towers.dino import Dino, DinoSpec, DinoV2, DinoV2Spec
 from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.dinov3 import DinoV3, DinoV3Spec
 from gla_jax.towers.layers import TextSpec, Tower, VisionSpec
+from gla_jax.towers.siglip import SiglipImage, SiglipImageSpec, SiglipText, SiglipTextSpec
 
 TOWERS: Mapping[type, type[Tower]] = {
     ClipImageSpec: ClipImage,
@@ -21,6 +22,8 @@ TOWERS: Mapping[type, type[Tower]] = {
     DinoSpec: Dino,
     DinoV2Spec: DinoV2,
     DinoV3Spec: DinoV3,
+    SiglipImageSpec: SiglipImage,
+    SiglipTextSpec: SiglipText,
 }
 
 
@@ -38,6 +41,7 @@ class Family(NamedTuple):
 
 FAMILIES: Mapping[str, Family] = {
     "clip": Family(ClipImageSpec, ClipTextSpec),
+    "siglip": Family(SiglipImageSpec, SiglipTextSpec),
     "dino": Family(DinoSpec),
     "dinov2": Family(DinoV2Spec),
     "clip-dinoiser": Family(DinoiserSpec),

@@ -14,7 +14,7 @@ from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.support.arrays import Array, Bool, Float, Int, typed
 from gla_jax.towers.attention import QKV, Rotation, multi_head_attention
 
-Activation = Literal["gelu", "quick_gelu", "swiglu"]
+Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "swiglu"]
 PositionResize = Literal["bicubic", "bicubic_antialias"]
 Params = Mapping[str, Any]
 
@@ -78,12 +78,19 @@ class VisionSpec:
         """Tokens before the first patch: CLS and registers."""
         return 1 + self.registers
 
+    @property
+    def joint_weights(self) -> int:
+        """Weights of the maps behind the last block that take a token to the joint space, of a tower of values."""
+        return self.width * self.embed_dim
+
 
 class TextSpec:
     """Facts of a text tower; every spec has vocabulary, context, embed_dim and end_token.
 
-    end_token: the id that ends every text, None where none does.
+    end_token: the id that ends every text, None where none does. pad_token: the id behind it.
     """
+
+    pad_token = 0
 
     def lengths(self, token_ids: Int[np.ndarray, "Q t"]) -> Int[np.ndarray, " Q"]:
         """The tokens of each text that its feature depends on; what stands behind them may be cut off."""
@@ -129,13 +136,14 @@ class LayerNorm(nn.Module):
 class PatchTokens(nn.Module):
     """Map pixels [B 3 h w] to tokens [B 1+registers+n C]: patch projection, class token, positions, registers.
 
-    grid_side: of the position table, None where there is none.
+    grid_side: of the position table, None where there is none. Without class_token there are the n patches alone.
     """
 
     width: int
     patch_size: int
     grid_side: int | None
     use_bias: bool
+    class_token: bool = True
     registers: int = 0
     position_resize: PositionResize = "bicubic"
     position_offset: float = 0.0
@@ -158,14 +166,18 @@ class PatchTokens(nn.Module):
         )(patches)
 
         normal = nn.initializers.normal(0.02)
-        cls_token = self.param("class_token", normal, (self.width,))
+        if self.class_token:
+            cls_token = self.param("class_token", normal, (self.width,))
         if self.grid_side is not None:
-            cls_token = cls_token + self.param("class_position", normal, (self.width,))
+            if self.class_token:
+                cls_token = cls_token + self.param("class_position", normal, (self.width,))
             positions = self.param("positions", normal, (self.grid_side**2, self.width))
             # A loaded checkpoint holds NumPy arrays, which only jit turns into the arrays of jax that are checked for.
             grid = rows, columns
             positions = resize_positions(jnp.asarray(positions), grid, self.position_resize, self.position_offset)
             tokens = tokens + positions.astype(self.dtype)[None]
+        if not self.class_token:
+            return tokens
         first = [cls_token[None]]
         if self.registers:
             first.append(self.param("registers", normal, (self.registers, self.width)))
@@ -217,6 +229,8 @@ class Mlp(nn.Module):
             hidden = jax.nn.silu(gate) * hidden
         elif self.activation == "quick_gelu":
             hidden = quick_gelu(hidden)
+        elif self.activation == "gelu_pytorch_tanh":
+            hidden = jax.nn.gelu(hidden, approximate=True)
         else:
             hidden = gelu(hidden)
         return nn.Dense(x.shape[-1], dtype=self.dtype, precision=self.precision, name="down")(hidden)

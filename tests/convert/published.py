@@ -53,6 +53,13 @@ def metaclip2_model(**text) -> transformers.MetaClip2Model:
     return clip_model(kind="MetaClip2", **ends, **text)
 
 
+def siglip_model(vision: dict | None = None, **text) -> transformers.SiglipModel:
+    """The widths of images and texts differ, as in the largest model."""
+    sizes = {**TEXT, "projection_size": VISION["hidden_size"], "bos_token_id": 5, "eos_token_id": 6, **text}
+    config = transformers.SiglipConfig(vision_config=VISION | (vision or {}), text_config=sizes)
+    return randomise(transformers.SiglipModel(config))
+
+
 def dino_model(**options) -> transformers.ViTModel:
     return randomise(transformers.ViTModel(transformers.ViTConfig(**VISION, **options)))
 

@@ -82,6 +82,30 @@ FIELDS = {
     },
 }
 FIELDS |= {f"MetaClip2{kind.removeprefix('CLIP')}": fields for kind, fields in FIELDS.items() if "CLIP" in kind}
+SIGLIP_TOWER = {name: case for name, case in LAYERS.items() if name != "initializer_range"} | {
+    "intermediate_size": (64, REFUSED),
+    "hidden_act": ("gelu", {"activation": "gelu"}),
+    "attention_dropout": (0.5, SAME),
+}
+FIELDS |= {
+    "SiglipConfig": {
+        "initializer_factor": (0.5, SAME),
+        "vision_config": ({}, REFUSED),
+        "text_config": ({}, REFUSED),
+    },
+    "SiglipVisionConfig": SIGLIP_TOWER
+    | {name: VISION[name] for name in ("image_size", "patch_size", "num_channels")}
+    | {"vision_use_head": (False, REFUSED)},
+    "SiglipTextConfig": SIGLIP_TOWER
+    | {
+        "hidden_size": (80, REFUSED),
+        "vocab_size": (9, REFUSED),
+        "max_position_embeddings": (12, REFUSED),
+        "projection_size": (12, REFUSED),
+        # The tokenizer's own count: the released configurations have CLIP's ids or none.
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), (3, SAME)),
+    },
+}
 FAMILY = {
     "ViTConfig": "dino",
     "Dinov2Config": "dinov2",
@@ -107,7 +131,7 @@ def test_every_field_of_the_class_stands_in_the_tables(kind):
 def models(tmp_path_factory):
     """The tensors and the configuration of a small model of each class."""
     made = {"CLIPConfig": published.clip_model(), "ViTConfig": published.dino_model()}
-    made["MetaClip2Config"] = published.metaclip2_model()
+    made |= {"MetaClip2Config": published.metaclip2_model(), "SiglipConfig": published.siglip_model()}
     made |= {"Dinov2Config": published.dinov2_model(), "Dinov2WithRegistersConfig": published.dinov2_model(4)}
     made |= {"DINOv3ViTConfig": published.dinov3_model()}
     return {kind: saved(model, tmp_path_factory.mktemp(kind)) for kind, model in made.items()}
@@ -119,9 +143,9 @@ def models(tmp_path_factory):
     ids=str,
 )
 def test_a_field_is_followed_or_refused(kind, field, value, effect, models):
-    part = {"VisionConfig": "image", "TextConfig": "text"}.get(kind.removeprefix("CLIP").removeprefix("MetaClip2"))
+    part = next((part for name, part in {"Vision": "image", "Text": "text"}.items() if name in kind), None)
     state, config = models[kind if part is None else kind.replace("Vision", "").replace("Text", "")]
-    family = FAMILY.get(kind, "clip")
+    family = FAMILY.get(kind, "siglip" if kind.startswith("Siglip") else "clip")
     before = convert_state(family, state, config).spec
     if part is None:
         config = {**config, field: value}

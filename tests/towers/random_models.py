@@ -39,6 +39,13 @@ def metaclip2_config(image: dict, text: dict, joint: int, activation: str) -> tr
     )
 
 
+def siglip_config(image: dict, text: dict) -> transformers.SiglipConfig:
+    special = {"eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0, "projection_size": image["hidden_size"]}
+    return transformers.SiglipConfig(
+        vision_config=image, text_config={**text, "max_position_embeddings": 64, **special}
+    )
+
+
 def sizes(width: int, depth: int, heads: int, mlp: int | None = None, **others) -> dict:
     return {
         "hidden_size": width,
@@ -69,6 +76,7 @@ def dinov3_config(width: int, depth: int, heads: int, registers: int = 4, **othe
 _KINDS = {
     "clip": ("clip", transformers.CLIPModel),
     "metaclip_2": ("clip", transformers.MetaClip2Model),
+    "siglip": ("siglip", transformers.SiglipModel),
     "vit": ("dino", transformers.ViTModel),
     "dinov2": ("dinov2", transformers.Dinov2Model),
     "dinov2_with_registers": ("dinov2", transformers.Dinov2WithRegistersModel),
@@ -98,6 +106,8 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 def _statistics(name: str, parameter: torch.Tensor) -> tuple[float, float]:
+    if name.endswith("probe"):
+        return 0.0, 1.0
     if name.endswith("lambda1"):
         return 0.5, 0.2
     if "norm" in name and name.endswith("weight"):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.convert.reference import reference_stages
 from gla_jax.convert.verify import TOLERANCE, compare, random_texts, stage_errors, tower_stages
-from gla_jax.towers.clip import ClipImage, ClipText
 from gla_jax.towers.kinds import build_tower
 from tests.towers.random_models import (
     clip_config,
@@ -23,6 +23,7 @@ from tests.towers.random_models import (
     dinov3_config,
     metaclip2_config,
     random_pair,
+    siglip_config,
     sizes,
 )
 
@@ -44,6 +45,8 @@ SMALL = {
     "CLIP H/14": clip_config(sizes(160, 2, 2, image_size=224, patch_size=14), TEXT, 64, "gelu"),
     "MetaCLIP 2 B/16": metaclip2_config(sizes(128, 2, 2, image_size=224, patch_size=16), TEXT, 48, "gelu"),
     "CLIP bigG/14": clip_config(sizes(208, 2, 2, 1024, image_size=224, patch_size=14), TEXT, 80, "gelu"),
+    "SigLIP B/16": siglip_config(sizes(128, 2, 2, image_size=224, patch_size=16), TEXT),
+    "SigLIP so400m/14": siglip_config(sizes(144, 2, 2, 538, image_size=384, patch_size=14), TEXT),
     "DINO S/16": dino_config(128, 2, 2, patch=16),
     "DINO S/8": dino_config(128, 2, 2, patch=8),
     "DINO B/16": dino_config(192, 2, 3, patch=16),
@@ -85,19 +88,19 @@ def test_every_stage(name):
     assert {stage: error for stage, error in errors.items() if error > TOLERANCE} == {}
 
 
-@pytest.mark.parametrize("name", ["CLIP H/14", "DINO S/16", "DINOv2 g/14 registers"])
+@pytest.mark.parametrize("name", ["CLIP H/14", "SigLIP so400m/14", "DINO S/16", "DINOv2 g/14 registers"])
 def test_every_block_fed_with_the_oracle_s_own_input(name):
     reference, spec, params = random_pair(SMALL[name])
     pixels = three_sizes(spec)[-1]
-    if name.startswith("CLIP"):
-        towers = {"image ": (ClipImage(spec.image), params["image"]), "text ": (ClipText(spec.text), params["text"])}
+    if isinstance(spec, ClipSpec):
+        towers = {f"{part} ": (build_tower(getattr(spec, part)), params[part]) for part in ("image", "text")}
         theirs = reference_stages(reference, pixels, random_texts(spec))
     else:
         towers = {"": (build_tower(spec), params)}
         theirs = reference_stages(reference, pixels)
     for prefix, (tower, weights) in towers.items():
         stages = [theirs[name] for name in theirs if name.startswith((f"{prefix}embedded", f"{prefix}block"))]
-        causal = (jnp.tril(jnp.ones((77, 77), bool)),) if prefix == "text " else ()
+        causal = (jnp.tril(jnp.ones((77, 77), bool)),) if prefix + name[:4] == "text CLIP" else ()
         run = jax.jit(lambda w, x, tower=tower, causal=causal: tower.bind({"params": w}).blocks[0](x, *causal))
         for index, (given, expected) in enumerate(itertools.pairwise(stages)):
             ours = np.asarray(run({**weights, "blocks_0": weights[f"blocks_{index}"]}, given))
@@ -105,11 +108,11 @@ def test_every_block_fed_with_the_oracle_s_own_input(name):
             assert np.abs(ours - expected).max() < 2e-6 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["CLIP H/14", "DINO S/16", "DINOv2 g/14 registers"])
+@pytest.mark.parametrize("name", ["CLIP H/14", "SigLIP so400m/14", "DINO S/16", "DINOv2 g/14 registers"])
 def test_every_parameter_is_seen(name):
     """Noise of a hundredth on any one parameter shows in some stage: what is compared depends on all of them."""
     _, spec, params = random_pair(SMALL[name])
-    pixels, texts = three_sizes(spec)[-1], random_texts(spec) if name.startswith("CLIP") else None
+    pixels, texts = three_sizes(spec)[-1], random_texts(spec) if isinstance(spec, ClipSpec) else None
     right = tower_stages(spec, params, pixels, texts)
     leaves, tree = jax.tree.flatten_with_path(params)
     random, unseen = np.random.default_rng(0), []
@@ -131,6 +134,9 @@ def test_every_parameter_is_seen(name):
         ("CLIP H/14", "image", {"num_heads": 1}),
         ("CLIP H/14", "text", {"num_heads": 1}),
         ("CLIP H/14", "text", {"end_token": 98}),
+        ("SigLIP B/16", "image", {"num_heads": 4}),
+        ("SigLIP B/16", "text", {"activation": "quick_gelu"}),
+        ("SigLIP B/16", "image", {"position_resize": "bicubic_antialias"}),
         ("DINO S/16", None, {"num_heads": 4}),
         ("DINOv2 B/14 registers", None, {"num_heads": 4}),
         ("DINOv2 B/14 registers", None, {"layer_norm_eps": 1e-3}),

@@ -1,0 +1,202 @@
+"""SigLIP's two transformers (Zhai et al. 2023; SigLIP 2: Tschannen et al. 2025): no CLS token, a head that pools."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from gla_jax.images.windows import Channels
+from gla_jax.support.arrays import Array, Float, Int, typed
+from gla_jax.towers.layers import (
+    QKV,
+    Activation,
+    ImageTokens,
+    LayerNorm,
+    Mlp,
+    PatchTokens,
+    PositionResize,
+    SelfAttention,
+    TextSpec,
+    Tower,
+    VisionSpec,
+    multi_head_attention,
+    transformer_blocks,
+)
+
+HALF = (0.5, 0.5, 0.5)  # mean and std of the pixels of every published model
+
+
+@dataclass(frozen=True)
+class SiglipImageSpec(VisionSpec):
+    """Sizes of a SigLIP image tower and how its pixels are normalised; embed_dim is its width.
+
+    position_resize None is "bicubic", as transformers resizes (see resize_positions).
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    activation: Activation = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    pixel_mean: Channels = HALF
+    pixel_std: Channels = HALF
+    position_resize: PositionResize | None = None
+    gives_features = False
+    prefix_tokens = 0
+
+    @property
+    def embed_dim(self) -> int:
+        """E: the head has no projection to another width."""
+        return self.width
+
+    @property
+    def joint_weights(self) -> int:
+        """Two maps of the head's attention and its MLP."""
+        return 2 * self.width**2 + 2 * self.width * self.mlp_width
+
+
+class PoolingHead(nn.Module):
+    """SigLIP's attention pooling: a learned query attends over all tokens, then out_proj and an MLP with residual."""
+
+    spec: SiglipImageSpec
+    dtype: jnp.dtype = jnp.float32
+    precision: str = "highest"
+
+    def setup(self):
+        spec = self.spec
+        self.probe = self.param("probe", nn.initializers.normal(0.02), (spec.width,))
+        self.attention = SelfAttention(spec.width, dtype=self.dtype, precision=self.precision)
+        self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.mlp = Mlp(spec.mlp_width, spec.activation, self.dtype, self.precision)
+
+    def pool(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B C"]:
+        """One feature of all tokens."""
+        probe = jnp.broadcast_to(self.probe.astype(self.dtype), (len(tokens), 1, self.spec.width))
+        attention = self.attention
+        qkv = QKV(attention.query(probe), attention.key(tokens), attention.value(tokens))
+        return self._joint(multi_head_attention(qkv, self.spec.num_heads, precision=self.precision))[:, 0]
+
+    def each(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        """The feature of every token alone: over one key the softmax is 1, so the probe does not matter."""
+        return self._joint(self.attention.value(tokens))
+
+    def _joint(self, attended: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        out = self.attention.project_out(attended)
+        return out + self.mlp(self.norm(out))
+
+
+class SiglipImage(Tower):
+    """SigLIP's image tower: encode() up to q, k, v of the last block; project() from there to the joint space."""
+
+    spec: SiglipImageSpec
+
+    def setup(self):
+        spec = self.spec
+        self.patch_tokens = PatchTokens(
+            spec.width,
+            spec.patch_size,
+            spec.image_size // spec.patch_size,
+            use_bias=True,
+            class_token=False,
+            position_resize=spec.position_resize or "bicubic",
+            dtype=self.dtype,
+            precision=self.precision,
+        )
+        self.blocks = transformer_blocks(self, spec.activation)
+        self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.head = PoolingHead(spec, self.dtype, self.precision)
+
+    @typed
+    def encode(self, pixels: Float[Array, "B 3 h w"]) -> ImageTokens:
+        """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and std.
+
+        Raises ValueError when the patch size does not divide h and w.
+        """
+        embedded = self.patch_tokens(pixels.astype(self.dtype))
+        outputs = self.run_blocks(embedded, count=self.spec.depth - 1)
+        residual = outputs[-1] if outputs else embedded
+        return ImageTokens(embedded, outputs, residual, self.blocks[-1].project_in(residual))
+
+    @typed
+    def project(
+        self, attended: Float[Array, "B t C"], residual: Float[Array, "B t C"] | None = None
+    ) -> Float[Array, "B t E"]:
+        """Project the last attention's output to the joint space: out_proj, post_layernorm, the head on each token.
+
+        That the head takes each token as an image of its own is our reading (docs/METHODS.md). With residual the whole
+        last block runs; without it the block is its attention alone.
+        """
+        return self.head.each(self._last_tokens(attended, residual))
+
+    @typed
+    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B E"]:
+        """SigLIP's image feature: all tokens after the whole last block, pooled, not normalised."""
+        return self.image_feature(self.encode(pixels))
+
+    def image_feature(self, tokens: ImageTokens) -> Float[Array, "B E"]:
+        """The image feature of encoded tokens."""
+        attended = multi_head_attention(tokens.qkv, self.spec.num_heads, precision=self.precision)
+        return self.head.pool(self._last_tokens(attended, tokens.residual))
+
+    def _last_tokens(self, attended: Array, residual: Array | None) -> Array:
+        tokens = self.blocks[-1].project_out(attended)
+        if residual is not None:
+            tokens = self.blocks[-1].feed_forward(residual + tokens)
+        return self.norm_post(tokens)
+
+
+@dataclass(frozen=True)
+class SiglipTextSpec(TextSpec):
+    """Sizes of a SigLIP text tower; texts end with end_token and are filled up to the context with pad_token."""
+
+    vocabulary: int
+    context: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    embed_dim: int
+    end_token: int
+    pad_token: int
+    activation: Activation = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    def lengths(self, token_ids: Int[np.ndarray, "Q t"]) -> Int[np.ndarray, " Q"]:
+        """All of them: every token sees every other one, the padding too."""
+        return np.full(len(token_ids), token_ids.shape[1])
+
+
+class SiglipText(Tower):
+    """SigLIP's text tower: token ids, filled up to the context, to one feature a text."""
+
+    spec: SiglipTextSpec
+
+    def setup(self):
+        spec = self.spec
+        self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
+        self.positions = self.param("positions", nn.initializers.normal(0.01), (spec.context, spec.width))
+        self.blocks = transformer_blocks(self, spec.activation)
+        self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.projection = nn.Dense(spec.embed_dim, dtype=self.dtype, precision=self.precision)
+
+    @typed
+    def encode(self, token_ids: Int[Array, "Q t"]) -> tuple[Float[Array, "Q t C"], ...]:
+        """The embedded tokens and the output of every block, each [Q t C]."""
+        length = token_ids.shape[1]
+        if length > self.spec.context:
+            raise ValueError(f"{length} tokens are more than the text tower's context of {self.spec.context}")
+        tokens = self.token_embedding(token_ids) + self.positions[None, :length].astype(self.dtype)
+        return tokens, *self.run_blocks(tokens)
+
+    @typed
+    def __call__(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
+        """SigLIP's text feature: the last token after the last LayerNorm, projected, not normalised."""
+        return self.text_feature(self.norm_final(self.encode(token_ids)[-1]), token_ids)
+
+    def text_feature(self, tokens: Float[Array, "Q t C"], _token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
+        """The text feature of tokens after the last LayerNorm: the last place, whatever stands there."""
+        return self.projection(tokens[:, -1])
