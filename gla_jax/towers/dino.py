@@ -11,11 +11,11 @@ from gla_jax.towers.attention import Rotation
 from gla_jax.towers.layers import (
     LayerNorm,
     PatchTokens,
-    PositionResize,
     Tower,
     VisionSpec,
     transformer_blocks,
 )
+from gla_jax.towers.positions import PositionResize
 
 
 @dataclass(frozen=True)

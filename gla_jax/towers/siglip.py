@@ -15,7 +15,6 @@ from gla_jax.towers.layers import (
     LayerNorm,
     Mlp,
     PatchTokens,
-    PositionResize,
     SelfAttention,
     TextSpec,
     Tower,
@@ -23,6 +22,7 @@ from gla_jax.towers.layers import (
     multi_head_attention,
     transformer_blocks,
 )
+from gla_jax.towers.positions import PositionResize
 
 HALF = (0.5, 0.5, 0.5)  # mean and std of the pixels of every published model
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from gla_jax.towers.layers import resize_positions
+from gla_jax.towers.positions import resize_positions
 
 GRIDS = [(7, 14), (9, 7), (3, 5), (28, 11), (1, 2)]
 
