@@ -168,9 +168,8 @@ def test_merged_tokens_equal_the_oracle(name, form, block_size, precision):
     rows, columns = (SHIFTED.origins[:, axis, None] + steps for axis in (0, 1))
     pixels = (rows[:, :, None] * 100 + columns[:, None]).ravel()
     assert len(np.unique(pixels)) < 0.7 * pixels.size
-    expected = oracle.attend_merged(
-        oracle.l2(features.astype(np.float64)).reshape(-1, 48), values.reshape(-1, 6), pixels, windows, method
-    )
+    keys = (oracle.centred_keys if method.calibration else oracle.l2)(features.astype(np.float64).reshape(-1, 48))
+    expected = oracle.attend_merged(keys, values.reshape(-1, 6), pixels, windows, method)
     padded = [np.concatenate([x, np.full((padding, *x.shape[1:]), 50, np.float32)]) for x in (features, values)]
     overlaps = token_overlaps(SHIFTED, windows + padding, patch, DEVICES if form == "ring" else 1)
     found = gathered(*map(jnp.asarray, padded), jnp.arange(windows + padding) < windows, method, overlaps)
