@@ -47,11 +47,10 @@ def check_new_folder(target: Path) -> None:
 def folder_written_beside(target: Path, last: str = "") -> Iterator[Path]:
     """A new folder beside target that takes its place when the block ends well and vanishes when it does not.
 
-    On an object store it is a private one on disk, whose files are copied at the end; last: the file that goes when all
-    others are there, and without which the folder is none.
-
     So do the parents of target that are made for it. In the main thread SIGTERM and SIGHUP end the block as Ctrl-C
     does. What runs killed a minute ago or more left beside target is removed.
+    On an object store it is a private one on disk, whose files are copied at the end; last: the file that goes when all
+    others are there, and without which the folder is none.
     Raises ModelError when target is taken or cannot be made.
     """
     if is_remote(target):
