@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.transform import from_origin
 
 from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.eval.datasets.tfds_copy import prepare
@@ -27,6 +28,7 @@ pytest.importorskip("s3fs", reason="s3fs is not installed")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the model does not know"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of moto's, s3fs's and TFDS's own dependencies
+    pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning"),  # of affine, through rasterio
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -170,15 +172,8 @@ def test_convert_and_raster_from_and_to_a_store_are_those_of_the_disk(bucket, lo
     assert config == (tmp_path / "converted/config.json").read_bytes()
 
     pixels = np.random.default_rng(1).integers(0, 256, (3, 300, 400), np.uint8)
-    shape = {
-        "height": 300,
-        "width": 400,
-        "count": 3,
-        "dtype": "uint8",
-        "tiled": True,
-        "blockxsize": 64,
-        "blockysize": 64,
-    }
+    shape = {"height": 300, "width": 400, "count": 3, "dtype": "uint8", "transform": from_origin(0, 300, 1, 1)}
+    shape |= {"tiled": True, "blockxsize": 64, "blockysize": 64}
     (tmp_path / "raster").mkdir()
     with rasterio.open(tmp_path / "raster/scene.tif", "w", driver="GTiff", **shape) as out:
         out.write(pixels)
