@@ -28,7 +28,8 @@ class Baseline:
     its anchors start from means over neighbours, not from tokens; neighbourhood: std in patches of a Gaussian of the
     distance that is added before the softmax, None for none; cutoff: None for a softmax over values; a number for a
     method that averages joint features, after the projection, weighted by the similarities themselves from that one on;
-    attention: a function of your own (qkv, num_heads) -> [W t C] in place of pairs.
+    stitches: the last block of the foundation model attends over all windows, stitched; attention: a function of your
+    own (qkv, num_heads) -> [W t C] in place of pairs.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Baseline:
     from_neighbours: bool = False
     neighbourhood: float | None = None
     cutoff: float | None = None
+    stitches: bool = False
     attention: Callable[..., jax.Array] | None = None
 
     def __post_init__(self):
@@ -51,7 +53,7 @@ class Baseline:
             raise ValueError(f'pairs of {self.name} are {self.pairs!r}; each is two of "queries" and "keys"')
         if not _all_of(self.features, choices := list(get_args(Feature))):
             raise ValueError(f"features of {self.name} are {self.features!r}; choose from {', '.join(choices)}")
-        for name in ("whole_block", "from_neighbours"):
+        for name in ("whole_block", "from_neighbours", "stitches"):
             check_switch(f"{name} of {self.name}", getattr(self, name))
         check_number(f"neighbourhood of {self.name}", self.neighbourhood, above=0)
         check_number(f"cutoff of {self.name}", self.cutoff)
@@ -95,6 +97,8 @@ BASELINES: dict[str, Baseline] = {
         Baseline("proxyclip", "ProxyCLIP", gla="gla", features=("vfm",)),
         # ProxyCLIP's rule with CLIP as its own foundation model: the last block's keys are what it compares.
         Baseline("proxyclip-clip", "ProxyCLIP on CLIP's keys", gla="gla-on-clip-keys", features=("keys",)),
+        # Moon et al. (OV-Stitcher), from their description; ProxyCLIP's rule on the stitched features.
+        Baseline("ov-stitcher", "OV-Stitcher", gla="gla-ov-stitcher", features=("vfm",), stitches=True),
         # Wysoczanska et al. train two layers; GLA on their correlations is our reading.
         Baseline(
             "clip-dinoiser",

@@ -182,6 +182,11 @@ class MethodConfig:
         return "dinoiser" in BASELINES[self.baseline].features
 
     @property
+    def stitches(self) -> bool:
+        """True if the last block of the foundation model attends over all windows."""
+        return BASELINES[self.baseline].stitches
+
+    @property
     def pools_joint(self) -> bool:
         """True if what is averaged are joint features, which nothing projects afterwards."""
         return BASELINES[self.baseline].cutoff is not None

@@ -17,7 +17,8 @@ from gla_jax.support.arrays import Array, Float, inverse_norms, typed
 from gla_jax.support.steps import ONE_PROGRAM, OneProgram, Progress, Steps
 from gla_jax.towers.kinds import build_tower
 from gla_jax.towers.placement import step_batch
-from gla_jax.window_tokens import SegmenterParams, WindowTokens, encode_windows
+from gla_jax.window_tokens import SegmenterParams, WindowTokens, encode_alone, stitch_windows
+from gla_jax.window_tokens import encode_windows as encode_windows  # the step before those here
 
 QUERY_CHUNK = 4096  # queries of a step
 
@@ -148,12 +149,20 @@ def segment_features(
         run: as one program or in steps.
     """
     method, valid, overlaps = config.method, jnp.asarray(windows.valid), windows.overlaps
-    if not method.global_buffer:
+    if not (method.global_buffer or method.stitches):
         # Windows do not see each other: every chunk goes all the way by itself, with W as an argument.
         return run.windows(_segment_alone, (windows,), params, config, run.whole(window_count, windows, method))
-    # Features of one or more passes (SCLIP compares queries, then keys), CLIP's values, and residual or None.
     cut = windows._replace(overlaps=None)  # which are of the image as a whole
-    *compared, values, residual = run.windows(_read_tokens, (cut,), params, config)
+    # Features of one or more passes (SCLIP compares queries, then keys), CLIP's values, and residual or None.
+    if method.stitches:
+        tokens = run.windows(_encode_part, (cut,), params, config)
+        tokens = run.whole(stitch_windows, tokens, cut, params, config)
+        if not method.global_buffer:
+            count = run.whole(window_count, windows, method)
+            return run.windows(_segment_encoded, (tokens, cut), params, config, count)
+        *compared, values, residual = _read(tokens, config)
+    else:
+        *compared, values, residual = run.windows(_read_tokens, (cut,), params, config)
     total = None  # the passes of a baseline are summed
     while compared:
         first = run.whole(first_queries, compared[0], windows, params, method)
@@ -173,9 +182,13 @@ def segment_images(params: SegmenterParams, windows: Windows, config: SegmenterC
 
     The towers take the windows of all images in their batches; the rest goes one image after the other.
     """
-    tokens = encode_windows(params, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), windows), config)
+    tokens = encode_alone(params, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), windows), config)
     tokens = jax.tree.map(lambda leaf: leaf.reshape(*windows.valid.shape, *leaf.shape[1:]), tokens)
-    return jax.lax.map(lambda image: _segment_encoded(*image, params, config), (tokens, windows))
+
+    def one(image: tuple[WindowTokens, Windows]) -> Array:
+        return _segment_encoded(stitch_windows(*image, params, config), image[1], params, config)
+
+    return jax.lax.map(one, (tokens, windows))
 
 
 def _segment_encoded(
@@ -190,12 +203,19 @@ def _segment_encoded(
 
 
 def _segment_alone(windows: Windows, params: SegmenterParams, config: SegmenterConfig, count: Array) -> Array:
-    return _segment_encoded(encode_windows(params, windows, config), windows, params, config, count)
+    return _segment_encoded(encode_alone(params, windows, config), windows, params, config, count)
+
+
+def _encode_part(windows: Windows, params: SegmenterParams, config: SegmenterConfig) -> WindowTokens:
+    return encode_alone(params, windows, config)
 
 
 def _read_tokens(windows: Windows, params: SegmenterParams, config: SegmenterConfig) -> tuple[Array | None, ...]:
+    return _read(encode_alone(params, windows, config), config)
+
+
+def _read(tokens: WindowTokens, config: SegmenterConfig) -> tuple[Array | None, ...]:
     """Of the towers' outputs what the global buffer reads: features of each pass, values, residual or None."""
-    tokens = encode_windows(params, windows, config)
     projects = BASELINES[config.method.baseline].whole_block and not config.method.pools_joint
     residual = tokens.residual if projects else None
     return *(features.astype(jnp.float32) for features in tokens.compared(config.method)), tokens.values, residual
@@ -223,7 +243,7 @@ def count_steps(windows: int, queries: int, config: SegmenterConfig) -> int:
     """Steps that an image of `windows` windows, padded to whole chunks, and `queries` tokens takes."""
     chunks, method = -(-windows // config.max_tower_batch), config.method
     if not method.global_buffer:
-        return chunks
+        return 2 * chunks if method.stitches else chunks
     # Queries go through the anchors' loop, where there is one, and through the attention.
     rounds = 2 if method.proxy_anchors or method.dynamic_scale is not None else 1
     query_chunks = -(-queries // QUERY_CHUNK)

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gla_jax.attention.canvas import attend_canvas, stitch_canvas
 from gla_jax.checkpoints.model_folder import Checkpoint, Params, VfmSpec
 from gla_jax.config import BASELINES, REFERENCE, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import Windows, normalise
 from gla_jax.support.arrays import Array, Float, typed
 from gla_jax.towers.attention import QKV
+from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from gla_jax.towers.dinoiser import FROM_LAST, Dinoiser, DinoiserSpec
 from gla_jax.towers.kinds import build_tower
 from gla_jax.towers.layers import STACKED, ImageTokens, Tower, VisionSpec, stack_blocks, unstack_blocks
@@ -87,7 +89,7 @@ class WindowTokens:
     qkv: of CLIP's last block, prefix tokens (CLS) first, each [W prefix+n C]; residual [W prefix+n C]: that block's
     input; both None without a CLIP; features [W S D]: the vision foundation model's patch tokens, or the projection of
     CLIP-DINOiser's layers, None where nothing reads them; joint [W n E]: patches in the joint space, where the baseline
-    averages them in place of values.
+    averages them in place of values; prefix [W p D]: of the foundation model, before the windows are stitched.
     """
 
     qkv: QKV | None
@@ -95,6 +97,7 @@ class WindowTokens:
     features: Float[Array, "W S D"] | None
     prefix_tokens: int = field(default=1, metadata={"static": True})
     joint: Float[Array, "W n E"] | None = None
+    prefix: Float[Array, "W p D"] | None = None
 
     def compared(self, method: MethodConfig) -> tuple[Float[Array, "W S D"], ...]:
         """The features that GLA compares, of each pass: those of a model beside CLIP or a side of CLIP's own heads."""
@@ -116,24 +119,37 @@ class WindowTokens:
 @jax.named_scope("gla-towers")
 @typed
 def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> WindowTokens:
-    """Run both towers over the windows, at most config.max_tower_batch of them at a time.
+    """Run both towers over the windows of one image, at most config.max_tower_batch of them at a time.
 
     Raises ValueError when the baseline needs a vision foundation model or trained layers and there are none.
     """
+    return stitch_windows(encode_alone(params, windows, config), windows, params, config)
+
+
+@jax.named_scope("gla-towers")
+@typed
+def encode_alone(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> WindowTokens:
+    """encode_windows without what joins windows of an image: they may be of several images, or a part of one's."""
     dtype, method = jnp.dtype(config.dtype), config.method
     if method.reads_vfm and params.features_spec is None:
         raise ValueError(f"{method.baseline} compares features of a vision foundation model; none is given")
+    if method.stitches and not isinstance(params.vfm_spec, DinoSpec | DinoV2Spec):
+        raise ValueError(f"{method.baseline} opens the last block of DINO or DINOv2; another tower is given")
     if method.reads_dinoiser and params.dinoiser is None:
         raise ValueError(f"{method.baseline} compares features of CLIP-DINOiser's trained layers; none are given")
 
     def encode(pixels: Array) -> WindowTokens:  # [b 3 c c]
-        tokens = features = joint = None
+        tokens = features = joint = before = None
         if params.clip is not None:
             clip, tokens = _encode_clip(params, pixels, config)
         if params.vfm is not None and (method.reads_vfm or tokens is None):
             vfm_pixels = normalise(pixels, params.vfm_spec.pixel_mean, params.vfm_spec.pixel_std)
             vfm = build_tower(params.vfm_spec, dtype, **_tower_options(config))
-            features = vfm.apply({"params": params.vfm}, vfm_pixels).patch_tokens
+            vision = vfm.apply({"params": params.vfm}, vfm_pixels)
+            features = vision.patch_tokens
+            if method.stitches:  # the last block is left open
+                tokens_before = vision.blocks[-2] if len(vision.blocks) > 1 else vision.embedded
+                before, features = jnp.split(tokens_before, [params.vfm_spec.prefix_tokens], axis=1)
         elif method.reads_vfm:  # the same pass gives both
             features = clip.apply({"params": params.clip}, tokens, method="features")
         if tokens is None:
@@ -144,9 +160,47 @@ def encode_windows(params: SegmenterParams, windows: Windows, config: SegmenterC
         if method.pools_joint:
             patches = tokens.qkv.values[:, prefix:], tokens.residual[:, prefix:]
             joint = clip.apply({"params": params.clip}, *patches, method="project")
-        return WindowTokens(tokens.qkv, tokens.residual, features, prefix, joint)
+        return WindowTokens(tokens.qkv, tokens.residual, features, prefix, joint, before)
 
     return _in_batches(encode, windows, config)
+
+
+@jax.named_scope("gla-towers")
+@typed
+def stitch_windows(
+    tokens: WindowTokens, windows: Windows, params: SegmenterParams, config: SegmenterConfig
+) -> WindowTokens:
+    """Tokens whose features went through the foundation model's last block over the stitched windows of an image.
+
+    Queries, keys, values and residual of that block are averaged where windows overlap, those of the prefix over all
+    windows; every token then has the output of its cell. Without `prefix` the tokens stay as they are.
+
+    Args:
+        tokens: of encode_alone.
+        windows: all of one image.
+        params: of the foundation model.
+        config: dtype and precision.
+    """
+    if tokens.prefix is None:
+        return tokens
+    spec, dtype, (count, side_squared, width) = params.vfm_spec, jnp.dtype(config.dtype), tokens.features.shape
+    valid, prefix_tokens = jnp.asarray(windows.valid), tokens.prefix.shape[1]
+    canvas = stitch_canvas(jnp.asarray(windows.origins), valid, side_squared, spec.patch_size)
+    vfm, variables = build_tower(spec, dtype, precision=config.method.plain_precision), {"params": params.vfm}
+    share = valid.astype(jnp.float32) / valid.astype(jnp.float32).sum()
+
+    def onto_canvas(each: Array) -> Array:  # [W t C] to [p+N C]
+        first, patches = jnp.split(each, [prefix_tokens], axis=1)
+        first = (share[:, None, None] * first.astype(jnp.float32)).sum(0)
+        return jnp.concatenate([first, canvas.average(patches)]).astype(dtype)
+
+    whole = jnp.concatenate([tokens.prefix, tokens.features], axis=1)
+    qkv = vfm.apply(variables, spec.depth - 1, "project_in", whole, method="of_block")
+    qkv = QKV(*map(onto_canvas, qkv))
+    seen = jnp.concatenate([jnp.ones(prefix_tokens, bool), canvas.valid])
+    attended = attend_canvas(qkv, seen, spec.num_heads, config.method.plain_precision)
+    features = vfm.apply(variables, onto_canvas(whole)[None], attended[None], method="close_last")[0, prefix_tokens:]
+    return replace(tokens, features=features[canvas.cell].reshape(count, side_squared, width), prefix=None)
 
 
 @typed
@@ -197,6 +251,6 @@ def _apply_dinoiser(
     index = params.clip_spec.depth - FROM_LAST
     before = tokens.blocks[index - 1] if index else tokens.embedded
     # The block's attention runs a second time here: its tokens are no output of the scanned tower.
-    patches = clip.apply({"params": params.clip}, before, index, method="mlp_input")
+    patches = clip.apply({"params": params.clip}, index, "mlp_input", before, method="of_block")
     layers = Dinoiser(params.dinoiser_spec, jnp.dtype(config.dtype), config.method.plain_precision)
     return layers.apply({"params": params.dinoiser}, patches[:, params.clip_spec.prefix_tokens :], method=method)

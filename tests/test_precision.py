@@ -111,7 +111,10 @@ def test_products_of_inner_functions_are_seen():
 
 
 CASES = [
-    (method, spec) for method in METHODS for spec in SPECS if METHODS[method].reads_vfm or spec == next(iter(SPECS))
+    (method, spec)
+    for method in METHODS
+    for spec in SPECS
+    if (METHODS[method].reads_vfm or spec == next(iter(SPECS))) and not (METHODS[method].stitches and spec == "dinov3")
 ]
 
 

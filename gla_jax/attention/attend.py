@@ -176,7 +176,9 @@ def attend_alone(
 
     own_first = None if first is None else first.reshape(*features.shape[:2], -1)
     together = even_batch(len(features), max(1, method.max_block**2 // features.shape[1] ** 2))
-    # A batch of one would be a vmap, under which a block that is skipped is computed all the same.
+    # A batch of one would be a vmap, under which a block that is skipped is computed all the same; inside shard_map JAX
+    # refuses that branch.
+    method = replace(method, skip_blocks=False) if together > 1 else method
     return jax.lax.map(alone, (features, values, own_first), batch_size=together if together > 1 else None)
 
 

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from gla_jax.checkpoints.model_folder import flatten_params
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.resize import resize_uint8_traced
-from gla_jax.images.windows import Canvas, cut_canvas, padded_origins
+from gla_jax.images.windows import Canvas, cut_canvas, padded_origins, token_overlaps
 from gla_jax.labels.label_map import blocks_of, label_tile, layout
 from gla_jax.labels.prune import best_probabilities, prune
 from gla_jax.pipeline import segment_features, token_logits
@@ -49,7 +49,9 @@ def export_labels(model: Model, question: Question, size: tuple[int, int]) -> ja
     valid, origins = padded_origins(grid, grid.count)
     where = layout(grid, params.tokens(config), size)
     embeddings, precision = np.asarray(question.text_embeddings), config.method.plain_precision
-    edge = np.zeros(3 * grid.crop, np.uint8)
+    edge, overlaps = np.zeros(3 * grid.crop, np.uint8), None
+    if config.method.merge_overlaps:
+        overlaps = token_overlaps(grid, grid.count, params.patch_size(config.method))
 
     def labels(weights: Weights, image: UInt8[Array, "h w 3"]) -> Integer[Array, "h w"]:
         tree = unflatten_dict({path: leaf.astype(config.dtype) for path, leaf in weights.items()}, sep="/")
@@ -57,7 +59,7 @@ def export_labels(model: Model, question: Question, size: tuple[int, int]) -> ja
         resized = resize_uint8_traced(image, (grid.height, grid.width))
         pieces = (edge, resized.reshape(-1), edge)
         shape = np.array([grid.height, grid.width], np.int32)
-        windows = cut_canvas(Canvas(pieces, shape, valid, origins), grid.crop, params.values_spec.pixel_mean)
+        windows = cut_canvas(Canvas(pieces, shape, valid, origins, overlaps), grid.crop, params.values_spec.pixel_mean)
         logits = token_logits(segment_features(own, windows, config), jnp.asarray(embeddings), precision)
         if config.prune_below:
             best = best_probabilities(

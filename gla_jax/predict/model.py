@@ -42,6 +42,7 @@ from gla_jax.pipeline import SegmenterParams, segment_features, segment_images, 
 from gla_jax.support.arrays import Array, Float, UInt8
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
+from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from gla_jax.towers.dinoiser import FROM_LAST
 from gla_jax.towers.placement import device_memory, padded_to_steps, platform_numbers, platform_of, tower_batch
 from gla_jax.window_tokens import foreground_logits
@@ -193,6 +194,11 @@ class Model:
         config = check_settings(config, self.params)
         if self.mesh is None and config.method.attention == "ring":
             raise UserError("the ring passes keys from device to device; give a mesh, or take blockwise attention.")
+        if config.method.stitches and self.mesh is not None and self.mesh.shape[WINDOW_AXIS] > 1:
+            raise UserError(
+                f"method {config.method.baseline} stitches all windows of an image on one device; give a mesh of "
+                f"{self.mesh.size} images at once ({self.mesh.size}x1), or choose another method."
+            )
         return replace(self, config=on_device(config, self.params, _first_device(self.mesh)), settings=config)
 
     def steps_through(self, size: tuple[int, int]) -> int:
@@ -289,6 +295,11 @@ def check_settings(config: SegmenterConfig, params: SegmenterParams) -> Segmente
         )
     if params.dinoiser is not None and clip.depth < FROM_LAST:
         raise UserError(f"CLIP-DINOiser's layers read block {FROM_LAST} from the last; this CLIP has {clip.depth}.")
+    if method.stitches and not (clip and isinstance(vfm, DinoSpec | DinoV2Spec)):
+        raise UserError(
+            f"method {method.baseline} opens the last block of DINO or DINOv2 beside a CLIP; name such a pair, as "
+            "CLIP+dino-vitb8, or choose another method."
+        )
     row = BASELINES[method.baseline]
     if clip is None and (row.whole_block or row.pairs or row.attention or set(row.features) - {"vfm"}):
         raise UserError(

@@ -308,12 +308,17 @@ class Tower(nn.Module):
         last, outputs = jax.lax.scan(step, tokens, self.get_variable("params", STACKED))
         return *outputs[:-1], last
 
-    def mlp_input(self, tokens: Float[Array, "B t C"], index: int) -> Float[Array, "B t C"]:
-        """The input of a block's MLP from the input of that block, which is not the last one."""
+    def of_block(self, index: int, method: str, *inputs: Array) -> Any:
+        """A method of one block, whose parameters may be stacked with others'; not for towers with rotations."""
         if not self.has_variable("params", STACKED):
-            return self.blocks[index].mlp_input(tokens)
+            return getattr(self.blocks[index], method)(*inputs)
         params = jax.tree.map(lambda leaf: leaf[index], self.get_variable("params", STACKED))
-        return self._detached_block().apply({"params": params}, tokens, method="mlp_input")
+        return self._detached_block().apply({"params": params}, *inputs, method=method)
+
+    def close_last(self, tokens: Float[Array, "B t C"], attended: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
+        """The last block from its input and the output of its attention, then the tower's last LayerNorm."""
+        last = self.spec.depth - 1
+        return self.norm(self.of_block(last, "feed_forward", tokens + self.of_block(last, "project_out", attended)))
 
     def _detached_block(self) -> "Block":
         """A block that takes its parameters by apply."""

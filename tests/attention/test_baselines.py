@@ -48,6 +48,7 @@ RULES = {
     "naclip": lambda heads: expected(heads, ["kk"], gaussian()),
     "proxyclip": lambda heads: np.asarray(heads.values),
     "proxyclip-clip": lambda heads: np.asarray(heads.values),
+    "ov-stitcher": lambda heads: np.asarray(heads.values),
     "clip-dinoiser": lambda heads: np.asarray(heads.values),
 }
 

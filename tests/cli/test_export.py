@@ -41,7 +41,12 @@ def test_a_traced_resize_gives_the_bytes_of_the_other(size):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"method": "gla"}, {"method": "maskclip", "threshold": 0.5}, {"method": "gla-sclip", "prune_below": 0.4}]
+    "fields",
+    [
+        {"method": "gla", "merge_overlaps": True},
+        {"method": "maskclip", "threshold": 0.5},
+        {"method": "gla-sclip", "prune_below": 0.4},
+    ],
 )
 def test_a_program_gives_the_labels_of_the_segmenter(pair, fields):
     config = SegmenterConfig(windows=WindowConfig(short_side=48, crop=32, stride=16))

@@ -52,6 +52,13 @@ def test_eight_devices_give_the_scores_of_one(segmenter, method):
     np.testing.assert_array_equal(found.labels[clear], alone.labels[clear])
 
 
+def test_windows_alone_share_a_device(segmenter):
+    """A device with several windows takes them together, also where its blocks of keys may be skipped."""
+    own = segmenter.with_config(replace(CONFIG, method=METHODS["proxyclip"]))
+    split = Segmenter(own.clip, own.vfm, own.model.settings, mesh=make_mesh(8))
+    np.testing.assert_array_equal(split(IMAGES[0], CLASSES).labels, own(IMAGES[0], CLASSES).labels)
+
+
 def test_images_go_over_the_data_axis(segmenter):
     mesh = make_mesh(data=2)
     assert mesh.shape == {"data": 2, "window": 4}
