@@ -8,7 +8,10 @@ from flax import nnx
 from flax.nnx import bridge
 
 from gla_jax.towers.kinds import build_tower
+from gla_jax.towers.siglip import SiglipImageSpec
 from tests.small_models import IMAGE, VFM, random_params, small_clip
+
+SIGLIP = SiglipImageSpec(image_size=32, patch_size=16, width=16, depth=1, num_heads=2, mlp_width=16)
 
 
 def bridged(tower, params, *inputs, **options):
@@ -20,7 +23,7 @@ def bridged(tower, params, *inputs, **options):
     return model
 
 
-@pytest.mark.parametrize("spec", [IMAGE, VFM], ids=["clip", "dino"])
+@pytest.mark.parametrize("spec", [IMAGE, SIGLIP, VFM], ids=["clip", "siglip", "dino"])
 def test_an_image_tower_gives_the_same_tokens_and_gradients(spec):
     tower = build_tower(spec)
     params = random_params(small_clip(), 0)["image"] if spec is IMAGE else random_params(spec, 0)
