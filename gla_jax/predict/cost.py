@@ -36,12 +36,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Widths:
-    """Sizes of a window's tokens: S that are compared, n of CLIP, widths D of features and C of values."""
+    """Sizes of a window's tokens: S that are compared, n of CLIP, widths D of features and C of values.
+
+    prefix_tokens: of CLIP before its patches, CLS; SigLIP has none.
+    """
 
     tokens: int
     clip_tokens: int
     features: int
     values: int
+    prefix_tokens: int = 1
 
 
 def model_widths(params: SegmenterParams, config: SegmenterConfig) -> Widths:
@@ -51,7 +55,8 @@ def model_widths(params: SegmenterParams, config: SegmenterConfig) -> Widths:
         patches = (crop // values.patch_size) ** 2
         return Widths(patches, patches, params.dinoiser_spec.projected, values.embed_dim)
     source = params.features_spec if config.method.reads_vfm else values
-    return Widths((crop // source.patch_size) ** 2, (crop // values.patch_size) ** 2, source.width, values.width)
+    tokens = ((crop // spec.patch_size) ** 2 for spec in (source, values))
+    return Widths(*tokens, source.width, values.width, values.prefix_tokens)
 
 
 def _block_flops(tokens: int, width: int, hidden: int, gated: bool = False) -> float:
@@ -106,11 +111,11 @@ def attention_flops(widths: Widths, windows: float, method: MethodConfig) -> flo
     A pass over one buffer of N = W S tokens, or W passes over S each when windows stay alone. Each anchor iteration is
     2N^2 D for similarities and 2N^2 D for the sum of the positives (with T = 0 the similarities are only counted:
     2N^2 D); the attention is 2N^2 D for its logits and 2N^2 C for the values. A baseline without features attends
-    inside its windows: 4t^2 C for each of its attentions on t = 1 + n tokens.
+    inside its windows: 4t^2 C for each of its attentions on t = prefix + n tokens.
     """
     baseline = BASELINES[method.baseline]
     if not method.attends_by_features:
-        return windows * len(baseline.pairs) * 4 * (1 + widths.clip_tokens) ** 2 * widths.values
+        return windows * len(baseline.pairs) * 4 * (widths.prefix_tokens + widths.clip_tokens) ** 2 * widths.values
     buffers, tokens = (1, windows * widths.tokens) if method.global_buffer else (windows, widths.tokens)
     counts = method.proxy_anchors or method.dynamic_scale is not None
     products = 1 + (2 * method.anchor_iterations or 1 if counts else 0)

@@ -11,7 +11,7 @@ from gla_jax.bench.parts import random_params
 from gla_jax.checkpoints.model_folder import ClipSpec, abstract_params
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig
 from gla_jax.pipeline import SegmenterParams, encode_windows, segment_features
-from gla_jax.predict.cost import blank_windows, projection_flops
+from gla_jax.predict.cost import attention_flops, blank_windows, model_widths, projection_flops
 from gla_jax.towers.dino import DinoSpec
 from gla_jax.towers.kinds import build_tower
 from gla_jax.towers.layers import stack_blocks
@@ -112,8 +112,10 @@ def test_an_image_of_one_patch_has_the_feature_of_its_token(params):
     np.testing.assert_allclose(tower.image_feature(tokens), one, rtol=1e-5, atol=1e-5)
 
 
-def test_the_cost_counts_the_head():
-    """Two maps of the head's attention and its MLP in place of a projection."""
+def test_the_cost_counts_the_head_and_no_class_token(params):
+    """Two maps of the head's attention and its MLP in place of a projection; attention over 16 patches, not 17."""
+    config = SegmenterConfig(METHODS["clip"], WindowConfig(None, 32, 16))
+    assert attention_flops(model_widths(params, config), WINDOWS, config.method) == WINDOWS * 4 * 16**2 * 16
     head = 2 * 16**2 + 2 * 16 * 24
     assert projection_flops(SPEC, 5, whole_block=False) == 2 * 5 * (16**2 + head)
 
