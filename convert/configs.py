@@ -94,7 +94,10 @@ def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConf
         kept = {name: value for name, value in config.items() if name not in unread}
         return getattr(transformers, model_types[kind]).from_dict(kept)
     except Exception as error:  # whatever a validator of theirs raises, the file is what is wrong
-        raise ConversionError(f"its config.json is not one transformers accepts ({first_line(error)}).") from error
+        reason = first_line(error)
+        if reason.endswith(":"):  # the field follows in the next line
+            reason += f" {' '.join(str(error).split())[len(reason) :].strip()[:160]}"
+        raise ConversionError(f"its config.json is not one transformers accepts ({reason}).") from error
 
 
 def _read_transformers(config: "PreTrainedConfig") -> Statements:

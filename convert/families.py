@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
-from gla_jax.convert import clip, dino, dinoiser, dinov3, siglip
+from gla_jax.convert import clip, dino, dinoiser, dinov3, siglip, tips
 from gla_jax.convert.architecture import Facts
 from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
 from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
@@ -31,6 +31,7 @@ _CLIP_OPTIONS = {
 }
 _SIGLIP_OPTIONS = {**_CLIP_OPTIONS, "end_token": ("text/end_token",), "pad_token": ("text/pad_token",)}
 _HEADS = {"num_heads": ("num_heads",)}
+_TIPS_OPTIONS = {"num_heads": ("image/num_heads",), "text_heads": ("text/num_heads",)}
 FAMILIES: Mapping[str, Family] = {
     "clip": Family(clip.RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.clip_spec),
     "siglip": Family(siglip.RULES, siglip.MODEL_TYPES, _SIGLIP_OPTIONS, siglip.siglip_spec),
@@ -38,6 +39,7 @@ FAMILIES: Mapping[str, Family] = {
     "dinov2": Family(dino.DINOV2_RULES, dino.DINOV2_MODEL_TYPES, _HEADS, dino.dinov2_spec),
     "clip-dinoiser": Family(dinoiser.RULES, {}, {}, dinoiser.dinoiser_spec),
     "dinov3": Family(dinov3.RULES, dinov3.MODEL_TYPES, _HEADS, dinov3.dinov3_spec),
+    "tipsv2": Family(tips.RULES, tips.MODEL_TYPES, _TIPS_OPTIONS, tips.tips_spec),
 }
 _CLIP_IMAGE = Family(clip.IMAGE_RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.image_spec)
 

@@ -68,6 +68,18 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         **_any("encoder_stride pooler_output_size pooler_act"),  # of heads
     },
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _DINOV2),
+    "tipsv2": _any("vision_config text_config temperature_init_value"),
+    "tipsv2_vision_model": {**_DINOV2, "qkv_bias": (True,), "use_swiglu_ffn": (False,)},
+    "tipsv2_text_model": {
+        **_BLOCKS,
+        "intermediate_size": "mlp_width",
+        "vocab_size": "vocabulary",
+        "max_position_embeddings": "context",
+        "pad_token_id": (0, None),
+        **_any("bos_token_id eos_token_id"),  # the tokenizer adds none
+        "scale_sqrt_depth": (True,),
+        "pooling_epsilon": (1e-8,),  # less than the last place of a count
+    },
     "dinov3_vit": {
         **_VISION,
         "intermediate_size": "mlp_width",

@@ -131,7 +131,10 @@ def tokenizer_files(
 
     files, assumed = files or _tokenizer_beside(source), {}
     if not files and not isinstance(spec.text, ClipTextSpec):
-        raise ConversionError("no tokenizer.json lies beside the weights; put the model's own there.")
+        raise ConversionError(
+            "no tokenizer.json lies beside the weights; put the model's own there (where there is a tokenizer.model, "
+            "transformers makes one of it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))."
+        )
     if not files:
         files = openai_tokenizer_files()
         assumed["tokenizer"] = "OpenAI's: none lies beside the weights"

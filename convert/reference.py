@@ -20,6 +20,7 @@ from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from gla_jax.towers.dinov3 import DinoV3Spec
 from gla_jax.towers.siglip import SiglipImageSpec
+from gla_jax.towers.tips import TipsImageSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -191,6 +192,7 @@ MODELS: Mapping[type, str] = {
     DinoV2Spec: "Dinov2Model",
     DinoV3Spec: "DINOv3ViTModel",
     SiglipImageSpec: "SiglipModel",
+    TipsImageSpec: "Tipsv2Model",
 }
 # Whose files of other projects the tables above can rename for it.
 RENAMED = (ClipImageSpec, DinoSpec, DinoV2Spec)
@@ -311,9 +313,38 @@ def _clip_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
     }
 
 
+def _tips_image_stages(model: Any, pixels: Any) -> dict[str, Any]:
+    tower = model.vision_model
+    out = tower(pixels, output_hidden_states=True)
+    hidden, last = out.hidden_states, tower.encoder.layer[-1]
+    normal, attention = last.norm1(hidden[-2]), last.attention
+    values = attention.v_proj(normal)
+    final = out.last_hidden_state
+    return {
+        **named_stages("image embedded", "image block", hidden[:-1]),
+        "image queries": attention.q_proj(normal),
+        "image keys": attention.k_proj(normal),
+        "image values": values,
+        "image values, joint": tower.layernorm(last.layer_scale1(attention.o_proj(values))),
+        "image tokens, joint": final,
+        "image feature": out.pooler_output,
+        "patch tokens": final[:, 1 + tower.config.num_register_tokens :],
+    }
+
+
+def _tips_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
+    out = model.text_model(input_ids=token_ids, attention_mask=(token_ids != 0).long(), output_hidden_states=True)
+    return {
+        **named_stages("text embedded", "text block", out.hidden_states[:-1]),
+        "text tokens": out.last_hidden_state,
+        "text feature": out.pooler_output,
+    }
+
+
 # By model_type: the stages of images and of texts.
 TWO_TOWERS: Mapping[str, tuple[Callable[[Any, Any], dict[str, Any]], ...]] = {
     **dict.fromkeys(("clip", "metaclip_2", "siglip"), (_clip_image_stages, _clip_text_stages)),
+    "tipsv2": (_tips_image_stages, _tips_text_stages),
 }
 
 

@@ -206,11 +206,11 @@ def compare(
 
 
 def random_texts(spec: ClipSpec, count: int = 3) -> Int[np.ndarray, "Q t"]:
-    """Random token ids, each row ended by the end token at a place of its own and padded with 0; int32."""
+    """Random token ids, each row ended at a place of its own, by the end token if there is one, and padded with 0."""
     random = np.random.default_rng(0)
     end = spec.text.end_token
     ids = random.integers(1, spec.text.vocabulary - 1, (count, spec.text.context), dtype=np.int32)
-    ids += ids >= end
+    ids += ids >= (spec.text.vocabulary if end is None else end)
     for row, place in enumerate(random.integers(1, spec.text.context, count)):
-        ids[row, place], ids[row, place + 1 :] = end, 0
+        ids[row, place], ids[row, place + 1 :] = end or 0, 0
     return ids

@@ -26,6 +26,7 @@ from gla_jax.towers.dino import DinoV2Spec
 from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.dinov3 import DinoV3Spec
 from gla_jax.towers.siglip import SiglipImageSpec, SiglipTextSpec
+from gla_jax.towers.tips import TipsImageSpec
 from tests import small_models
 from tests.small_models import IMAGE, VFM, small_clip
 
@@ -34,9 +35,16 @@ SIGLIP = SiglipImageSpec(image_size=32, patch_size=16, width=8, depth=1, num_hea
 DINOV3 = DinoV3Spec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
 GATED = replace(DINOV2, activation="swiglu", registers=2)
 SPECS = {"dino": VFM, "dinov2": DINOV2, "dinov2, gated": GATED, "dinov3": DINOV3}
+TIPS = TipsImageSpec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
+SPECS["tipsv2, both roles"] = TIPS
 # What products without a precision of their own would take: another one than the settings name.
 OTHER = {"highest": "default", "high": "default", "fast": "highest"}
 ROWS = jnp.ones((3, IMAGE.embed_dim)) / IMAGE.embed_dim**0.5
+
+
+def pair(spec):
+    """The towers of values and of features; one of TIPSv2 is both."""
+    return (spec, None) if spec is TIPS else (IMAGE, spec)
 
 
 def products(function, *arguments, other):
@@ -122,7 +130,8 @@ CASES = [
 @pytest.mark.parametrize(("method", "spec"), CASES)
 def test_the_jitted_call_of_the_readme(method, spec, precision):
     layers = DinoiserSpec(IMAGE.width, 6) if METHODS[method].reads_dinoiser else None
-    params = random_params(replace(IMAGE, depth=3) if layers else IMAGE, SPECS[spec], dinoiser=layers)
+    clip, vfm = pair(SPECS[spec])
+    params = random_params(replace(clip, depth=3) if layers else clip, vfm, dinoiser=layers)
     for form in ("blockwise", "dense") if precision == "highest" else ("blockwise",):
         config = settings(method, precision, attention=form)
         arguments = params, blank_windows(3, config), ROWS, config
@@ -143,7 +152,7 @@ def test_the_jitted_call_on_siglip(method, precision):
 def test_resized_positions_keep_the_highest(spec):
     """They are constants of the weights, resized once a program: nothing is gained by rounding them."""
     config = settings("gla", "highest", crop=48)
-    arguments = random_params(IMAGE, SPECS[spec]), blank_windows(3, config), ROWS, config
+    arguments = random_params(*pair(SPECS[spec])), blank_windows(3, config), ROWS, config
     found = products(jax.jit(gla_jax.segment_logits), *arguments, other="default")
     assert set(found) == {"highest"}
 

@@ -12,6 +12,7 @@ from gla_jax.towers.dino import DinoV2Spec
 from gla_jax.towers.kinds import FAMILIES
 from gla_jax.towers.layers import VisionSpec
 from gla_jax.towers.siglip import SiglipImageSpec
+from gla_jax.towers.tips import TipsImageSpec
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def named_spec(name: str) -> VisionSpec:
     if model.family == "siglip":
         size = SIGLIP_SIZES[re.search("|".join(SIGLIP_SIZES), name)[0]]
         return SiglipImageSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width)
+    if model.family == "tipsv2":
+        size = CLIP_SIZES[re.search("|".join(CLIP_SIZES), name)[0]]
+        return TipsImageSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width)
     if model.family in ("dino", "dinov3"):
         size = VFM_SIZES[DINO_LETTERS[re.search("vit(.)", name)[1]]]
         kind = FAMILIES[model.family].image

@@ -15,6 +15,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
     {
         "clip": "CLIP",
         "siglip": "SigLIP, in place of CLIP",
+        "tipsv2": "CLIP and features in one: TIPSv2",
         "dino": "features: DINO",
         "dinov2": "features: DINOv2",
         "clip-dinoiser": "layers on a CLIP: CLIP-DINOiser",
@@ -65,6 +66,8 @@ ROWS = (
     ("siglip2-large-patch16-512", "siglip", "google/siglip2-large-patch16-512", "Apache-2.0", 16, 512, 882),
     ("siglip2-so400m-patch14", "siglip", "google/siglip2-so400m-patch14-224", "Apache-2.0", 14, 224, 1135),
     ("siglip2-so400m-patch16-512", "siglip", "google/siglip2-so400m-patch16-512", "Apache-2.0", 16, 512, 1137),
+    ("tipsv2-base-patch14", "tipsv2", "google/tipsv2-b14", "Apache-2.0", 14, 448, 196),
+    ("tipsv2-large-patch14", "tipsv2", "google/tipsv2-l14", "Apache-2.0", 14, 448, 488),
     ("dino-vits16", "dino", "facebook/dino-vits16", "Apache-2.0", 16, 224, 22),
     ("dino-vits8", "dino", "facebook/dino-vits8", "Apache-2.0", 8, 224, 22),
     ("dino-vitb16", "dino", "facebook/dino-vitb16", "Apache-2.0", 16, 224, 86),

@@ -15,6 +15,7 @@ from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.dinov3 import DinoV3, DinoV3Spec
 from gla_jax.towers.layers import TextSpec, Tower, VisionSpec
 from gla_jax.towers.siglip import SiglipImage, SiglipImageSpec, SiglipText, SiglipTextSpec
+from gla_jax.towers.tips import TipsImage, TipsImageSpec, TipsText, TipsTextSpec
 
 TOWERS: Mapping[type, type[Tower]] = {
     ClipImageSpec: ClipImage,
@@ -24,6 +25,8 @@ TOWERS: Mapping[type, type[Tower]] = {
     DinoV3Spec: DinoV3,
     SiglipImageSpec: SiglipImage,
     SiglipTextSpec: SiglipText,
+    TipsImageSpec: TipsImage,
+    TipsTextSpec: TipsText,
 }
 
 
@@ -46,6 +49,7 @@ FAMILIES: Mapping[str, Family] = {
     "dinov2": Family(DinoV2Spec),
     "clip-dinoiser": Family(DinoiserSpec),
     "dinov3": Family(DinoV3Spec),
+    "tipsv2": Family(TipsImageSpec, TipsTextSpec),
 }
 
 

@@ -14,7 +14,7 @@ from gla_jax.support.arrays import Array, Bool, Float, Int, typed
 from gla_jax.towers.attention import QKV, Rotation, multi_head_attention
 from gla_jax.towers.positions import PositionResize, resize_positions
 
-Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "swiglu"]
+Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "swiglu"]
 Params = Mapping[str, Any]
 
 
@@ -199,6 +199,8 @@ class Mlp(nn.Module):
             hidden = quick_gelu(hidden)
         elif self.activation == "gelu_pytorch_tanh":
             hidden = jax.nn.gelu(hidden, approximate=True)
+        elif self.activation == "relu":
+            hidden = jax.nn.relu(hidden)
         else:
             hidden = gelu(hidden)
         return nn.Dense(x.shape[-1], dtype=self.dtype, precision=self.precision, name="down")(hidden)
@@ -251,7 +253,7 @@ class Block(nn.Module):
         return tokens + (self.scale_2(out) if self.layer_scale else out)
 
     def attend(
-        self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None, rotation: Rotation | None = None
+        self, tokens: Float[Array, "B t C"], mask: Bool[Array, "*B t t"] | None = None, rotation: Rotation | None = None
     ) -> Float[Array, "B t C"]:
         """The first half of the block, residual included; rotation: of queries and keys by position."""
         qkv = self.project_in(tokens)
@@ -265,7 +267,7 @@ class Block(nn.Module):
         return self.norm_2(self.attend(tokens))
 
     def __call__(
-        self, tokens: Float[Array, "B t C"], mask: Bool[Array, "t t"] | None = None, rotation: Rotation | None = None
+        self, tokens: Float[Array, "B t C"], mask: Bool[Array, "*B t t"] | None = None, rotation: Rotation | None = None
     ) -> Float[Array, "B t C"]:
         return self.feed_forward(self.attend(tokens, mask, rotation))
 
@@ -285,7 +287,7 @@ class Tower(nn.Module):
     def run_blocks(
         self,
         tokens: Float[Array, "B t C"],
-        mask: Bool[Array, "t t"] | None = None,
+        mask: Bool[Array, "*B t t"] | None = None,
         count: int | None = None,
         rotation: Rotation | None = None,
     ) -> tuple[Float[Array, "B t C"], ...]:

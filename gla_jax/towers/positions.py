@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gla_jax.images.resize import bicubic_matrix
 from gla_jax.support.arrays import Array, Float, typed
 
-PositionResize = Literal["bicubic", "bicubic_antialias"]
+PositionResize = Literal["bicubic", "bicubic_antialias", "bilinear_antialias"]
 
 
 @typed
@@ -21,7 +21,7 @@ def resize_positions(
         positions: the table, row by row.
         grid: rows and columns of the result; that of the table returns it untouched.
         method: "bicubic" is align_corners=False with a = -0.75; "bicubic_antialias" is PyTorch's antialias=True, whose
-            kernel has a = -0.5 (DINOv2 with registers, and timm).
+            kernel has a = -0.5 (DINOv2 with registers, and timm); "bilinear_antialias" is its linear one (TIPSv2).
         offset: 0 is interpolate(size=grid); another is interpolate(scale_factor=(grid + offset) / side), as the code of
             DINO and DINOv2 calls it, which samples a little to the left.
     """
@@ -37,6 +37,10 @@ def resize_positions(
         rows, columns = (bicubic_matrix(side, cells, (cells + offset) / side) for cells in grid)
         resized = jnp.einsum("yr,xc,rcd->yxd", rows, columns, table, precision="highest")
     else:
-        kernel, antialias = {"bicubic": ("bicubic-pytorch", False), "bicubic_antialias": ("cubic", True)}[method]
+        kernel, antialias = {
+            "bicubic": ("bicubic-pytorch", False),
+            "bicubic_antialias": ("cubic", True),
+            "bilinear_antialias": ("linear", True),
+        }[method]
         resized = jax.image.resize(table, (*grid, table.shape[-1]), method=kernel, antialias=antialias)
     return resized.reshape(grid[0] * grid[1], -1).astype(positions.dtype)

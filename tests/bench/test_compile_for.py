@@ -125,6 +125,8 @@ PUBLISHED = {  # millions of parameters of the image towers, as their papers and
     "siglip2-base-patch16": 86,
     "siglip2-large-patch16-256": 304,
     "siglip2-so400m-patch14": 412,
+    "tipsv2-base-patch14": 86,
+    "tipsv2-large-patch14": 304,
     "metaclip2-base-patch16": 86,
     "metaclip2-large-patch14": 304,
     "metaclip2-huge-patch14-378": 632,
@@ -142,7 +144,8 @@ def test_sizes_by_name_are_those_of_the_weights(name):
     millions = spec.depth * (4 * spec.width**2 + maps * spec.width * spec.mlp_width) / 1e6
     assert millions == pytest.approx(PUBLISHED.get(name, MODELS[name].millions), rel=0.06)
     assert spec.width % spec.num_heads == 0
-    assert getattr(spec, "registers", 0) == (4 if "registers" in name or name.startswith("dinov3") else 0)
+    of_family = {"dinov3": 4, "tipsv2": 1}.get(MODELS[name].family, 0)
+    assert getattr(spec, "registers", 0) == (4 if "registers" in name else of_family)
 
 
 def test_a_folder_gives_its_own_sizes_without_its_weights(tmp_path):

@@ -73,6 +73,12 @@ def dinov2_model(registers: int = 0, swiglu: bool = False) -> transformers.PreTr
     return randomise(transformers.Dinov2Model(transformers.Dinov2Config(**sizes)))
 
 
+def tips_model(**text) -> transformers.Tipsv2Model:
+    image = {name: size for name, size in VISION.items() if name != "intermediate_size"} | {"mlp_ratio": 1.5}
+    text = {**TEXT, "hidden_size": 32, "num_attention_heads": 4, **text}
+    return randomise(transformers.Tipsv2Model(transformers.Tipsv2Config(vision_config=image, text_config=text)))
+
+
 def dinov3_model(**options) -> transformers.DINOv3ViTModel:
     return randomise(
         transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**VISION, num_register_tokens=2, **options))

@@ -66,6 +66,24 @@ FIELDS = {
     },
     "Dinov2Config": DINOV2 | {"use_mask_token": (False, SAME)},
     "Dinov2WithRegistersConfig": DINOV2 | {"num_register_tokens": (2, REFUSED)},
+    "Tipsv2Config": {
+        "temperature_init_value": (0.5, SAME),
+        "vision_config": ({}, REFUSED),
+        "text_config": ({}, REFUSED),
+    },
+    "Tipsv2VisionConfig": DINOV2 | {"num_register_tokens": (2, REFUSED)},
+    "Tipsv2TextConfig": LAYERS
+    | {
+        "intermediate_size": (64, REFUSED),
+        "hidden_act": ("gelu", REFUSED),
+        "vocab_size": (9, REFUSED),
+        "max_position_embeddings": (12, {"context": 12}),
+        "pad_token_id": (3, REFUSED),
+        "scale_sqrt_depth": (False, REFUSED),
+        "pooling_epsilon": (0.5, REFUSED),
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), (3, SAME)),
+        "attention_dropout": (0.5, SAME),
+    },
     "DINOv3ViTConfig": VISION
     | {
         "image_size": (48, {"image_size": 48}),
@@ -111,6 +129,7 @@ FAMILY = {
     "Dinov2Config": "dinov2",
     "Dinov2WithRegistersConfig": "dinov2",
     "DINOv3ViTConfig": "dinov3",
+    **dict.fromkeys(("Tipsv2Config", "Tipsv2VisionConfig", "Tipsv2TextConfig"), "tipsv2"),
 }
 
 
@@ -133,7 +152,7 @@ def models(tmp_path_factory):
     made = {"CLIPConfig": published.clip_model(), "ViTConfig": published.dino_model()}
     made |= {"MetaClip2Config": published.metaclip2_model(), "SiglipConfig": published.siglip_model()}
     made |= {"Dinov2Config": published.dinov2_model(), "Dinov2WithRegistersConfig": published.dinov2_model(4)}
-    made |= {"DINOv3ViTConfig": published.dinov3_model()}
+    made |= {"DINOv3ViTConfig": published.dinov3_model(), "Tipsv2Config": published.tips_model()}
     return {kind: saved(model, tmp_path_factory.mktemp(kind)) for kind, model in made.items()}
 
 
@@ -153,7 +172,8 @@ def test_a_field_is_followed_or_refused(kind, field, value, effect, models):
         name = f"{'vision' if part == 'image' else 'text'}_config"
         config = {**config, name: {**config[name], field: value}}
     if effect == REFUSED:
-        named = {"hidden_act": "activation", "vision_config": "heads", "text_config": "end-of-text token|heads"}
+        named = {"hidden_act": "activation", "vision_config": "heads|hidden_size"}
+        named["text_config"] = "end-of-text token|heads|hidden_size"
         with pytest.raises(ConversionError, match=named.get(field, field)):
             convert_state(family, state, config)
         return

@@ -73,6 +73,14 @@ def dinov3_config(width: int, depth: int, heads: int, registers: int = 4, **othe
     return transformers.DINOv3ViTConfig(**sizes(width, depth, heads, num_register_tokens=registers, **others))
 
 
+def tips_config(
+    width: int, depth: int, heads: int, side: int = 448, vocabulary: int = 100
+) -> transformers.Tipsv2Config:
+    image = {"image_size": side, "patch_size": 14, "mlp_ratio": 3}
+    image |= {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+    return transformers.Tipsv2Config(vision_config=image, text_config=sizes(width, 2, heads, vocab_size=100))
+
+
 _KINDS = {
     "clip": ("clip", transformers.CLIPModel),
     "metaclip_2": ("clip", transformers.MetaClip2Model),
@@ -81,6 +89,7 @@ _KINDS = {
     "dinov2": ("dinov2", transformers.Dinov2Model),
     "dinov2_with_registers": ("dinov2", transformers.Dinov2WithRegistersModel),
     "dinov3_vit": ("dinov3", transformers.DINOv3ViTModel),
+    "tipsv2": ("tipsv2", transformers.Tipsv2Model),
 }
 
 
@@ -99,9 +108,10 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     for name, buffer in model.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
-    for module in model.modules():
-        if any(not name.endswith("position_ids") for name, _ in module.named_buffers(recurse=False)):
-            model._init_weights(module)  # rotary and sine positions, which are no parameters
+    for owner in (module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)):
+        for module in owner.modules():
+            if any(not name.endswith("position_ids") for name, _ in module.named_buffers(recurse=False)):
+                owner._init_weights(module)  # rotary and sine positions, which are no parameters
     return model.eval()
 
 

@@ -18,6 +18,7 @@ from gla_jax.towers.layers import stack_blocks, unstack_blocks
 from tests.towers.test_layers import CLIP, DINO, DINOV2, IMAGE, TEXT, pixels, random_params
 
 CAUSAL = jnp.tril(jnp.ones((13, 13), bool))
+PADDED = jnp.broadcast_to(jnp.arange(13)[None, None] < jnp.array([[[9]], [[4]]]), (2, 13, 13))  # of each text its own
 DINOV3 = DinoV3Spec(32, 8, width=32, depth=3, num_heads=4, mlp_width=48, registers=2)
 GATED = DinoV2Spec(28, 14, width=32, depth=3, num_heads=4, mlp_width=48, activation="swiglu", registers=2)
 
@@ -26,7 +27,7 @@ def random_qkv(batch=2, tokens=13, width=48, dtype=jnp.float32):
     return QKV(*(pixels(3, batch, tokens, width).astype(dtype)))
 
 
-@pytest.mark.parametrize("mask", [None, CAUSAL], ids=["all", "causal"])
+@pytest.mark.parametrize("mask", [None, CAUSAL, PADDED], ids=["all", "causal", "padded"])
 @pytest.mark.parametrize(
     ("form", "chunk"),
     [

@@ -25,6 +25,7 @@ from tests.towers.random_models import (
     random_pair,
     siglip_config,
     sizes,
+    tips_config,
 )
 
 TEXT = sizes(64, 2, 2, vocab_size=100)
@@ -53,6 +54,8 @@ SMALL = {
     "DINOv2 L/14": dinov2_config(128, 5, 2),
     "DINOv2 g/14": dinov2_config(128, 2, 2, swiglu=True),
     "DINOv2 S/14 registers": dinov2_config(64, 2, 1, registers=4),
+    "TIPSv2 B/14": tips_config(128, 3, 2),
+    "TIPSv2 L/14": tips_config(192, 1, 3, side=224),
     "DINOv3 S/16": dinov3_config(128, 2, 2),
     "DINOv3 L/16": dinov3_config(192, 3, 3, registers=2, rope_theta=50.0, key_bias=True, layer_norm_eps=1e-6),
     "DINOv2 B/14 registers": dinov2_config(128, 2, 2, registers=4),

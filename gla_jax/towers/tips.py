@@ -1,0 +1,187 @@
+"""TIPSv2's two transformers (Cao et al. 2026): one pass of the image tower gives values, features and the joint space.
+
+The image tower is DINOv2's with a second CLS token in the place of a register; its tokens after the last LayerNorm lie
+in the space of the texts, without a projection. The text tower sees every token and averages them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from gla_jax.images.windows import Channels
+from gla_jax.support.arrays import Array, Float, Int, typed
+from gla_jax.towers.layers import (
+    Activation,
+    ImageTokens,
+    LayerNorm,
+    PatchTokens,
+    TextSpec,
+    Tower,
+    VisionSpec,
+    multi_head_attention,
+    transformer_blocks,
+)
+
+PERIODS = 10_000  # the ratio of the longest period of a text's positions to the shortest
+
+
+@dataclass(frozen=True)
+class TipsImageSpec(VisionSpec):
+    """Sizes of a TIPSv2 image tower; registers counts the CLS tokens behind the first; pixels stay from 0 to 1."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    activation: Activation = "gelu"
+    registers: int = 1
+    layer_norm_eps: float = 1e-6
+    pixel_mean: Channels = (0.0, 0.0, 0.0)
+    pixel_std: Channels = (1.0, 1.0, 1.0)
+    layer_scale = True
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width: nothing projects."""
+        return self.width
+
+    @property
+    def joint_weights(self) -> int:
+        """None: the last LayerNorm is all there is behind the last block."""
+        return 0
+
+
+class TipsImage(Tower):
+    """TIPSv2's image tower: encode() up to q, k, v of the last block; project() and features() from there."""
+
+    spec: TipsImageSpec
+
+    def setup(self):
+        spec = self.spec
+        self.patch_tokens = PatchTokens(
+            spec.width,
+            spec.patch_size,
+            spec.image_size // spec.patch_size,
+            use_bias=True,
+            registers=spec.registers,
+            position_resize="bilinear_antialias",
+            dtype=self.dtype,
+            precision=self.precision,
+        )
+        self.blocks = transformer_blocks(self, spec.activation, layer_scale=True)
+        self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
+
+    @typed
+    def encode(self, pixels: Float[Array, "B 3 h w"]) -> ImageTokens:
+        """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and std.
+
+        Raises ValueError when the patch size does not divide h and w.
+        """
+        embedded = self.patch_tokens(pixels.astype(self.dtype))
+        # The last block is left open: methods replace its attention.
+        outputs = self.run_blocks(embedded, count=self.spec.depth - 1)
+        residual = outputs[-1] if outputs else embedded
+        return ImageTokens(embedded, outputs, residual, self.blocks[-1].project_in(residual))
+
+    @typed
+    def project(
+        self, attended: Float[Array, "B t C"], residual: Float[Array, "B t C"] | None = None
+    ) -> Float[Array, "B t C"]:
+        """Project the last attention's output to the joint space: out_proj with its scale, and the last LayerNorm.
+
+        With residual the whole last block runs (residual and MLP); without it the block is its attention alone.
+        """
+        tokens = self.blocks[-1].project_out(attended)
+        if residual is not None:
+            tokens = self.blocks[-1].feed_forward(residual + tokens)
+        return self.norm(tokens)
+
+    @typed
+    def features(self, tokens: ImageTokens) -> Float[Array, "B n C"]:
+        """The patch tokens after the last LayerNorm, as a foundation model's, from encoded tokens."""
+        return self._finish(tokens)[:, self.spec.prefix_tokens :]
+
+    @typed
+    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B C"]:
+        """The image feature: the first CLS token, not normalised."""
+        return self.image_feature(self.encode(pixels))
+
+    def image_feature(self, tokens: ImageTokens) -> Float[Array, "B C"]:
+        """The image feature of encoded tokens."""
+        return self._finish(tokens)[:, 0]
+
+    def _finish(self, tokens: ImageTokens) -> Float[Array, "B t C"]:
+        spec = self.spec
+        attended = multi_head_attention(tokens.qkv, spec.num_heads, precision=self.precision, form=self.attention_form)
+        return self.project(attended, tokens.residual)
+
+
+@dataclass(frozen=True)
+class TipsTextSpec(TextSpec):
+    """Sizes of a TIPSv2 text tower; token 0 is padding, and no token ends a text."""
+
+    vocabulary: int
+    context: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    activation: Activation = "relu"
+    layer_norm_eps: float = 1e-5
+    end_token = None
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width: nothing projects."""
+        return self.width
+
+    def lengths(self, token_ids: Int[np.ndarray, "Q t"]) -> Int[np.ndarray, " Q"]:
+        """Up to the padding, which no token sees and the mean leaves out."""
+        return (token_ids != 0).sum(1)
+
+
+class TipsText(Tower):
+    """TIPSv2's text tower: token ids, padded with 0 behind, to one feature a text."""
+
+    spec: TipsTextSpec
+
+    def setup(self):
+        spec = self.spec
+        self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
+        self.blocks = transformer_blocks(self, spec.activation)
+        self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
+
+    @typed
+    def encode(self, token_ids: Int[Array, "Q t"]) -> tuple[Float[Array, "Q t C"], ...]:
+        """The embedded tokens and the output of every block, each [Q t C]; rows of padding hold no meaning."""
+        spec, (count, length) = self.spec, token_ids.shape
+        if length > spec.context:
+            raise ValueError(f"{length} tokens are more than the text tower's context of {spec.context}")
+        tokens = self.token_embedding(token_ids) * jnp.asarray(math.sqrt(spec.width), self.dtype)
+        tokens = tokens + jnp.asarray(sine_positions(length, spec.width), self.dtype)[None]
+        # The first token is always seen: the softmax of a text without tokens would be 0/0.
+        seen = (token_ids != 0) | (jnp.arange(length) == 0)[None]
+        return tokens, *self.run_blocks(tokens, jnp.broadcast_to(seen[:, None], (count, length, length)))
+
+    @typed
+    def __call__(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q C"]:
+        """The text feature: the mean of the tokens after the last LayerNorm, not normalised."""
+        return self.text_feature(self.norm_final(self.encode(token_ids)[-1]), token_ids)
+
+    def text_feature(self, tokens: Float[Array, "Q t C"], token_ids: Int[Array, "Q t"]) -> Float[Array, "Q C"]:
+        """The text feature of tokens after the last LayerNorm; zero for a text without tokens."""
+        seen = (token_ids != 0)[..., None]
+        total = jnp.where(seen, tokens.astype(jnp.float32), 0).sum(1)
+        return (total / jnp.maximum(seen.sum(1), 1).astype(jnp.float32)).astype(self.dtype)
+
+
+def sine_positions(length: int, width: int) -> Float[np.ndarray, "t C"]:
+    """Sines, then cosines, of the place in a text over width / 2 periods from 1 to PERIODS radians, float32."""
+    half = width // 2
+    angles = np.arange(length)[:, None] * np.exp(-math.log(PERIODS) * np.arange(half) / max(half - 1, 1))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
