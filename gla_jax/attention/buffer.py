@@ -18,9 +18,10 @@ MARGIN = 2**12
 class Buffer(NamedTuple):
     """Keys and values of N tokens.
 
-    keys [N D]: unit rows, float32; values [N C]: float32, or the towers' bfloat16 where products take bfloat16 parts;
-    valid [N]: False for tokens of padded windows; key_parts, value_parts: those parts (products.py); weights [N]: how
-    many tokens each one stands for where tokens are merged, 0 for padding, None elsewhere.
+    keys [N D]: unit rows, or means of them where tokens are merged, float32; values [N C]: float32, or the towers'
+    bfloat16 where products take parts; valid [N]: False for tokens of padded windows; key_parts, value_parts: those
+    parts (products.py); weights [N]: how many tokens each one stands for where tokens are merged, 0 for padding, None
+    elsewhere.
     """
 
     keys: Float[Array, "N D"]

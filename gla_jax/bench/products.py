@@ -105,7 +105,7 @@ def way_of(eqn: Any, platform: str) -> Way:
         kind, passes = re.fullmatch(r"([A-Z]+\d*)_.*?(?:_X(\d))?", precision.name).groups()
         way = Way(UNITS.get(kind, "float32"), int(passes or 1))
         return FLOAT32["tpu"]["HIGHEST"] if platform == "tpu" and way.unit != "bfloat16" else way
-    if max(dtype.itemsize for dtype in dtypes) <= 2:
+    if max(dtype.itemsize for dtype in dtypes) <= 2:  # float16 runs at the rate of bfloat16
         return Way("bfloat16")
     sides = precision if isinstance(precision, tuple) else (precision,)
     names = [side.name for side in sides if isinstance(side, lax.Precision)]
