@@ -17,7 +17,6 @@ import numpy as np
 
 from gla_jax import Segmenter
 from gla_jax.analysis.encoded import encode_image, label_settings, vocabulary_question, windows_of
-from gla_jax.config import MethodConfig
 from gla_jax.images.reading import as_rgb
 from gla_jax.pipeline import aggregate_windows
 from gla_jax.text.prompts import parse_classes
@@ -40,10 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE")
     parser.add_argument("--model", required=True, help="CLIP+VFM, by name or folder")
     parser.add_argument("--scenes", type=int, default=0, metavar="N")
-    parser.add_argument("--anchor-threshold", type=float, default=MethodConfig().anchor_threshold, metavar="RHO")
+    parser.add_argument("--anchor-threshold", type=float, metavar="RHO", help="[default: the model's]")
     parser.add_argument("--short-side", type=int, default=336, metavar="PIXELS")
     options = parser.parse_args(arguments)
-    fields = {"anchor_threshold": options.anchor_threshold, "short_side": options.short_side}
+    fields = {"short_side": options.short_side}
+    if options.anchor_threshold is not None:
+        fields["anchor_threshold"] = options.anchor_threshold
     segmenter = Segmenter.from_pretrained(options.model).with_settings(**fields)
     model, question = segmenter.model, vocabulary_question(segmenter, parse_classes(CLASSES))
     configs = [segmenter.with_settings(merge_overlaps=merge).model.config for merge in (False, True)]
