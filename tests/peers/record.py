@@ -204,6 +204,16 @@ def transformers_models() -> None:
     record(
         "transformers_clip", "clip", {"pixels_0": pixels(SIZES[0]), "image_0": vision, "token_ids": ids, "text": text}
     )
+    for name, family, model, end in (
+        ("transformers_metaclip2", "clip", published.metaclip2_model(), 2),
+        ("transformers_siglip", "siglip", published.siglip_model(), 6),
+    ):
+        randomise(model).save_pretrained(folder(name))
+        outputs = {"token_ids": token_ids(end), "text": model.get_text_features(token_ids(end)).pooler_output}
+        for i, size in enumerate(SIZES):
+            image = model.get_image_features(pixels(size), interpolate_pos_encoding=True).pooler_output
+            outputs |= {f"pixels_{i}": pixels(size), f"image_{i}": image}
+        record(name, family, outputs)
     for name, family, model in (
         ("transformers_dino", "dino", published.dino_model()),
         ("transformers_dinov2", "dinov2", published.dinov2_model()),

@@ -10,7 +10,6 @@ import pytest
 from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.convert import convert_state
 from gla_jax.convert.sources import open_source
-from gla_jax.towers.clip import ClipImage, ClipText
 from gla_jax.towers.kinds import build_tower
 
 DATA = Path(__file__).parent / "data"
@@ -31,13 +30,13 @@ def errors_of(folder: Path) -> dict[str, float]:
     for i in range(sum(name.startswith("pixels_") for name in outputs)):
         pixels = jnp.asarray(outputs[f"pixels_{i}"])
         if isinstance(spec, ClipSpec):
-            ours[f"image_{i}"] = ClipImage(spec.image).apply({"params": params["image"]}, pixels)
+            ours[f"image_{i}"] = build_tower(spec.image).apply({"params": params["image"]}, pixels)
         else:
             tokens = build_tower(spec).apply({"params": params}, pixels)
             ours[f"tokens_{i}"] = np.concatenate([tokens.cls_token[:, None], tokens.patch_tokens], axis=1)
     if isinstance(spec, ClipSpec):
         ids = jnp.asarray(outputs["token_ids"], jnp.int32)
-        ours["text"] = ClipText(spec.text).apply({"params": params["text"]}, ids)
+        ours["text"] = build_tower(spec.text).apply({"params": params["text"]}, ids)
     errors = {}
     for name, found in ours.items():
         theirs = outputs[name]
