@@ -77,6 +77,11 @@ def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConf
     import transformers
 
     kind = str(config["model_type"])
+    if kind == "siglip2":
+        raise ConversionError(
+            "its config.json says it is a NaFlex model of SigLIP 2, which is not converted; take one of a fixed "
+            "resolution, such as google/siglip2-base-patch16-224."
+        )
     if kind not in model_types:
         raise ConversionError(
             f"its config.json says it is a {short(kind)} model, which this family ({' or '.join(model_types)}) is "
