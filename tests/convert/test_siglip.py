@@ -150,5 +150,5 @@ def test_a_folder_without_its_tokenizer_is_refused(tmp_path):
 
 def test_naflex_is_refused_by_name(tmp_path):
     state, config = saved(published.siglip_model(), tmp_path)
-    with pytest.raises(ConversionError, match="is a NaFlex model of SigLIP 2, .* google/siglip2-base-patch16-224"):
+    with pytest.raises(ConversionError, match=r"is a NaFlex model of SigLIP 2, .* google/siglip2-base-patch16-224"):
         convert_state("siglip", state, {**config, "model_type": "siglip2"})
