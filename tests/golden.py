@@ -301,12 +301,12 @@ def check_file(
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             data = Content((name, archive[name]) for name in archive.files)
         meta = json.loads(bytes(data["meta_json"]), object_hook=Content)
+        fields = {"precision": precision, "part_dtype": part_dtype}
         if isinstance(meta, Content) and "obj_proj.weight" in data:
-            yield from check_dinoiser(data, meta, form, precision)
+            yield from check_dinoiser(data, meta, form, fields)
             return
         if not isinstance(meta, Content) or not meta["cases"]:
             raise ValueError("it has no cases")
-        fields = {"precision": precision, "part_dtype": part_dtype}
         yield from (check_attention if "features" in data else check_end_to_end)(data, meta, form, fields)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, ConversionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

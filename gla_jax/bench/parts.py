@@ -21,7 +21,7 @@ from gla_jax.bench.timing import Bench, Row, random_array
 from gla_jax.checkpoints.model_folder import VfmSpec, abstract_params
 from gla_jax.config import METHODS, SegmenterConfig
 from gla_jax.distributed.mesh import make_mesh, padded_windows
-from gla_jax.images.windows import Windows, bucket
+from gla_jax.images.windows import Windows, bucket, token_overlaps
 from gla_jax.labels.label_map import layout, whole_logits
 from gla_jax.pipeline import SegmenterParams, aggregate_windows, encode_windows, patch_features
 from gla_jax.predict.cost import (
@@ -30,6 +30,7 @@ from gla_jax.predict.cost import (
     blank_windows,
     clip_flops,
     image_flops,
+    merged_share,
     model_widths,
     projection_flops,
     vfm_flops,
@@ -163,9 +164,7 @@ def _tower_rows(subject: Subject, bench: Bench) -> Iterator[Callable[[], Row]]:
     yield measured("projection", flops, patch_features, attended, None, params, config)
 
 
-def attention_row(
-    form: str, part: str, windows: int, subject: Subject, bench: Bench, calibration: str | None = None
-) -> Row:
+def attention_row(form: str, part: str, windows: int, subject: Subject, bench: Bench, **step: Any) -> Row:
     """From features and values of all windows to the weighted values of every token.
 
     In a ring windows are split over devices: XLA's plan is that of each of them, the ceiling that of all.
@@ -173,17 +172,15 @@ def attention_row(
     Args:
         form: of the attention.
         part: of the table that the row belongs to.
-        windows: W.
+        windows: W; those of the image where overlaps are merged.
         subject: the sizes.
         bench: measures.
-        calibration: of the similarities; None: the method's own.
+        step: a field of the method that is measured in place of the method's own.
     """
-    widths, devices = subject.widths, subject.options.devices
-    method = replace(subject.model.config.method, attention=form)
-    if calibration:
-        method, name = replace(method, calibration=calibration), f"{form}, calibration {calibration}"
-    else:
-        name = form
+    widths, devices, model = subject.widths, subject.options.devices, subject.model
+    method = replace(model.config.method, attention=form, **step)
+    name = ", ".join([form, *(f"{field} {value}" for field, value in step.items())])
+    share = merged_share(subject.prepared.grid, model.params, replace(model.config, method=method))
     mesh = bench_mesh(devices) if form == "ring" else None
     padded = padded_windows(windows, mesh) if mesh else bucket(windows)
     arrays = (
@@ -192,14 +189,18 @@ def attention_row(
         jnp.arange(padded) < windows,
     )
 
+    overlaps = None
+    if method.merge_overlaps:
+        overlaps = token_overlaps(subject.prepared.grid, padded, model.params.patch_size(method))
+
     def attend(*arrays: Array) -> Array:
-        return aggregate_values(*arrays, method)
+        return aggregate_values(*arrays, method, overlaps=overlaps)
 
     if mesh:
         bench, split = bench.on_devices(devices), PartitionSpec(WINDOW_AXIS)
         arrays = jax.device_put(arrays, NamedSharding(mesh, split))
         attend = jax.shard_map(attend, mesh=mesh, in_specs=split, out_specs=split)
-    row = bench_row(part, name, {"float32": attention_flops(widths, windows, method)}, subject, bench, windows)
+    row = bench_row(part, name, {"float32": attention_flops(widths, windows * share, method)}, subject, bench, windows)
     return bench.measure_program(row, jax.jit(attend), *arrays)
 
 

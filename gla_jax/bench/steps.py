@@ -21,7 +21,7 @@ MASK_SIDE = 4  # squares along a side, which cover the image
 
 
 def step_rows(subject: Subject, bench: Bench) -> Iterator[Callable[[], Row]]:
-    """Label maps with pruning, a margin, masks; features without classes; the attention with a calibration."""
+    """Label maps with pruning, a margin, masks; features without classes; attention with merged tokens, calibrated."""
     count, width = subject.options.grid.count, subject.model.params.joint_width
     features = random_array((bucket(count), subject.widths.tokens, width))
     flops = label_flops(subject)
@@ -35,8 +35,11 @@ def step_rows(subject: Subject, bench: Bench) -> Iterator[Callable[[], Row]]:
     yield measured("labels, margin", flops, _labels, background_margin=STEP)
     yield measured(f"labels, {MASK_SIDE**2} masks", flops, _masked)
     yield measured("features, no classes", _stitch_flops(subject), _stitched)
+    attention = partial(attention_row, "blockwise", "steps", count, subject, bench)
+    yield attention
+    yield partial(attention, merge_overlaps=True)
     if subject.model.config.method.reads_vfm:
-        yield partial(attention_row, "blockwise", "steps", count, subject, bench, "centred")
+        yield partial(attention, calibration="centred")
 
 
 def _labels(subject: Subject, features: Array, scores: bool = False, **fields: float) -> Prediction:

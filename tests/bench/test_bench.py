@@ -135,7 +135,11 @@ def test_the_command_leaves_a_table_a_record_and_a_picture(tmp_path, capsys):
     forms = {("attention", form) for form in ("dense", "blockwise", "ring")}
     assert forms | {("towers", "CLIP"), ("towers", "features"), ("labels", "stitching")} <= set(rows)
     steps = {"labels alone", "labels, pruning", "labels, margin", "labels, 16 masks", "features, no classes"}
-    assert {name for part, name in rows if part == "steps"} == steps | {"blockwise, calibration centred"}
+    assert {name for part, name in rows if part == "steps"} == steps | {
+        "blockwise",
+        "blockwise, merge_overlaps True",
+        "blockwise, calibration centred",
+    }
     for row in content["parts"] + content["sweep"]:
         assert row["seconds_median"] > 0
         assert row["flops_per_second"] > 0
