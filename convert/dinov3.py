@@ -6,7 +6,6 @@ from gla_jax.convert.architecture import Facts, projection_sizes, shape_of, tran
 from gla_jax.convert.configs import Pixels
 from gla_jax.convert.dino import BLOCK, HEADS
 from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, layers
-from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.dinov3 import DinoV3Spec
 
@@ -61,7 +60,7 @@ def dinov3_spec(routed: dict[str, Routed], facts: Facts, pixels: Pixels | None) 
     Raises ConversionError for periods of other positions and for a mask that does not hide the keys' bias.
     """
     if pixels is None:
-        pixels = Pixels(tuple(IMAGENET_MEAN.tolist()), tuple(IMAGENET_STD.tolist()))
+        pixels = Pixels(DinoV3Spec.pixel_mean, DinoV3Spec.pixel_std)
         facts.assumed["pixels"] = "ImageNet's mean and std: no file beside the weights says how pixels are normalised"
     patch_size, width = projection_sizes(routed)
     num_heads = facts.num_heads("", width, HEADS, "--heads")

@@ -60,7 +60,7 @@ def tips_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None)
     sizes = vision_sizes(routed, "image/")
     width = sizes["width"]
     if pixels is None:
-        pixels = Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        pixels = Pixels(TipsImageSpec.pixel_mean, TipsImageSpec.pixel_std)
         facts.assumed["pixels"] = "0 to 1 as they are: no file beside the weights says how pixels are normalised"
     registers = "image/patch_tokens/registers"
     image = TipsImageSpec(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD, Channels
+from gla_jax.images.windows import Channels
 from gla_jax.support.arrays import Array, Float, typed
 from gla_jax.towers.attention import Rotation
 from gla_jax.towers.dino import VisionTokens, vision_tokens
@@ -29,8 +29,8 @@ class DinoV3Spec(VisionSpec):
     rope_theta: float = 100.0
     key_bias: bool = False
     layer_norm_eps: float = 1e-5
-    pixel_mean: Channels = tuple(IMAGENET_MEAN.tolist())
-    pixel_std: Channels = tuple(IMAGENET_STD.tolist())
+    pixel_mean: Channels = (0.485, 0.456, 0.406)  # ImageNet's
+    pixel_std: Channels = (0.229, 0.224, 0.225)
     layer_scale = True
 
 

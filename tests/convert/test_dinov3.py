@@ -45,6 +45,7 @@ def test_both_files_give_one_model(model, hub):
     state, config = model
     ours, theirs = convert_state("dinov3", state, config), convert_state("dinov3", hub, num_heads=4)
     assert theirs.spec.image_size == 224  # assumed: no tensor shows it
+    assert ours.spec.pixel_mean == (0.485, 0.456, 0.406)
     assert {"image_size", "pixels", "rope_theta", "layer_norm_eps"} <= theirs.assumed.keys()
     np.testing.assert_equal(theirs.params, ours.params)
 
