@@ -1,10 +1,12 @@
-"""TIPSv2 under its published names: the hub's, which transformers writes too."""
+"""TIPSv2 under its published names: the hub's, which transformers writes too, and transformers' own once loaded."""
 
 from collections.abc import Mapping
 
 from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.convert.architecture import Facts, shape_of, transformer_sizes, vision_sizes
+from gla_jax.convert.clip import hugging_face_blocks
 from gla_jax.convert.configs import Pixels
+from gla_jax.convert.dino import SPLIT_ATTENTION
 from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, layers
 from gla_jax.towers.tips import TipsImageSpec, TipsTextSpec
 
@@ -20,6 +22,7 @@ _BLOCK = {
     r"mlp\.c_fc": "mlp/up",
     r"mlp\.c_proj": "mlp/down",
 }
+_LOADED, _LOADED_BLOCK = r"vision_model\.embeddings\.", r"vision_model\.encoder\.layer\.(?P<i>\d+)\."
 _IMAGE_BLOCK, _TEXT_BLOCK = rf"{_IMAGE}blocks\.(?P<i>\d+)\.", rf"{_TEXT}transformer\.resblocks\.(?P<i>\d+)\."
 
 RULES: Table = (
@@ -51,6 +54,28 @@ RULES: Table = (
         },
     ),
     *layer(rf"{_TEXT}ln_final", "text/norm_final"),
+    # as loaded
+    Rule(rf"{_LOADED}cls_token", "image/patch_tokens/class_token", "vector"),
+    Rule(rf"{_LOADED}register_tokens", "image/patch_tokens/registers", "rows"),
+    Rule(
+        rf"{_LOADED}position_embeddings",
+        ("image/patch_tokens/class_position", "image/patch_tokens/positions"),
+        "first and rest",
+    ),
+    Rule(rf"{_LOADED}patch_embeddings\.projection\.weight", "image/patch_tokens/projection/kernel", "patches"),
+    Rule(rf"{_LOADED}patch_embeddings\.projection\.bias", "image/patch_tokens/projection/bias"),
+    Drop(rf"{_LOADED}mask_token", "stands for masked patches in training"),
+    *layers(
+        _LOADED_BLOCK,
+        "image/blocks_{i}",
+        {**SPLIT_ATTENTION, "norm1": "norm_1", "norm2": "norm_2", r"mlp\.fc1": "mlp/up", r"mlp\.fc2": "mlp/down"},
+    ),
+    Rule(rf"{_LOADED_BLOCK}layer_scale(?P<n>[12])\.lambda1", "image/blocks_{i}/scale_{n}/factor"),
+    *layer(r"vision_model\.layernorm", "image/norm"),
+    Rule(r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding"),
+    *hugging_face_blocks("text_model", "text"),
+    *layer(r"text_model\.final_layer_norm", "text/norm_final"),
+    Drop(r"text_model\.embeddings\.(?:position_ids|position_embedding\.weights)", "places, as the tower makes them"),
     Drop(r"temperature", "the scale of logits is a setting"),
 )
 

@@ -5,12 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from gla_jax import Segmenter
 from gla_jax.bench.parts import random_params
 from gla_jax.checkpoints.model_folder import read_checkpoint
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig, on_platform
-from gla_jax.convert import convert
+from gla_jax.convert import convert, convert_state
 from gla_jax.convert.verify import verify
 from gla_jax.images.windows import normalise
 from gla_jax.predict.cost import blank_windows, image_flops
@@ -103,6 +104,15 @@ def test_texts_are_cut_where_their_padding_begins(converted):
         ids = tokenizer(texts, spec.context)
     alone = jax.jit(build_tower(spec).apply)({"params": checkpoint.params["text"]}, ids)
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_names_of_a_loaded_model_give_the_same(source, converted):
+    model = transformers.Tipsv2Model.from_pretrained(source)
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    found = convert_state("tipsv2", state, model.config.to_dict())
+    saved = read_checkpoint(converted)
+    assert found.spec == saved.spec
+    np.testing.assert_equal(found.params, saved.params)
 
 
 def test_without_its_tokenizer_it_is_refused(source, tmp_path):
