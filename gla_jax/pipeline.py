@@ -20,7 +20,13 @@ from gla_jax.towers.placement import step_batch
 from gla_jax.window_tokens import SegmenterParams, WindowTokens, encode_alone, stitch_windows
 from gla_jax.window_tokens import encode_windows as encode_windows  # the step before those here
 
-QUERY_CHUNK = 4096  # queries of a step
+QUERY_CHUNK = 4096  # queries of a step, at least
+STEP_BLOCKS = 4  # of queries, at least: what a step prepares of all keys is for as many
+
+
+def query_chunk(method: MethodConfig) -> int:
+    """Queries of a step of an image that goes through in steps."""
+    return max(QUERY_CHUNK, STEP_BLOCKS * method.max_block)
 
 
 @typed
@@ -236,7 +242,7 @@ def segment_in_steps(
     count, merging = len(windows.valid), config.method.merge_overlaps
     queries = len(windows.overlaps.members) if merging else count * params.tokens(config)
     total, chunk = count_steps(count, queries, config), step_batch(count, config.max_tower_batch)
-    return segment_features(params, windows, config, Steps(chunk, QUERY_CHUNK, total, progress))
+    return segment_features(params, windows, config, Steps(chunk, query_chunk(config.method), total, progress))
 
 
 def count_steps(windows: int, queries: int, config: SegmenterConfig) -> int:
@@ -246,7 +252,7 @@ def count_steps(windows: int, queries: int, config: SegmenterConfig) -> int:
         return 2 * chunks if method.stitches else chunks
     # Queries go through the anchors' loop, where there is one, and through the attention.
     rounds = 2 if method.proxy_anchors or method.dynamic_scale is not None else 1
-    query_chunks = -(-queries // QUERY_CHUNK)
+    query_chunks = -(-queries // query_chunk(method))
     return 2 * chunks + len(BASELINES[method.baseline].features) * rounds * query_chunks
 
 

@@ -28,7 +28,7 @@ from gla_jax.distributed.mesh import (
 from gla_jax.images.windows import PIECES, Canvas, Windows, bucket, cut_canvas, piece_bytes, token_overlaps
 from gla_jax.labels.label_map import LabelRule, blocks_of, label_tile, layout
 from gla_jax.models.registry import DEFAULT_MODEL
-from gla_jax.pipeline import QUERY_CHUNK, SegmenterParams, segment_features, token_logits
+from gla_jax.pipeline import SegmenterParams, query_chunk, segment_features, token_logits
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, check_settings, merged_patch, on_device
 from gla_jax.support.steps import OneProgram
 from gla_jax.towers.placement import padded_to_steps, platform_numbers, step_batch
@@ -80,7 +80,7 @@ class Recorder(OneProgram):
 
     def queries(self, function: Callable, parts: tuple, *shared: Any) -> Any:
         """Note function over chunks of queries."""
-        return self._chunks(QUERY_CHUNK, function, parts, shared)
+        return self._chunks(query_chunk(self.config.method), function, parts, shared)
 
     def _chunks(self, size: int, function: Callable, parts: tuple, shared: tuple) -> Any:
         result = function(*parts, *shared)

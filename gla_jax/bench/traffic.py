@@ -195,13 +195,33 @@ def _moved(each: Instruction, operands: list[int], computations: dict[str, Compu
     for parameter in parameters:
         size = operands[int(parameter.rest.partition(")")[0])]
         users = inner.users[parameter.name]
-        if users and all(user.op in SLICES and user.operands[0] == parameter.name for user in users):
-            size = min(size, sum(_size(user) for user in users))
+        if (sliced := _sliced(parameter, inner, computations)) is not None:
+            size = min(size, sliced)
         elif len(users) == 1 and users[0].op == "dynamic-update-slice" and users[0].operands[0] == parameter.name:
             update = _size(inner.instructions[users[0].operands[1]])
             result, size = result - size + update, 0  # written in place
         read += size
     return read + max(result, 0)
+
+
+def _sliced(parameter: Instruction, inner: Computation, computations: dict[str, Computation]) -> int | None:
+    """Bytes that a fusion reads of a parameter of which slices alone are taken, also in fusions inside; else None."""
+    total = 0
+    for user in inner.users[parameter.name]:
+        if user.op == "fusion":
+            nested = computations[user.called("calls")[0]]
+            places = [place for place, operand in enumerate(user.operands) if operand == parameter.name]
+            taken = [
+                _sliced(each, nested, computations)
+                for each in nested.instructions.values()
+                if each.op == "parameter" and int(each.rest.partition(")")[0]) in places
+            ]
+        else:
+            taken = [_size(user) if user.op in SLICES and user.operands[0] == parameter.name else None]
+        if None in taken:
+            return None
+        total += sum(taken)
+    return total if inner.users[parameter.name] else None
 
 
 def _size(each: Instruction) -> int:

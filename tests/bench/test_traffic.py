@@ -59,6 +59,22 @@ def test_a_loop_moves_its_bytes_as_often_as_it_runs():
     assert read_traffic(GPU.replace("TRIPS", "").replace("direction=LT", "direction=GT")).unknown == 1
 
 
+def test_a_block_that_a_fusion_in_a_fusion_takes_is_not_the_whole():
+    """XLA puts the slice of a loop's keys into the product's fusion: read whole, each step would count all keys."""
+    nested = """%outer (p: f32[4,16,16], q: s32[]) -> f32[16,16] {
+  %p = f32[4,16,16]{2,1,0} parameter(0)
+  %q = s32[] parameter(1)
+  ROOT %inner = f32[16,16]{1,0} fusion(%p, %q), kind=kLoop, calls=%fused
+}
+
+%body"""
+    text = GPU.replace("TRIPS", "")
+    inside = text.replace("fusion(%all, %i), kind=kLoop, calls=%fused", "fusion(%all, %i), kind=kOutput, calls=%outer")
+    inside = inside.replace("%body", nested, 1)
+    assert inside.count("calls=%outer") == 1
+    assert read_traffic(inside).moved == read_traffic(text).moved
+
+
 def test_what_xla_keeps_on_the_chip_is_not_moved():
     kind = "(f32[16,16]{1,0:T(8,128)S(1)}, bf16[8]{0:T(256)(2,1)}, pred[], u4[6])"
     assert array_bytes(kind) == ((KB, 16, 1, 3), (0, 16, 1, 3))
