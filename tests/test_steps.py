@@ -31,9 +31,8 @@ def segmenter(tmp_path_factory):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_steps_give_the_features_of_one_program(segmenter, name, monkeypatch):
     monkeypatch.setattr(pipeline, "QUERY_CHUNK", 50)
-    config = replace(
-        CONFIG, method=replace(VARIANTS[name], block_size=12)
-    )  # steps of 50 queries, not of four blocks of 512
+    # Steps of 50 queries: four blocks of 512 would hold all.
+    config = replace(CONFIG, method=replace(VARIANTS[name], block_size=12))
     windows, grid, _ = prepare_image(IMAGE, CONFIG.windows, lambda count: -(-count // 3) * 3)
     assert len(windows.valid) > grid.count  # padding must leave no trace
     seen = []
