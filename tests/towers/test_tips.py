@@ -1,6 +1,7 @@
 """TIPSv2: one tower in both roles, texts without an end, and the way from its files to a label map."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import transformers
 
 from gla_jax import Segmenter
 from gla_jax.bench.parts import random_params
-from gla_jax.checkpoints.model_folder import read_checkpoint
+from gla_jax.checkpoints.model_folder import ClipSpec, read_checkpoint
 from gla_jax.config import METHODS, SegmenterConfig, WindowConfig, on_platform
 from gla_jax.convert import convert, convert_state
 from gla_jax.convert.verify import verify
@@ -18,12 +19,14 @@ from gla_jax.predict.cost import blank_windows, image_flops
 from gla_jax.support.errors import ConversionError
 from gla_jax.text.embeddings import encode_texts, load_tokenizer
 from gla_jax.towers.kinds import build_tower
-from gla_jax.towers.tips import TipsImageSpec
+from gla_jax.towers.layers import stack_blocks
+from gla_jax.towers.tips import TipsImageSpec, TipsTextSpec
 from gla_jax.window_tokens import encode_windows
 from tests.convert import published
 from tests.small_models import VFM
 from tests.test_precision import products
 from tests.towers.random_models import randomise
+from tests.towers.test_layers import random_params as random_tower_params
 
 SPEC = TipsImageSpec(image_size=32, patch_size=8, width=16, depth=2, num_heads=2, mlp_width=24)
 VOCABULARY = {"<pad>": 0, "<unk>": 1, "cat": 2, "grass": 3, "a": 4, "photo": 5, "of": 6, ".": 7}
@@ -122,3 +125,17 @@ def test_without_its_tokenizer_it_is_refused(source, tmp_path):
     with pytest.raises(ConversionError, match=r"no tokenizer\.json lies beside the weights"):
         convert("tipsv2", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["together", "head_by_head", "chunked"])
+def test_forms_of_attention_and_scanned_blocks(form):
+    """As accelerators run it: the image tower scans all but its open last block, the text tower all, padding masked."""
+    text = TipsTextSpec(vocabulary=20, context=9, width=16, depth=3, num_heads=2, mlp_width=24)
+    image = replace(SPEC, depth=3)
+    pixels = np.random.default_rng(0).random((2, 3, 24, 40), np.float32)
+    ids = np.int32([[5, 3, 9, 0, 0, 0], [4, 2, 0, 0, 0, 0], [7, 7, 7, 7, 7, 7]])
+    weights = random_tower_params(ClipSpec(image, text))
+    for spec, count, given, params in ((image, 2, pixels, weights["image"]), (text, 3, ids, weights["text"])):
+        plain = jax.jit(build_tower(spec).apply)({"params": params}, given)
+        tower, stacked = build_tower(spec, attention_form=form), stack_blocks(params, count)
+        np.testing.assert_allclose(jax.jit(tower.apply)({"params": stacked}, given), plain, rtol=1e-4, atol=1e-5)
