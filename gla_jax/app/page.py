@@ -31,7 +31,8 @@ SAMPLE_CLASSES = (
 )
 STYLE = """
 .swatch { display: inline-block; width: 1em; height: 1em; margin-right: .5em; border-radius: 3px; vertical-align: -2px }
-.shares td { padding: .1em .8em .1em 0 }
+.shares, .shares tr, .shares td { border: 0 !important }
+.shares td { padding: .1em .8em .1em 0 !important }
 @media (max-width: 700px) { .gradio-container { padding: 8px !important } }
 """
 
