@@ -219,7 +219,7 @@ def test_safetensors_that_name_a_tensor_twice(tmp_path):
 def test_files_of_a_tokenizer_are_bounded(name, tmp_path):
     save_file({"x": X}, tmp_path / "model.safetensors")
     with (tmp_path / name).open("wb") as file:
-        limit = 32 if name == "tokenizer.json" else 8
+        limit = sources.MAX_TOKENIZER_BYTES >> 20 if name == "tokenizer.json" else 8
         file.truncate((limit << 20) + 1)
     assert f"{name} is larger than any tokenizer's ({limit} MiB)" in refused(tmp_path)
     os.truncate(tmp_path / name, limit << 20)
