@@ -95,6 +95,8 @@ def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConf
             if type(part.get(name)) in (int, float) and part[name] > MAX_LISTED:
                 raise ConversionError(f"its config.json has {name} = {short(part[name])}, more than any model.")
     unread = ("out_features", "out_indices", "_out_features", "_out_indices")
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it warns of token ids that it fills in itself
     try:
         kept = {name: value for name, value in config.items() if name not in unread}
         return getattr(transformers, model_types[kind]).from_dict(kept)
@@ -103,6 +105,8 @@ def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConf
         if reason.endswith(":"):  # the field follows in the next line
             reason += f" {' '.join(str(error).split())[len(reason) :].strip()[:160]}"
         raise ConversionError(f"its config.json is not one transformers accepts ({reason}).") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _read_transformers(config: "PreTrainedConfig") -> Statements:
