@@ -71,6 +71,13 @@ def test_the_command_converts_the_layers_bit_for_bit(tmp_path, capsys):
     )
 
 
+def test_the_layers_are_no_model_to_verify(tmp_path, capsys):
+    path = str(checkpoint(tmp_path / "last.pt"))
+    assert main(["convert", "clip-dinoiser", path, str(tmp_path / "layers"), "--verify"]) != 0
+    assert "CLIP-DINOiser's layers alone are none; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "layers").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [

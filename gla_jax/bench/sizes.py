@@ -9,6 +9,7 @@ from gla_jax.models.registry import DEFAULT_MODEL, MODELS
 from gla_jax.support.errors import UserError
 from gla_jax.towers.clip import ClipImageSpec
 from gla_jax.towers.dino import DinoV2Spec
+from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.kinds import FAMILIES
 from gla_jax.towers.layers import VisionSpec
 from gla_jax.towers.siglip import SiglipImageSpec
@@ -74,6 +75,7 @@ def named_spec(name: str) -> VisionSpec:
 def model_specs(name: str) -> tuple[VisionSpec, VfmSpec | None]:
     """The image towers of CLIP+VFM, each of the models table or a folder. Raises UserError."""
     specs = [named_spec(each) if isinstance(each, str) else read_spec(each)[1] for each in model_sources(name)]
+    specs = [spec for spec in specs if not isinstance(spec, DinoiserSpec)]  # no tower, and not run by what is measured
     clips = [spec.image if isinstance(spec, ClipSpec) else spec for spec in specs]
     clips, vfms = ([s for s in clips if hasattr(s, "embed_dim") == clip] for clip in (True, False))
     if len(clips) != 1 or len(vfms) > 1:

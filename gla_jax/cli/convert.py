@@ -38,6 +38,8 @@ def convert(
 
     if images and not verify:
         raise UserError(f"--image {images[0]} is only looked at by --verify; add that or leave the image out.")
+    if verify and family.value == "clip-dinoiser":
+        raise UserError("--verify runs a model in PyTorch, and CLIP-DINOiser's layers alone are none; leave it out.")
     pixels = []
     if verify:  # what is missing is said before minutes of work
         require_torch()

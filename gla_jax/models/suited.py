@@ -46,4 +46,5 @@ def with_fields_suited(config: SegmenterConfig, fields: Mapping[str, Any]) -> Se
 
 
 def _is_gla(method: MethodConfig) -> bool:
-    return method.reads_vfm and method.global_buffer and method.proxy_anchors
+    # Stitched features are others than those that were measured.
+    return method.reads_vfm and method.global_buffer and method.proxy_anchors and not method.stitches
