@@ -4,6 +4,7 @@ import os
 import socket
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 
 # Before jax or huggingface_hub are imported: both read these once. A machine with an accelerator can ask for it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,8 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"
-    # Compiles in half the time. A flag that XLA does not know would end the process.
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib") < "0.11" else ""),
+    # Compiles in half the time. A flag that XLA does not know would end the process, and libtpu has an XLA of its own.
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib") < "0.11" and not find_spec("libtpu") else ""),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
