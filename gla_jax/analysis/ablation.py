@@ -16,8 +16,10 @@ from gla_jax.config import (
     WindowConfig,
     without_gla,
 )
+from gla_jax.predict.model import check_settings
 from gla_jax.settings.options import check_choice, with_fields
 from gla_jax.support.errors import UserError
+from gla_jax.window_tokens import SegmenterParams
 
 MODEL = "model"
 # Fields of a grid: model, windows, those of the method, the towers' batch, and what turns logits into labels.
@@ -94,19 +96,26 @@ def stages(base: SegmenterConfig, baseline: str, alone: bool = False) -> Ablatio
     return Ablation(f"GLA on {baseline}, stage by stage", settings, {})
 
 
-def baselines(base: SegmenterConfig, layers: bool = False) -> Ablation:
-    """Every baseline as published and, where GLA is defined on it, with GLA.
-
-    base: its method is the whole of GLA; layers: the model has CLIP-DINOiser's, which its baseline needs.
-    """
+def baselines(base: SegmenterConfig) -> Ablation:
+    """Every baseline as published and, where GLA is defined on it, with GLA; base: its method is the whole of GLA."""
     settings = []
     for name, row in BASELINES.items():
-        if "dinoiser" in row.features and not layers:
-            continue
         settings.append(Setting(name, replace(base, method=without_gla(name))))
         if row.gla:
             settings.append(Setting(f"{name} + GLA", replace(base, method=_on_baseline(base.method, name))))
     return Ablation("Baselines without and with GLA", tuple(settings), {})
+
+
+def that_run(chosen: Ablation, params: SegmenterParams) -> tuple[Ablation, list[str]]:
+    """The settings that a model can run, and the names of the others, which read what it lacks."""
+    fit, unfit = [], []
+    for setting in chosen.settings:
+        try:
+            check_settings(setting.config, params)
+            fit.append(setting)
+        except UserError:
+            unfit.append(setting.name)
+    return replace(chosen, settings=tuple(fit)), unfit
 
 
 def grid(base: SegmenterConfig, baseline: str, axes: Mapping[str, tuple[Any, ...]]) -> Ablation:

@@ -82,9 +82,9 @@ def ablate(
     dataset, row = open_benchmark(benchmark, data, preset)
     shown = classes_from and benchmark_examples(classes_from, benchmark, row.classes)
 
-    def chosen_of(base: "SegmenterConfig", layers: bool = False) -> ablation.Ablation:
+    def chosen_of(base: "SegmenterConfig") -> ablation.Ablation:
         if baselines:
-            return ablation.baselines(base, layers)
+            return ablation.baselines(base)
         if axes:
             return ablation.grid(base, baseline, axes)
         return ablation.stages(base, baseline, alone=bool(shown or folds))
@@ -95,11 +95,12 @@ def ablate(
     loaded = {name: Segmenter.from_pretrained(name, chosen.settings[0].config, offline=offline) for name in names}
     segmenter, others = next(iter(loaded.values())), loaded if models else {}
     named = names_numbers(preset, axes)  # else each model has numbers of its own
-    each = {
-        name: chosen_of(base if named else suited(base, own.vfm), layers=own.dinoiser is not None)
-        for name, own in loaded.items()
-    }
+    each = {name: chosen_of(base if named else suited(base, own.vfm)) for name, own in loaded.items()}
     chosen = each[names[0]]
+    if baselines:
+        chosen, left_out = ablation.that_run(chosen, segmenter.params)
+        if left_out:
+            typer.echo(f"left out, for the model lacks what they read: {', '.join(left_out)}", err=True)
     if models:
         rows = (each[one.model].settings[index] for index, one in enumerate(chosen.settings))
         chosen = replace(chosen, settings=tuple(rows))

@@ -295,7 +295,7 @@ def test_the_command_leaves_a_table_and_three_files(folder, data, tmp_path, caps
     [
         ((), "GLA on proxyclip, stage by stage", 4),
         (("--stages", "--baseline", "sclip"), "GLA on sclip, stage by stage", 4),
-        (("--baselines",), "Baselines without and with GLA", 12),
+        (("--baselines",), "Baselines without and with GLA", 14),
         (("--grid", "shift=1,2", "--grid", "row_mean=true,false"), "GLA on proxyclip over shift and row_mean", 4),
         (("--grid", "masking=true,false"), "GLA on proxyclip over masking", 2),
     ],
