@@ -119,8 +119,8 @@ class Answers:
         with self._lock:
             return self.segmenter(model, method).batch(images, read_classes(classes or ""))
 
-    def compare(self, path: str, classes: str, model: str) -> Image.Image:
-        """ProxyCLIP beside GLA-CLIP, with the grid of windows. Raises UserError."""
+    def compare(self, path: str, classes: str, model: str) -> list[Image.Image]:
+        """ProxyCLIP and GLA-CLIP with the grid of windows, a picture each. Raises UserError."""
         results = [self.segment(path, classes, model, method) for method in ("proxyclip", "gla")]
         segmenter = self.segmenter(model, "gla")
         grid = segmenter.prepare(results[0].image).grid
@@ -130,7 +130,8 @@ class Answers:
             for title, r in zip(("ProxyCLIP: each window alone", "GLA-CLIP: all windows"), results, strict=True)
         ]
         present = np.unique([result.labels for result in results])
-        return panels(row, [Entry(names[index], tuple(colours[index].tolist())) for index in present.tolist()])
+        entries = [Entry(names[index], tuple(colours[index].tolist())) for index in present.tolist()]
+        return [panels([panel], entries) for panel in row]
 
     def attention(self, path: str, at: tuple[int, int], model: str) -> Image.Image:
         """The tokens that the token at pixel (x, y) attends to, stage by stage of GLA. Raises UserError."""

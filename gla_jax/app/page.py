@@ -100,7 +100,7 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
 
     @sentences
     def compare(path, classes, model):
-        return gr.Image(answers.compare(path, classes, model), visible=True)
+        return [gr.Image(picture, visible=True) for picture in answers.compare(path, classes, model)]
 
     def attention(path, model, event: gr.SelectData):
         try:
@@ -157,7 +157,8 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
                 legend = gr.CheckboxGroup(label="Shown", visible=False)
                 table = gr.HTML()
                 files = gr.File(label="Take away", file_count="multiple")
-        comparison = gr.Image(show_label=False, elem_id="comparison", visible=False)
+        with gr.Row(elem_id="comparison"):  # one below the other on phones
+            comparison = [gr.Image(show_label=False, visible=False) for _ in range(2)]
         explained = gr.Image(show_label=False, elem_id="explained", visible=False)
         gr.Examples(samples, [image, classes], label="Samples: drawn scenes, which the bundled model knows")
 

@@ -70,9 +70,9 @@ def test_drop_type_segment_explain(browser, address, width):
     page.get_by_label("wood", exact=True).uncheck()
     page.get_by_text(re.compile("coco")).first.wait_for()
     page.get_by_role("button", name="Compare").click()
-    page.locator("#comparison img").wait_for(timeout=120_000)
+    page.locator("#comparison img").nth(1).wait_for(state="attached", timeout=120_000)  # lazy: below the fold
     page.locator("img[alt='']:visible, .image-frame img").first.click(position={"x": 90, "y": 90})
-    page.locator("#explained img").wait_for(timeout=120_000)
+    page.locator("#explained img").wait_for(state="attached", timeout=120_000)
     page.close()
 
 
