@@ -6,7 +6,7 @@ from gla_jax.support.arrays import Float, Int, typed
 
 
 @typed
-def leads(scores: Float[np.ndarray, "L *pixels"]) -> Float[np.ndarray, " *pixels"]:
+def leads(scores: Float[np.ndarray, "L ..."]) -> Float[np.ndarray, " ..."]:
     """By how much the best class of every pixel is more probable than the second; its probability where L is 1."""
     if len(scores) == 1:
         return scores[0]
