@@ -25,7 +25,10 @@ LACKS_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 class Compiled(NamedTuple):
-    """A compiled program; sizes in bytes a device, None where XLA refused, with its reason."""
+    """A compiled program; sizes in bytes a device, None where XLA refused, with its reason.
+
+    unread: the reason where XLA compiles it and cannot read its own text, so that bytes moved and sent are not known.
+    """
 
     name: str
     runs: int
@@ -36,6 +39,7 @@ class Compiled(NamedTuple):
     code: int | None = None
     beside: int = 0
     refused: str | None = None
+    unread: str | None = None
 
     @property
     def total(self) -> int | None:
@@ -177,7 +181,10 @@ def compile_program(program: Program, chip: Chip) -> tuple[Compiled, Products, T
         sizes.generated_code_size_in_bytes,
         program.beside,
     )
-    return result, products, read_traffic(compiled.as_text(), program.part)
+    try:
+        return result, products, read_traffic(compiled.as_text(), program.part)
+    except jax.errors.JaxRuntimeError as error:  # libtpu 0.0.52 for v6e
+        return result._replace(unread=first_line(error)), products, Traffic()
 
 
 def part_costs(products: Products, traffic: Traffic, chip: Chip) -> Iterator[PartCost]:

@@ -41,6 +41,12 @@ def head_lines(plan: Plan) -> list[str]:
         lines.append(f"Attention with its anchors over towers: {by}.")
     if plan.unknown:
         lines.append(f"{plan.unknown} loops of unknown length are counted once.")
+    lines += [
+        f"Bytes of {each.name} are not counted, its times are of products alone: XLA cannot read its text back "
+        f"({each.unread})."
+        for each in plan.programs
+        if each.unread
+    ]
     lines += [f"XLA refuses {each.name}: {each.refused}" for each in plan.programs if each.refused]
     return lines
 

@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from gla_jax.bench import chips, plan_report
 from gla_jax.bench.chips import CHIPS, Target
-from gla_jax.bench.plan import Compiled, Plan, part_costs
+from gla_jax.bench.plan import Compiled, Plan, compile_program, part_costs
 from gla_jax.bench.products import Products, Way
+from gla_jax.bench.programs import Program
 from gla_jax.bench.sizes import model_specs, named_spec
 from gla_jax.bench.traffic import Traffic
 from gla_jax.cli import main
@@ -200,6 +202,25 @@ def test_a_program_that_xla_refuses_does_not_fit():
     page = plan_report.plain(plan)
     assert "Does not fit: more than there is" in page
     assert refused in page
+
+
+def test_a_program_that_xla_cannot_read_back_has_its_products_alone(monkeypatch):
+    """libtpu compiles some programs for v6e and then fails on its own text of them."""
+    sizes = SimpleNamespace(**dict.fromkeys(("argument", "output", "alias", "temp", "generated_code"), 0))
+    sizes = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in vars(sizes).items()})
+
+    def fail():
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nstack")
+
+    compiled = SimpleNamespace(memory_analysis=lambda: sizes, as_text=fail)
+    lowered = SimpleNamespace(compile=lambda **_: compiled)
+    monkeypatch.setattr(jax.stages.Traced, "lower", lambda traced, **_: lowered)
+    square = Program("square", lambda x: x @ x, (jax.ShapeDtypeStruct((8, 8), "float32"),), part="towers")
+    found, products, traffic = compile_program(square, CHIPS["tpu:v6e"])
+    assert (found.unread, found.total, traffic.moved.total()) == ("INTERNAL: RET_CHECK failure", 0, 0)
+    assert sum(products.flops.values()) == 2 * 8**3
+    page = plan_report.plain(small_plan(unread=found.unread))
+    assert "Bytes of image are not counted, its times are of products alone" in page
 
 
 def test_a_terminal_shows_the_same_figures(monkeypatch, capsys):
