@@ -1,9 +1,9 @@
 """Runs as the command line asks for them: plain values, by which another process or machine opens the same run."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from beartype.door import is_bearable
 
@@ -20,21 +20,13 @@ from gla_jax.settings.options import names_numbers, with_fields
 from gla_jax.support.errors import UserError
 from gla_jax.support.places import place
 
-_HINTS = {
-    **dict.fromkeys(("benchmark", "method", "preset", "dtype"), str),
-    **dict.fromkeys(("data", "model", "precision", "mesh", "classes_from"), str | None),
-    **dict.fromkeys(("drop_duplicates", "merge_overlaps", "save_predictions", "offline"), bool),
-    **dict.fromkeys(("threads", "batch"), int),
-    "limit": int | None,
-    **dict.fromkeys(("prune_below", "background_margin"), float),
-}
-# Options that came later, which jobs of before do not have.
-_LATER = {"classes_from": None, "prune_below": 0.0, "background_margin": 0.0, "merge_overlaps": False}
-
 
 @dataclass(frozen=True)
 class Job:
-    """One benchmark with the options of `gla-jax eval`, in their words; model None: the benchmark's default."""
+    """One benchmark with the options of `gla-jax eval`, in their words; model None: the benchmark's default.
+
+    Options with a default came later: files of jobs from before lack them.
+    """
 
     benchmark: str
     data: str | None
@@ -45,7 +37,6 @@ class Job:
     limit: int | None
     dtype: str
     precision: str | None
-    merge_overlaps: bool
     save_predictions: bool
     threads: int
     batch: int
@@ -54,6 +45,7 @@ class Job:
     classes_from: str | None = None
     prune_below: float = 0.0
     background_margin: float = 0.0
+    merge_overlaps: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The job as JSON values."""
@@ -62,12 +54,11 @@ class Job:
 
 def read_job(values: Any) -> Job:
     """The job that a file holds. Raises UserError when it is none."""
-    values = _LATER | values if isinstance(values, dict) else values
-    if not isinstance(values, dict) or any(
-        not is_bearable(values.get(name, ...), hint) for name, hint in _HINTS.items()
-    ):
+    later = {option.name: option.default for option in fields(Job) if option.default is not MISSING}
+    values, hints = later | values if isinstance(values, dict) else {}, get_type_hints(Job)
+    if any(not is_bearable(values.get(name, ...), hint) for name, hint in hints.items()):
         raise UserError("it does not say how its run was started.")
-    return Job(**{name: values[name] for name in _HINTS})
+    return Job(**{name: values[name] for name in hints})
 
 
 def open_data(jobs: Sequence[Job], out: Path, sharded: bool) -> list[tuple[Dataset, Protocol, Path]]:
