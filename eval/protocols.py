@@ -23,6 +23,7 @@ from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, class_names
 from gla_jax.settings.options import (
     METHOD_NUMBERS,
     PRESET_SUFFIX,
+    check_calibrated,
     check_choice,
     method_name,
     named_preset,
@@ -144,7 +145,8 @@ class Protocol:
             )
         numbers = {name: getattr(self.settings.method, name) for name in CALIBRATED}
         chosen = self.settings.method if self.tuned_for else replace(METHODS[method], **numbers)
-        return replace(self.settings, method=chosen, dtype=check_choice(dtype, DTYPES, "dtype"))
+        config = replace(self.settings, method=chosen, dtype=check_choice(dtype, DTYPES, "dtype"))
+        return check_calibrated(config, method)
 
 
 def protocol(

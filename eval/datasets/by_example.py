@@ -1,5 +1,6 @@
 """Labelled images that show classes, in place of names: a folder of one's own or a part of a benchmark."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from gla_jax.eval.benchmarks import FOLDER, TINY_WORLD
-from gla_jax.eval.datasets.dataset import CLASSES_FILE, CLASSES_JSON, Dataset, open_dataset
+from gla_jax.eval.datasets.dataset import CLASSES_FILE, CLASSES_JSON, Dataset, examples, open_dataset
 from gla_jax.predict.examples import ExampleClasses, Labelled
 from gla_jax.support.errors import DataError
-from gla_jax.support.places import place
+from gla_jax.support.places import is_folder, place
 from gla_jax.text.prompts import quote
 
 
@@ -25,7 +26,12 @@ def classes_from(folder: Path | str, benchmark: str = FOLDER) -> ExampleClasses:
 
     Raises DataError for what cannot be used, ClassesError for names.
     """
-    return example_classes(open_dataset(benchmark, place(str(folder))))
+    home = place(str(folder))
+    if home.suffix != ".tar" and not is_folder(home):
+        raise DataError(
+            f"{folder} is not a folder of labelled images; name one with images/, labels/ and {CLASSES_FILE}."
+        )
+    return example_classes(open_dataset(benchmark, home))
 
 
 def benchmark_examples(folder: Path | str, benchmark: str, classes: Sequence[str]) -> ExampleClasses:
@@ -58,6 +64,19 @@ def benchmark_examples(folder: Path | str, benchmark: str, classes: Sequence[str
     return replace(shown, names=tuple(classes), read=read)
 
 
+def _content(dataset: Dataset) -> str:
+    """SHA-256 over the pixels of all images and their classes.
+
+    Fingerprints of data sets miss images that change and keep their size, and other indices of the same names.
+    """
+    sha = hashlib.sha256()
+    for image_id, *arrays in examples(dataset, range(len(dataset.ids))):
+        sha.update(f"{image_id} {[array.shape for array in arrays]}\n".encode())
+        for array in arrays:
+            sha.update(np.ascontiguousarray(array))
+    return sha.hexdigest()
+
+
 def example_classes(dataset: Dataset, indices: Sequence[int] | None = None) -> ExampleClasses:
     """The classes that images of a data set show, all of them or those at some indices.
 
@@ -71,8 +90,7 @@ def example_classes(dataset: Dataset, indices: Sequence[int] | None = None) -> E
         _, image, label = dataset.read(chosen[index])
         return image, label
 
-    names, sha256 = dataset.names.classes, dataset.fingerprint
-    if indices is not None:
-        sha256 += f" {list(indices)}"
+    names = dataset.names.classes
+    sha256 = _content(dataset) if indices is None else f"{dataset.fingerprint} {list(indices)}"
     own = dataset.origin, sha256, dataset.ignore, len(chosen), read
     return ExampleClasses(names, names, tuple(range(len(names))), *own)

@@ -58,12 +58,14 @@ def tower_groups(
 ) -> list[TowerGroup]:
     """One group, but for models, windows, precision and tower_batch; arguments as in measure.
 
-    Features of CLIP-DINOiser's layers take the place of a foundation model's, so they are another group.
+    Features of CLIP-DINOiser's layers and stitched ones take the place of a foundation model's, and joint features
+    that of values: other groups.
     """
     groups: dict[tuple, TowerGroup] = {}
     for index, (_, config, name) in enumerate(ablation.settings):
         own = others.get(name, segmenter)
-        towers = config.method.precision, config.max_tower_batch, config.method.reads_dinoiser
+        method = config.method
+        towers = method.precision, config.max_tower_batch, method.reads_dinoiser, method.stitches, method.pools_joint
         key = name, config.windows, *towers
         groups.setdefault(key, TowerGroup(own.model.with_config(config), [])).indices.append(index)
     return list(groups.values())

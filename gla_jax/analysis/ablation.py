@@ -123,10 +123,12 @@ def grid(base: SegmenterConfig, baseline: str, axes: Mapping[str, tuple[Any, ...
 
     Raises UserError for a combination that the settings do not allow.
     """
-    start, settings = replace(base, method=_on_baseline(base.method, baseline)), []
+    settings = []
     for values in product(*axes.values()):
         changes = dict(zip(axes, values, strict=True))
         name = ", ".join(f"{field} {value_text(value)}" for field, value in changes.items())
+        own = changes.get("baseline", baseline)
+        start = replace(base, method=_on_baseline(base.method, own if own in gla_baselines() else baseline))
         try:
             model = changes.pop(MODEL, None)
             settings.append(Setting(name, with_fields(start, changes), model))

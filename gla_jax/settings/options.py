@@ -28,6 +28,8 @@ from gla_jax.support.files import read_json
 from gla_jax.support.places import place
 from gla_jax.support.version import VERSION
 
+MAX_CHOICES = 8  # in a sentence
+
 
 def check_choice(name: str, choices: Iterable[str], what: str) -> str:
     """The name itself. Raises UserError, with the nearest choices, when it is not one of them."""
@@ -35,7 +37,8 @@ def check_choice(name: str, choices: Iterable[str], what: str) -> str:
     if name in choices:
         return name
     close = difflib.get_close_matches(str(name), choices, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(choices)}."
+    more = f" and {len(choices) - MAX_CHOICES} more" if len(choices) > MAX_CHOICES else ""
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(choices[:MAX_CHOICES])}{more}."
     raise UserError(f"{name!r} is not a {what}; {hint}")
 
 
@@ -167,7 +170,7 @@ def preset_name(name: str) -> str:
     if sizes in PRESET_ALIASES:
         warnings.warn(f"the preset {sizes} is called {PRESET_ALIASES[sizes]} now, by its sizes", stacklevel=3)
         sizes = PRESET_ALIASES[sizes]
-    check_choice(sizes, [*PRESETS, *NUMBER_SETTINGS], "preset")
+    check_choice(sizes, PRESETS if plus else [*PRESETS, *NUMBER_SETTINGS], "preset")
     return sizes + (f"+{check_choice(numbers, NUMBER_SETTINGS, 'setting of the numbers')}" if plus else "")
 
 
@@ -182,6 +185,19 @@ def names_numbers(preset: Any, fields: Iterable[str] = ()) -> bool:
     """True if a preset, a file or fields of the settings say what the numbers are, so that no model chooses them."""
     preset, names = str(preset), {FIELD_ALIASES.get(name, name) for name in fields}
     return "+" in preset or preset in NUMBER_SETTINGS or preset.endswith(PRESET_SUFFIX) or bool(names & {*CALIBRATED})
+
+
+def check_calibrated(config: SegmenterConfig, method: str) -> SegmenterConfig:
+    """The settings themselves. Raises UserError where their numbers suit a calibration that the method does not take.
+
+    method: its name.
+    """
+    if config.method.calibration and not config.method.reads_vfm:
+        raise UserError(
+            f"{config.method.calibration} calibrates features of a vision foundation model, and the method {method} "
+            "compares none; leave it out of the preset, or choose gla."
+        )
+    return config
 
 
 def settings_from_options(
@@ -221,7 +237,7 @@ def settings_from_options(
             chosen = replace(chosen, **{name: getattr(base.method, name) for name in CALIBRATED})
     fields = {"short_side": short_side, "crop": crop, "stride": stride, "anchor_threshold": anchor_threshold}
     changes = {name: value for name, value in fields.items() if value is not None}
-    return with_fields(replace(base, method=chosen), changes | {"dtype": dtype})
+    return check_calibrated(with_fields(replace(base, method=chosen), changes | {"dtype": dtype}), method)
 
 
 def with_fields(config: SegmenterConfig, fields: Mapping[str, Any]) -> SegmenterConfig:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gla_jax.analysis import ablate, ablation, ablation_report, encoded
 from gla_jax.cli import main
-from gla_jax.config import BASELINES, Baseline, SegmenterConfig, WindowConfig
+from gla_jax.config import BASELINES, NUMBER_SETTINGS, Baseline, SegmenterConfig, WindowConfig
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
 from gla_jax.eval.runner import Run, measure, open_benchmark
@@ -145,6 +145,27 @@ def test_a_grid_over_the_towers_runs_them_under_each_setting(segmenter, data, mo
     ablate.measure(segmenter, compared, *benchmark(data), limit=1)
     assert [(config.method.precision, config.tower_batch) for config in seen] == [
         ("highest", 1), ("highest", 3), ("fast", 1), ("fast", 3)]  # fmt: skip
+
+
+def test_settings_whose_towers_give_other_tokens_go_apart(segmenter):
+    """After one pass for both, OV-Stitcher's row would hold ProxyCLIP's figures."""
+    compared = part_of(ablation.baselines(BASE), "proxyclip", "proxyclip + GLA", "ov-stitcher", "ov-stitcher + GLA")
+    groups = ablate.tower_groups(segmenter, compared)
+    assert [indices for _, indices in groups] == [[0, 1], [2, 3]]
+    for model, indices in groups:
+        configs = [compared.settings[index].config for index in indices]
+        features = encoded.encode_image(model, picture(3), configs).tokens.features
+        for config in configs:
+            alone = encoded.encode_image(segmenter.model.with_config(config), picture(3), [config]).tokens
+            np.testing.assert_array_equal(features, alone.features)
+
+
+def test_a_grid_over_baselines_keeps_a_calibration_for_features_that_take_it():
+    """rho and temperature of the calibration suit no cosine of CLIP's own heads."""
+    base = replace(BASE, method=replace(BASE.method, **NUMBER_SETTINGS["centred"]))
+    one, other = (setting.config.method for setting in grid_of("baseline=proxyclip,clearclip", base=base).settings)
+    assert (one.calibration, one.anchor_threshold, one.temperature) == ("centred", 0.9, 0.05)
+    assert (other.calibration, other.anchor_threshold, other.temperature) == (None, 0.55, 1.0)
 
 
 def test_figures_are_those_of_gla_jax_eval(segmenter, data, tmp_path):

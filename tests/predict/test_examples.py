@@ -133,6 +133,28 @@ def test_what_cannot_be_is_one_sentence(pair, folder, capsys):
     assert "leave out --classes" in capsys.readouterr().err
 
 
+def test_what_the_images_show_is_known_by_their_pixels_and_classes(folder, tmp_path):
+    """An image may change and keep its size, and a name may get another index: a run would go on with old classes."""
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    label = np.array(Image.open(folder / "labels" / "0.png"))
+    image = np.array(Image.open(folder / "images" / "0.png"))
+
+    def digest(image, **names):
+        (tmp_path / "classes.json").write_text(json.dumps({index: name for name, index in names.items()}))
+        Image.fromarray(image).save(tmp_path / "images" / "0.png", compress_level=0)
+        Image.fromarray(label).save(tmp_path / "labels" / "0.png")
+        return gla_jax.classes_from(tmp_path).sha256, (tmp_path / "images" / "0.png").stat().st_size
+
+    first, size = digest(image, left=0, below=2)
+    assert digest(image, left=0, below=2)[0] == first
+    changed, same_size = digest(255 - image, left=0, below=2)
+    assert (changed != first, same_size) == (True, size)
+    assert digest(image, left=0, below=1)[0] != first
+    with pytest.raises(DataError, match="nowhere is not a folder of labelled images"):
+        gla_jax.classes_from(tmp_path / "nowhere")
+
+
 def test_segment_by_example_and_other_examples_are_another_run(pair, folder, tmp_path, capsys):
     sizes = ["--short-side", "native", "--crop", "32", "--stride", "16", "--out", str(tmp_path / "out")]
     command = ["segment", str(folder / "images"), "--model", str(pair / "vfm"), *sizes]

@@ -60,6 +60,9 @@ def test_fields_have_the_letters_of_the_paper_too():
         ({"method": "glaa"}, "'glaa' is not a method; did you mean gla"),
         ({"preset": "336-224"}, "'336-224' is not a preset; did you mean 336-224-112"),
         ({"preset": "336-224-112+rho-0.7"}, "'rho-0.7' is not a setting of the numbers"),
+        ({"preset": "centred+centred"}, "'centred' is not a preset; there are 336-224-112"),
+        ({"preset": "centred", "method": "gla-clearclip"}, "the method gla-clearclip compares none; leave it out"),
+        ({"method": "nothing"}, "'nothing' is not a method; there are gla, [^.]* and 8 more"),
         ({"dtype": "float16"}, "dtype 'float16' is not one of"),
         ({"short_side": "-3"}, "short side '-3' is not a number of pixels"),
         ({"short_side": "٣"}, "is not a number of pixels"),  # a digit of another script
