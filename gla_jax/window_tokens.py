@@ -15,8 +15,9 @@ from gla_jax.support.arrays import Array, Float, typed
 from gla_jax.towers.attention import QKV
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from gla_jax.towers.dinoiser import FROM_LAST, Dinoiser, DinoiserSpec
+from gla_jax.towers.joint import ImageTokens
 from gla_jax.towers.kinds import build_tower
-from gla_jax.towers.layers import STACKED, ImageTokens, Tower, VisionSpec, stack_blocks, unstack_blocks
+from gla_jax.towers.layers import STACKED, Tower, VisionSpec, stack_blocks, unstack_blocks
 from gla_jax.towers.placement import even_batch
 
 

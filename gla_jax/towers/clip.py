@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD, Channels
-from gla_jax.support.arrays import Array, Float, Int, typed
+from gla_jax.support.arrays import Array, Bool, Float, Int
+from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
     Activation,
-    ImageTokens,
     LayerNorm,
     PatchTokens,
     TextSpec,
-    Tower,
     VisionSpec,
     multi_head_attention,
     transformer_blocks,
@@ -44,8 +43,8 @@ class ClipImageSpec(VisionSpec):
         return self.image_size // self.patch_size
 
 
-class ClipImage(Tower):
-    """CLIP's image tower: encode() up to q, k, v of the last block; project() from there to the joint space."""
+class ClipImage(ImageTower):
+    """CLIP's image tower."""
 
     spec: ClipImageSpec
 
@@ -59,39 +58,16 @@ class ClipImage(Tower):
         self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 
-    @typed
-    def encode(self, pixels: Float[Array, "B 3 h w"]) -> ImageTokens:
-        """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and std.
+    def embed(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B t C"]:
+        """The patches and CLS after the LayerNorm before the first block."""
+        return self.norm_pre(self.patch_tokens(pixels.astype(self.dtype)))
 
-        Raises ValueError when the patch size does not divide h and w.
-        """
-        embedded = self.norm_pre(self.patch_tokens(pixels.astype(self.dtype)))
-        # The last block is left open: methods replace its attention.
-        outputs = self.run_blocks(embedded, count=self.spec.depth - 1)
-        residual = outputs[-1] if outputs else embedded
-        return ImageTokens(embedded, outputs, residual, self.blocks[-1].project_in(residual))
-
-    @typed
-    def project(
-        self, attended: Float[Array, "B t C"], residual: Float[Array, "B t C"] | None = None
-    ) -> Float[Array, "B t E"]:
-        """Project the last attention's output to the joint space: out_proj, ln_post, proj.
-
-        With residual the whole last block runs (residual and MLP). Without it the block is its attention alone, as
-        ClearCLIP (Lan et al. 2024) found better for dense features.
-        """
-        tokens = self.blocks[-1].project_out(attended)
-        if residual is not None:
-            tokens = self.blocks[-1].feed_forward(residual + tokens)
+    def to_joint(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t E"]:
+        """Tokens of the last block in the joint space: ln_post, proj."""
         return self.projection(self.norm_post(tokens))
 
-    @typed
-    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B E"]:
-        """CLIP's image feature: the CLS token after the whole last block, projected, not normalised."""
-        return self.image_feature(self.encode(pixels))
-
     def image_feature(self, tokens: ImageTokens) -> Float[Array, "B E"]:
-        """The image feature of encoded tokens."""
+        """The CLS token after the whole last block, projected, of encoded tokens."""
         attended = multi_head_attention(tokens.qkv, self.spec.num_heads, precision=self.precision)
         return self.project(attended[:, :1], tokens.residual[:, :1])[:, 0]
 
@@ -116,7 +92,7 @@ class ClipTextSpec(TextSpec):
         return (token_ids == self.end_token).argmax(1) + 1
 
 
-class ClipText(Tower):
+class ClipText(TextTower):
     """CLIP's text tower: token ids to one feature a text."""
 
     spec: ClipTextSpec
@@ -129,23 +105,12 @@ class ClipText(Tower):
         self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 
-    @typed
-    def encode(self, token_ids: Int[Array, "Q t"]) -> tuple[Float[Array, "Q t C"], ...]:
-        """The embedded tokens and the output of every block, each [Q t C]."""
-        length = token_ids.shape[1]
-        if length > self.spec.context:
-            raise ValueError(f"{length} tokens are more than the text tower's context of {self.spec.context}")
-        tokens = self.token_embedding(token_ids) + self.positions[None, :length].astype(self.dtype)
-        causal = jnp.tril(jnp.ones((length, length), bool))
-        return tokens, *self.run_blocks(tokens, causal)
-
-    @typed
-    def __call__(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
-        """CLIP's text feature: the first end token after the last LayerNorm, projected, not normalised."""
-        return self.text_feature(self.norm_final(self.encode(token_ids)[-1]), token_ids)
+    def mask(self, token_ids: Int[Array, "Q t"]) -> Bool[Array, "t t"]:
+        """Causal: a token sees itself and those before it."""
+        return jnp.tril(jnp.ones((token_ids.shape[1],) * 2, bool))
 
     def text_feature(self, tokens: Float[Array, "Q t C"], token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
-        """The text feature of tokens after the last LayerNorm."""
+        """The first end token of tokens after the last LayerNorm, projected."""
         # argmax of a comparison is the first place where it holds.
         end = jnp.argmax(token_ids == self.spec.end_token, axis=1)
         return self.projection(jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0])

@@ -33,9 +33,9 @@ TOWERS: Mapping[type, type[Tower]] = {
 class Family(NamedTuple):
     """The specs of a family's towers.
 
-    With a text tower the image tower gives values: encode(pixels) -> ImageTokens, project(attended, residual) and
-    image_feature(tokens); if image.gives_features also features(tokens) [B n D], from the same pass. Without one it
-    gives features alone: tower(pixels).patch_tokens [B n D]. CLIP-DINOiser's are no tower but layers on one's tokens.
+    With a text tower the image tower gives values (joint.ImageTower); if image.gives_features also features(tokens)
+    [B n D], from the same pass. Without one it gives features alone: tower(pixels).patch_tokens [B n D].
+    CLIP-DINOiser's are no tower but layers on one's tokens.
     """
 
     image: type[VisionSpec] | type[DinoiserSpec]

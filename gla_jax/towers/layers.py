@@ -1,7 +1,7 @@
 """Leaves and blocks shared by every tower: patch tokens, self-attention, MLP, pre-norm transformer block."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -63,19 +63,6 @@ class TextSpec:
     def lengths(self, token_ids: Int[np.ndarray, "Q t"]) -> Int[np.ndarray, " Q"]:
         """The tokens of each text that its feature depends on; what stands behind them may be cut off."""
         raise NotImplementedError
-
-
-class ImageTokens(NamedTuple):
-    """Tokens of an image tower up to its last attention, prefix tokens first.
-
-    embedded [B t C]: the input of the first block. blocks: the output of every block but the last, each [B t C].
-    residual: the input of the last block (blocks[-1]). qkv: queries, keys and values of the last block.
-    """
-
-    embedded: Array
-    blocks: tuple[Array, ...]
-    residual: Array
-    qkv: QKV
 
 
 class LayerNorm(nn.Module):

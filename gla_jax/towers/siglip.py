@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.images.windows import Channels
-from gla_jax.support.arrays import Array, Float, Int, typed
+from gla_jax.support.arrays import Array, Float, Int
+from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
     QKV,
     Activation,
-    ImageTokens,
     LayerNorm,
     Mlp,
     PatchTokens,
     SelfAttention,
     TextSpec,
-    Tower,
     VisionSpec,
     multi_head_attention,
     transformer_blocks,
@@ -89,8 +88,11 @@ class PoolingHead(nn.Module):
         return out + self.mlp(self.norm(out))
 
 
-class SiglipImage(Tower):
-    """SigLIP's image tower: encode() up to q, k, v of the last block; project() from there to the joint space."""
+class SiglipImage(ImageTower):
+    """SigLIP's image tower.
+
+    That the head takes each token as an image of its own is our reading (docs/METHODS.md).
+    """
 
     spec: SiglipImageSpec
 
@@ -110,43 +112,14 @@ class SiglipImage(Tower):
         self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.head = PoolingHead(spec, self.dtype, self.precision)
 
-    @typed
-    def encode(self, pixels: Float[Array, "B 3 h w"]) -> ImageTokens:
-        """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and std.
-
-        Raises ValueError when the patch size does not divide h and w.
-        """
-        embedded = self.patch_tokens(pixels.astype(self.dtype))
-        outputs = self.run_blocks(embedded, count=self.spec.depth - 1)
-        residual = outputs[-1] if outputs else embedded
-        return ImageTokens(embedded, outputs, residual, self.blocks[-1].project_in(residual))
-
-    @typed
-    def project(
-        self, attended: Float[Array, "B t C"], residual: Float[Array, "B t C"] | None = None
-    ) -> Float[Array, "B t E"]:
-        """Project the last attention's output to the joint space: out_proj, post_layernorm, the head on each token.
-
-        That the head takes each token as an image of its own is our reading (docs/METHODS.md). With residual the whole
-        last block runs; without it the block is its attention alone.
-        """
-        return self.head.each(self._last_tokens(attended, residual))
-
-    @typed
-    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B E"]:
-        """SigLIP's image feature: all tokens after the whole last block, pooled, not normalised."""
-        return self.image_feature(self.encode(pixels))
+    def to_joint(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t E"]:
+        """Tokens of the last block in the joint space: post_layernorm, the head on each."""
+        return self.head.each(self.norm_post(tokens))
 
     def image_feature(self, tokens: ImageTokens) -> Float[Array, "B E"]:
-        """The image feature of encoded tokens."""
+        """All encoded tokens after the whole last block, pooled."""
         attended = multi_head_attention(tokens.qkv, self.spec.num_heads, precision=self.precision)
-        return self.head.pool(self._last_tokens(attended, tokens.residual))
-
-    def _last_tokens(self, attended: Array, residual: Array | None) -> Array:
-        tokens = self.blocks[-1].project_out(attended)
-        if residual is not None:
-            tokens = self.blocks[-1].feed_forward(residual + tokens)
-        return self.norm_post(tokens)
+        return self.head.pool(self.norm_post(self.last_tokens(attended, tokens.residual)))
 
 
 @dataclass(frozen=True)
@@ -170,7 +143,7 @@ class SiglipTextSpec(TextSpec):
         return np.full(len(token_ids), token_ids.shape[1])
 
 
-class SiglipText(Tower):
+class SiglipText(TextTower):
     """SigLIP's text tower: token ids, filled up to the context, to one feature a text."""
 
     spec: SiglipTextSpec
@@ -182,20 +155,6 @@ class SiglipText(Tower):
         self.blocks = transformer_blocks(self, spec.activation)
         self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.projection = nn.Dense(spec.embed_dim, dtype=self.dtype, precision=self.precision)
-
-    @typed
-    def encode(self, token_ids: Int[Array, "Q t"]) -> tuple[Float[Array, "Q t C"], ...]:
-        """The embedded tokens and the output of every block, each [Q t C]."""
-        length = token_ids.shape[1]
-        if length > self.spec.context:
-            raise ValueError(f"{length} tokens are more than the text tower's context of {self.spec.context}")
-        tokens = self.token_embedding(token_ids) + self.positions[None, :length].astype(self.dtype)
-        return tokens, *self.run_blocks(tokens)
-
-    @typed
-    def __call__(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
-        """SigLIP's text feature: the last token after the last LayerNorm, projected, not normalised."""
-        return self.text_feature(self.norm_final(self.encode(token_ids)[-1]), token_ids)
 
     def text_feature(self, tokens: Float[Array, "Q t C"], _token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
         """The text feature of tokens after the last LayerNorm: the last place, whatever stands there."""

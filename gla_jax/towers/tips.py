@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.images.windows import Channels
-from gla_jax.support.arrays import Array, Float, Int, typed
+from gla_jax.support.arrays import Array, Bool, Float, Int, typed
+from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
     Activation,
-    ImageTokens,
     LayerNorm,
     PatchTokens,
     TextSpec,
-    Tower,
     VisionSpec,
     multi_head_attention,
     transformer_blocks,
@@ -56,8 +55,8 @@ class TipsImageSpec(VisionSpec):
         return 0
 
 
-class TipsImage(Tower):
-    """TIPSv2's image tower: encode() up to q, k, v of the last block; project() and features() from there."""
+class TipsImage(ImageTower):
+    """TIPSv2's image tower, which gives features too."""
 
     spec: TipsImageSpec
 
@@ -76,29 +75,8 @@ class TipsImage(Tower):
         self.blocks = transformer_blocks(self, spec.activation, layer_scale=True)
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 
-    @typed
-    def encode(self, pixels: Float[Array, "B 3 h w"]) -> ImageTokens:
-        """Tokens of every block and q, k, v of the last one; pixels normalised with the spec's mean and std.
-
-        Raises ValueError when the patch size does not divide h and w.
-        """
-        embedded = self.patch_tokens(pixels.astype(self.dtype))
-        # The last block is left open: methods replace its attention.
-        outputs = self.run_blocks(embedded, count=self.spec.depth - 1)
-        residual = outputs[-1] if outputs else embedded
-        return ImageTokens(embedded, outputs, residual, self.blocks[-1].project_in(residual))
-
-    @typed
-    def project(
-        self, attended: Float[Array, "B t C"], residual: Float[Array, "B t C"] | None = None
-    ) -> Float[Array, "B t C"]:
-        """Project the last attention's output to the joint space: out_proj with its scale, and the last LayerNorm.
-
-        With residual the whole last block runs (residual and MLP); without it the block is its attention alone.
-        """
-        tokens = self.blocks[-1].project_out(attended)
-        if residual is not None:
-            tokens = self.blocks[-1].feed_forward(residual + tokens)
+    def to_joint(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t E"]:
+        """Tokens of the last block in the joint space: the last LayerNorm alone."""
         return self.norm(tokens)
 
     @typed
@@ -106,13 +84,8 @@ class TipsImage(Tower):
         """The patch tokens after the last LayerNorm, as a foundation model's, from encoded tokens."""
         return self._finish(tokens)[:, self.spec.prefix_tokens :]
 
-    @typed
-    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B C"]:
-        """The image feature: the first CLS token, not normalised."""
-        return self.image_feature(self.encode(pixels))
-
     def image_feature(self, tokens: ImageTokens) -> Float[Array, "B C"]:
-        """The image feature of encoded tokens."""
+        """The first CLS token after the whole last block, of encoded tokens."""
         return self._finish(tokens)[:, 0]
 
     def _finish(self, tokens: ImageTokens) -> Float[Array, "B t C"]:
@@ -145,7 +118,7 @@ class TipsTextSpec(TextSpec):
         return (token_ids != 0).sum(1)
 
 
-class TipsText(Tower):
+class TipsText(TextTower):
     """TIPSv2's text tower: token ids, padded with 0 behind, to one feature a text."""
 
     spec: TipsTextSpec
@@ -156,25 +129,20 @@ class TipsText(Tower):
         self.blocks = transformer_blocks(self, spec.activation)
         self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
 
-    @typed
-    def encode(self, token_ids: Int[Array, "Q t"]) -> tuple[Float[Array, "Q t C"], ...]:
-        """The embedded tokens and the output of every block, each [Q t C]; rows of padding hold no meaning."""
-        spec, (count, length) = self.spec, token_ids.shape
-        if length > spec.context:
-            raise ValueError(f"{length} tokens are more than the text tower's context of {spec.context}")
-        tokens = self.token_embedding(token_ids) * jnp.asarray(math.sqrt(spec.width), self.dtype)
-        tokens = tokens + jnp.asarray(sine_positions(length, spec.width), self.dtype)[None]
+    def embed(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q t C"]:
+        """Scaled token embeddings with sine positions, as the release adds them; rows of padding hold no meaning."""
+        tokens = self.token_embedding(token_ids) * jnp.asarray(math.sqrt(self.spec.width), self.dtype)
+        return tokens + jnp.asarray(sine_positions(token_ids.shape[1], self.spec.width), self.dtype)[None]
+
+    def mask(self, token_ids: Int[Array, "Q t"]) -> Bool[Array, "Q t t"]:
+        """Every token sees all but the padding."""
+        count, length = token_ids.shape
         # The first token is always seen: the softmax of a text without tokens would be 0/0.
         seen = (token_ids != 0) | (jnp.arange(length) == 0)[None]
-        return tokens, *self.run_blocks(tokens, jnp.broadcast_to(seen[:, None], (count, length, length)))
-
-    @typed
-    def __call__(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q C"]:
-        """The text feature: the mean of the tokens after the last LayerNorm, not normalised."""
-        return self.text_feature(self.norm_final(self.encode(token_ids)[-1]), token_ids)
+        return jnp.broadcast_to(seen[:, None], (count, length, length))
 
     def text_feature(self, tokens: Float[Array, "Q t C"], token_ids: Int[Array, "Q t"]) -> Float[Array, "Q C"]:
-        """The text feature of tokens after the last LayerNorm; zero for a text without tokens."""
+        """The mean of the tokens after the last LayerNorm; zero for a text without tokens."""
         seen = (token_ids != 0)[..., None]
         total = jnp.where(seen, tokens.astype(jnp.float32), 0).sum(1)
         return (total / jnp.maximum(seen.sum(1), 1).astype(jnp.float32)).astype(self.dtype)
