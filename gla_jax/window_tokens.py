@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gla_jax.attention.canvas import attend_canvas, stitch_canvas
+from gla_jax.attention.cells import stitch_cells
 from gla_jax.checkpoints.model_folder import Checkpoint, Params, VfmSpec
 from gla_jax.config import BASELINES, REFERENCE, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import Windows, normalise
 from gla_jax.support.arrays import Array, Float, typed
-from gla_jax.towers.attention import QKV
+from gla_jax.towers.attention import QKV, multi_head_attention
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from gla_jax.towers.dinoiser import FROM_LAST, Dinoiser, DinoiserSpec
 from gla_jax.towers.joint import ImageTokens
@@ -107,7 +107,7 @@ class WindowTokens:
 
     @property
     def values(self) -> Float[Array, "W n C"]:
-        """What the method averages: CLIP's values of the patches, or joint; without a CLIP the features."""
+        """The rows that the method averages: CLIP's values of the patches, or joint; without a CLIP the features."""
         if self.joint is not None:
             return self.joint
         return self.features if self.qkv is None else self.patches(self.qkv.values)
@@ -186,22 +186,24 @@ def stitch_windows(
         return tokens
     spec, dtype, (count, side_squared, width) = params.vfm_spec, jnp.dtype(config.dtype), tokens.features.shape
     valid, prefix_tokens = jnp.asarray(windows.valid), tokens.prefix.shape[1]
-    canvas = stitch_canvas(jnp.asarray(windows.origins), valid, side_squared, spec.patch_size)
+    cells = stitch_cells(jnp.asarray(windows.origins), valid, side_squared, spec.patch_size)
     vfm, variables = build_tower(spec, dtype, precision=config.method.plain_precision), {"params": params.vfm}
     share = valid.astype(jnp.float32) / valid.astype(jnp.float32).sum()
 
-    def onto_canvas(each: Array) -> Array:  # [W t C] to [p+N C]
+    def onto_cells(each: Array) -> Array:  # [W t C] to [1 p+N C], p tokens of the prefix
         first, patches = jnp.split(each, [prefix_tokens], axis=1)
         first = (share[:, None, None] * first.astype(jnp.float32)).sum(0)
-        return jnp.concatenate([first, canvas.average(patches)]).astype(dtype)
+        return jnp.concatenate([first, cells.average(patches)]).astype(dtype)[None]
 
     whole = jnp.concatenate([tokens.prefix, tokens.features], axis=1)
     qkv = vfm.apply(variables, spec.depth - 1, "project_in", whole, method="of_block")
-    qkv = QKV(*map(onto_canvas, qkv))
-    seen = jnp.concatenate([jnp.ones(prefix_tokens, bool), canvas.valid])
-    attended = attend_canvas(qkv, seen, spec.num_heads, config.method.plain_precision)
-    features = vfm.apply(variables, onto_canvas(whole)[None], attended[None], method="close_last")[0, prefix_tokens:]
-    return replace(tokens, features=features[canvas.cell].reshape(count, side_squared, width), prefix=None)
+    qkv = QKV(*map(onto_cells, qkv))
+    seen = jnp.concatenate([jnp.ones(prefix_tokens, bool), cells.valid])[None]  # [1 p+N], for all queries
+    # In chunks on every platform: the scores grow with the square of the image.
+    attended = multi_head_attention(qkv, spec.num_heads, seen, config.method.plain_precision, "chunked")
+    features = vfm.apply(variables, onto_cells(whole), attended, method="close_last")[0, prefix_tokens:]
+    # Every token takes the row of its cell: [N D] to [W S D].
+    return replace(tokens, features=features[cells.cell].reshape(count, side_squared, width), prefix=None)
 
 
 @typed

@@ -132,9 +132,9 @@ def image_flops(params: SegmenterParams, windows: int, config: SegmenterConfig, 
         towers = clip_flops(clip, crop) + (vfm_flops(params.vfm_spec, crop) if method.reads_vfm else 0)
     if method.reads_dinoiser:
         towers += dinoiser_flops(clip, params.dinoiser_spec.projected, crop)
-    if method.stitches:  # scores and weighted values over the canvas, in place of those of a window
-        canvas, alone = (windows * widths.tokens) ** 2, windows * widths.tokens**2
-        towers += 4 * (canvas - alone) * widths.features / windows
+    if method.stitches:  # scores and weighted values over all cells, in place of those of a window
+        stitched, alone = (windows * widths.tokens) ** 2, windows * widths.tokens**2
+        towers += 4 * (stitched - alone) * widths.features / windows
     tokens = windows * (widths.tokens if method.attends_by_features else widths.clip_tokens)
     projection = projection_flops(clip, tokens, BASELINES[method.baseline].whole_block) if clip else 0
     return windows * towers + attention_flops(widths, windows * merged, method) + projection

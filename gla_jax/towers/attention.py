@@ -51,7 +51,7 @@ def merge_heads(x: Float[Array, "B H t K"]) -> Float[Array, "B t C"]:
 def attention_weights(
     queries: Float[Array, "B H t K"],
     keys: Float[Array, "B H s K"],
-    mask: Bool[Array, "*B t s"] | None = None,
+    mask: Bool[Array, "*B #t s"] | None = None,
     bias: Float[Array, "t s"] | None = None,
     precision: str = "highest",
 ) -> Float[Array, "B H t s"]:
@@ -59,7 +59,7 @@ def attention_weights(
 
     Args:
         queries, keys: one array a head.
-        mask: True where a key may be seen, one for all or one for each of the batch.
+        mask: True where a key may be seen, one for all or one for each of the batch; one row is for all queries.
         bias: added to the scaled scores of every head.
         precision: of the matrix product, in JAX's words.
     """
@@ -70,7 +70,7 @@ def attention_weights(
 def attention_scores(
     queries: Float[Array, "B H t K"],
     keys: Float[Array, "B H s K"],
-    mask: Bool[Array, "*B t s"] | None = None,
+    mask: Bool[Array, "*B #t s"] | None = None,
     bias: Float[Array, "t s"] | None = None,
     precision: str = "highest",
 ) -> Float[Array, "B H t s"]:
@@ -84,7 +84,7 @@ def attention_scores(
     return scores
 
 
-def _of_heads(mask: Bool[Array, "*B t s"]) -> Bool[Array, "b 1 t s"]:
+def _of_heads(mask: Bool[Array, "*B #t s"]) -> Bool[Array, "b 1 #t s"]:
     return mask[None, None] if mask.ndim == 2 else mask[:, None]
 
 
@@ -92,7 +92,7 @@ def _of_heads(mask: Bool[Array, "*B t s"]) -> Bool[Array, "b 1 t s"]:
 def multi_head_attention(
     qkv: QKV,
     num_heads: int,
-    mask: Bool[Array, "*B t t"] | None = None,
+    mask: Bool[Array, "*B #t t"] | None = None,
     precision: str = "highest",
     form: TowerAttention = "together",
 ) -> Float[Array, "B t C"]:
@@ -101,7 +101,8 @@ def multi_head_attention(
     Args:
         qkv: three arrays [B t C], heads side by side.
         num_heads: H, which divides C.
-        mask: True where a key may be seen, one for all or one for each of the batch; None for all keys.
+        mask: True where a key may be seen, one for all or one for each of the batch, one row for all queries; None
+            for all keys.
         precision: of both matrix products, in JAX's words.
         form: of the computation; results differ by rounding. "together" holds the scores of all heads, "head_by_head"
             those of one head, "chunked" at most CHUNK_BYTES of them, "cudnn", NVIDIA's fused kernel, none. What that
@@ -142,11 +143,14 @@ def _in_query_chunks(
     # [B H t K] -> [chunks B H rows K].
     parts = jnp.pad(queries, ((0, 0), (0, 0), (0, padding), (0, 0)))
     parts = parts.reshape(batch, heads, chunks, -1, width).transpose(2, 0, 1, 3, 4)
-    if mask is not None:
+    alike = mask is not None and mask.shape[-2] == 1  # for all queries, so that nothing of it is cut
+    if mask is not None and not alike:
         # Padded queries see every key: an empty softmax would be 0/0.
         mask = jnp.pad(mask, (*[(0, 0)] * (mask.ndim - 2), (0, padding), (0, 0)), constant_values=True)
         mask = jnp.moveaxis(mask.reshape(*mask.shape[:-2], chunks, -1, tokens), -3, 0)
-    attended = jax.lax.map(lambda part: weighted(part[0], keys, values, part[1]), (parts, mask))
+    attended = jax.lax.map(
+        lambda part: weighted(part[0], keys, values, mask if alike else part[1]), (parts, None if alike else mask)
+    )
     return attended.transpose(1, 2, 0, 3, 4).reshape(batch, heads, -1, width)[:, :, :tokens]
 
 
