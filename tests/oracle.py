@@ -47,7 +47,7 @@ def centred_keys(features):
 
 
 def look(similarity, method):
-    """s' = c + (1 - c) s with c = 0.3 under the calibration "centred"."""
+    """s' = eta + (1 - eta) s with eta = 0.3 under the calibration "centred"."""
     return 0.3 + 0.7 * similarity if method.calibration == "centred" else similarity
 
 

@@ -53,7 +53,7 @@ def image_buffer(
 
 @typed
 def by_window(
-    attended: Float[Array, "m C"], valid: Bool[Array, " W"], method: MethodConfig, overlaps: Overlaps | None = None
+    attended: Float[Array, "merged C"], valid: Bool[Array, " W"], method: MethodConfig, overlaps: Overlaps | None = None
 ) -> Float[Array, "W S C"]:
     """Rows of image_buffer by window; a merged token's row goes to all tokens that it stands for.
 

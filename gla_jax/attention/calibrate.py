@@ -1,7 +1,8 @@
 """Calibration of a foundation model's similarities to what rho, beta and gamma expect (not in the paper; ours).
 
 The published numbers suit DINO's cosines. "centred" takes the mean feature of the image off the features, so that the
-mean cosine is near 0 and a token's with itself 1, whatever the model; then s' = c + (1 - c) s, of mean c.
+mean cosine is near 0 and a token's with itself 1, whatever the model; then s' = eta + (1 - eta) s, of mean eta
+(DESIGN 3.6).
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ def uncalibrated(similarity: Similarity, method: MethodConfig) -> Similarity:
 
 
 def slope(method: MethodConfig) -> float:
-    """ds' / ds."""
+    """ds' / ds, the factor of differences of cosines."""
     return 1.0 - CENTRED_MEAN if method.calibrates else 1.0
 
 
@@ -39,6 +40,7 @@ def centred(
     sum_over_shards: sums over the parts of a buffer that is split over devices.
     """
     features, weights = features.astype(jnp.float32), valid.astype(jnp.float32)
+    # The mean [D]: a sum over windows and tokens in which padded windows weigh 0.
     total = sum_over_shards(jnp.einsum("w,wsd->d", weights, features, precision="highest"))
     count = sum_over_shards(weights.sum()) * features.shape[1]
     return features - (total / count)[None, None]

@@ -32,14 +32,14 @@ def merge_tokens(buffer: Buffer, overlaps: Overlaps | None, form: ModuleType) ->
 
 
 def _weights(overlaps: Overlaps) -> Array:
-    """How many tokens each merged one stands for."""
+    """The number of tokens that each merged one stands for, 0 for padding."""
     return (overlaps.members >= 0).sum(1).astype(jnp.float32)
 
 
 @typed
-def merged_rows(rows: Float[Array, "N D"], overlaps: Overlaps, form: ModuleType) -> Float[Array, "m D"]:
+def merged_rows(rows: Float[Array, "N D"], overlaps: Overlaps, form: ModuleType) -> Float[Array, "merged D"]:
     """The mean of the rows at each pixel, in float32; arguments as in merge_tokens."""
-    columns = jnp.asarray(overlaps.members).T
+    columns = jnp.asarray(overlaps.members).T  # [copies merged]: one member of each at a time
 
     def of_shard(shard: tuple[Array, Array]) -> Array:
         def add(total: Array, tokens: Array) -> tuple[Array, None]:
@@ -55,7 +55,7 @@ def merged_rows(rows: Float[Array, "N D"], overlaps: Overlaps, form: ModuleType)
 
 @jax.named_scope("gla-attention")
 @typed
-def spread_rows(rows: Float[Array, "m C"], overlaps: Overlaps, form: ModuleType) -> Float[Array, "N C"]:
+def spread_rows(rows: Float[Array, "merged C"], overlaps: Overlaps, form: ModuleType) -> Float[Array, "N C"]:
     """The row of the merged token for every token that is part of it, zeros in padded windows."""
     merged = jnp.asarray(overlaps.merged).reshape(-1)
     return form.fold_shards((rows, _first(rows, form)), lambda shard: _rows_at(*shard, merged), jnp.add)

@@ -44,14 +44,14 @@ PER_255 = np.float32(32897 * 2.0**-23), np.float32(1 / 255 - 32897 * 2.0**-23)
 
 
 class Overlaps(NamedTuple):
-    """Tokens that have the same top-left pixel, for the setting merge_overlaps: M merged ones of N = W S, padded.
+    """Tokens that have the same top-left pixel, for the setting merge_overlaps: merged ones, padded, of N = W S.
 
-    merged [W S] int32: index of the merged token that each token is part of, -1 in padded windows; members [M k] int32:
-    indices of the tokens of each merged one, -1 for none. Stacks of several images have one axis more.
+    merged [W S] int32: index of the merged token that each token is part of, -1 in padded windows; members [merged
+    copies] int32: indices of the tokens of each merged one, -1 for none. Stacks of several images have one axis more.
     """
 
     merged: Int[Array, "*B W S"] | Int[np.ndarray, "*B W S"]
-    members: Int[Array, "*B M k"] | Int[np.ndarray, "*B M k"]
+    members: Int[Array, "*B merged copies"] | Int[np.ndarray, "*B merged copies"]
 
 
 class Windows(NamedTuple):
@@ -155,8 +155,10 @@ def token_overlaps(grid: WindowGrid, padded: int, patch_size: int, devices: int 
     merged = first.argsort().argsort()[merged.ravel()]
     counts, by_pixel = np.bincount(merged), merged.argsort(kind="stable")
     tokens = len(steps) ** 2
+    # Padded as windows are, so that few sizes compile.
     length = bucket(-(-len(counts) // tokens)) * tokens
     members = np.full((-(-length // devices) * devices, counts.max()), -1, np.int32)
+    # The tokens of a pixel stand side by side in by_pixel; `place` counts each of them from 0.
     place = np.arange(merged.size) - np.repeat(counts.cumsum() - counts, counts)
     members[merged[by_pixel], place] = by_pixel
     merged = np.pad(merged.reshape(-1, tokens), ((0, padded - grid.count), (0, 0)), constant_values=-1)
@@ -167,7 +169,7 @@ def stack_overlaps(images: Sequence[Overlaps]) -> Overlaps:
     """Those of images of one padded number of windows, members padded to the largest."""
     rows, copies = (max(image.members.shape[axis] for image in images) for axis in (0, 1))
 
-    def padded(members: Int[np.ndarray, "M k"]) -> Int[np.ndarray, "_ _"]:
+    def padded(members: Int[np.ndarray, "merged copies"]) -> Int[np.ndarray, "_ _"]:
         missing = rows - members.shape[0], copies - members.shape[1]
         return np.pad(members, [(0, most) for most in missing], constant_values=-1)
 
