@@ -11,8 +11,7 @@ from gla_jax.bench.timing import Bench, Row, random_array
 from gla_jax.images.windows import bucket
 from gla_jax.labels.label_map import whole_logits
 from gla_jax.labels.pool import label_masks
-from gla_jax.labels.stitch import stitch_plan
-from gla_jax.predict.features import stitched_features
+from gla_jax.predict.features import cell_plan, stitched_features
 from gla_jax.predict.predict import Prediction, start_label
 from gla_jax.support.arrays import Array
 
@@ -62,7 +61,6 @@ def _stitched(subject: Subject, features: Array) -> np.ndarray:
 
 def _stitch_flops(subject: Subject) -> float:
     """2 E multiply-adds of rows [cells tokens] times tokens, then of columns: both matrices are dense."""
-    grid, side = subject.prepared.grid, round(subject.widths.tokens**0.5)
-    cells = tuple(max(round(length * side / grid.crop), 1) for length in (grid.height, grid.width))
-    rows, columns = (matrix.shape for matrix in stitch_plan(grid, side, cells))
+    plan = cell_plan(subject.prepared.grid, round(subject.widths.tokens**0.5))
+    rows, columns = (matrix.shape for matrix in plan)
     return 2.0 * subject.model.params.joint_width * columns[1] * rows[0] * (rows[1] + columns[0])

@@ -52,13 +52,14 @@ def stitch_plan(grid: WindowGrid, side: int, size: tuple[int, int]) -> StitchPla
 
 
 @typed
-def token_grid(token_logits: Float[Array, "W S Q"], rows: int, columns: int) -> Float[Array, "y x Q"]:
-    """Tokens of rows x columns windows (padded windows dropped) laid out as [rows*gh columns*gw Q]."""
-    _, tokens, queries = token_logits.shape
-    side = round(tokens**0.5)
-    # [W S Q] -> windows by rows and columns -> all token rows of a row of windows below each other.
-    grid = token_logits[: rows * columns].reshape(rows, columns, side, side, queries)
-    return grid.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, queries)
+def token_grid(
+    tokens: Float[Array, "W S _"] | Float[np.ndarray, "W S _"], rows: int, columns: int
+) -> Float[Array, "y x _"] | Float[np.ndarray, "y x _"]:
+    """Logits or features of the tokens of rows x columns windows (padded ones dropped), [rows*gh columns*gw _]."""
+    side = round(tokens.shape[1] ** 0.5)
+    # Windows by rows and columns -> all token rows of a row of windows below each other.
+    grid = tokens[: rows * columns].reshape(rows, columns, side, side, -1)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, -1)
 
 
 @typed

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gla_jax.images.windows import WindowGrid
-from gla_jax.labels.stitch import stitch_plan
+from gla_jax.labels.stitch import StitchPlan, stitch_plan, token_grid
 from gla_jax.predict.model import Model
 from gla_jax.support.arrays import Array, Bool, Float, UInt8, have_directions, l2_normalize, typed
 from gla_jax.support.errors import UserError
@@ -63,15 +63,18 @@ def feature_map(model: Model, image: UInt8[np.ndarray, "h w 3"], progress: Progr
 @typed
 def stitched_features(tokens: Float[np.ndarray, "W S E"], grid: WindowGrid) -> Float[np.ndarray, "y x E"]:
     """Unit features of the tokens of all windows as the cells of a FeatureMap, on the host."""
-    rows, columns, side = len(grid.row_starts), len(grid.column_starts), round(tokens.shape[1] ** 0.5)
     # On the host: every size of an image would be a program of its own.
-    tokens = tokens.reshape(rows, columns, side, side, -1)
-    tokens = tokens.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, -1)
-    cells = tuple(max(round(length * side / grid.crop), 1) for length in (grid.height, grid.width))
-    plan = stitch_plan(grid, side, cells)
-    stitched = plan.columns @ np.tensordot(plan.rows, tokens, 1)
+    laid_out = token_grid(tokens, len(grid.row_starts), len(grid.column_starts))  # [y x E]
+    plan = cell_plan(grid, round(tokens.shape[1] ** 0.5))
+    stitched = plan.columns @ np.tensordot(plan.rows, laid_out, 1)  # [h' x E], then [h' w' E]
     lengths = np.linalg.norm(stitched, axis=-1, keepdims=True)
     return stitched / np.where(lengths > 0, lengths, np.float32(1))
+
+
+def cell_plan(grid: WindowGrid, side: int) -> StitchPlan:
+    """The matrices from tokens to the cells of a FeatureMap; side: tokens along a side of a window."""
+    rows, columns = (max(round(length * side / grid.crop), 1) for length in (grid.height, grid.width))
+    return stitch_plan(grid, side, (rows, columns))
 
 
 def unit_tokens(
