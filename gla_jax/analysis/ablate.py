@@ -83,12 +83,12 @@ def questions_by_example(
     sums = [[ClassSums.zeros(classes, widths[index]) for index in sorted(widths)] for _ in parts]
     places = [(part, index) for part, own in enumerate(parts) for index in range(own.count)]
     for part, index in track(places, "labelled images"):
-        image = parts[part].read(index)
+        example = parts[part].read(index)
         for model, indices in groups:
             configs = [ablation.settings[place].config for place in indices]
-            (own,) = example_sums(model, [image], configs, classes, parts[part].ignore)
-            for place, found in zip(indices, own, strict=True):
-                sums[part][place] = sums[part][place].merge(found)
+            shown = example_sums(model, example, configs, classes, parts[part].ignore)
+            for place, own in zip(indices, shown, strict=True):
+                sums[part][place] = sums[part][place].merge(own)
 
     def question(left_out: int, place: int) -> Question:
         shown = [own[place] for part, own in enumerate(sums) if part != left_out or len(parts) == 1]

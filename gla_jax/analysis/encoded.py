@@ -1,7 +1,7 @@
 """An image through the towers once: its labels under several settings."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -92,8 +92,7 @@ def encoded_logits(
 
 def vocabulary_question(segmenter: Segmenter, classes: Classes) -> Question:
     """The question that names these classes; pixels below a threshold become class 0."""
-    class_of_prompt = np.asarray(classes.class_of_prompt, np.int32)
-    return Question(segmenter.text_embeddings(classes), class_of_prompt, len(classes.names))
+    return Question(*segmenter.embeddings(classes), len(classes.names))
 
 
 def windows_of(model: Model, prepared: Prepared, config: SegmenterConfig) -> Windows:
@@ -102,25 +101,25 @@ def windows_of(model: Model, prepared: Prepared, config: SegmenterConfig) -> Win
 
 
 def example_sums(
-    model: Model, images: Iterable[Labelled], configs: Sequence[SegmenterConfig], classes: int, ignore: int
-) -> Iterator[tuple[ClassSums, ...]]:
-    """For every labelled image the sums of the features of each class under each config; the towers run once.
+    model: Model, example: Labelled, configs: Sequence[SegmenterConfig], classes: int, ignore: int
+) -> tuple[ClassSums, ...]:
+    """The sums of the features of each class of a labelled image under each config; the towers run once.
 
     Args:
         model: parameters.
-        images: RGB, and the class of every pixel.
+        example: RGB, and the class of every pixel.
         configs: settings that go with one pass of the towers.
         classes: L.
         ignore: value of pixels without a class.
     """
-    for image, label in images:
-        encoded, sums = encode_image(model, image, configs), {}
-        grid = encoded.prepared.grid
-        for config in dict.fromkeys(replace(config, **LABEL_NUMBERS) for config in configs):
-            windows = windows_of(model, encoded.prepared, config)
-            unit = np.asarray(encoded_features(encoded.tokens, windows, model.params, config))[: grid.count]
-            sums[config] = class_sums(unit, token_targets(label, grid, unit.shape[:2], ignore), classes)
-        yield tuple(sums[replace(config, **LABEL_NUMBERS)] for config in configs)
+    image, label = example
+    encoded, sums = encode_image(model, image, configs), {}
+    grid, plain = encoded.prepared.grid, [replace(config, **LABEL_NUMBERS) for config in configs]
+    for config in dict.fromkeys(plain):
+        windows = windows_of(model, encoded.prepared, config)
+        unit = np.asarray(encoded_features(encoded.tokens, windows, model.params, config))[: grid.count]
+        sums[config] = class_sums(unit, token_targets(label, grid, unit.shape[:2], ignore), classes)
+    return tuple(sums[config] for config in plain)
 
 
 def label_settings(
