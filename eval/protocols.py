@@ -18,6 +18,7 @@ from gla_jax.config import (
     PRESETS,
     SegmenterConfig,
     WindowConfig,
+    later_fields,
 )
 from gla_jax.eval.benchmarks import BENCHMARKS, FOLDER, class_names
 from gla_jax.settings.options import (
@@ -113,8 +114,7 @@ class Protocol:
             "area_threshold": self.area_threshold,
             "tuned": None,
         }
-        later = {"average": "logits", "foreground_below": 0.0, "prune_below": 0.0, "background_margin": 0.0}
-        content |= {name: value for name, off in later.items() if (value := getattr(self.settings, name)) != off}
+        content |= later_fields(self.settings)
         if self.tuned_for:
             numbers = [(name, getattr(method, name)) for name in METHOD_NUMBERS]
             former = {"gla-on-clip-keys": "gla-clip"}

@@ -23,7 +23,7 @@ TowerAttention = Literal["together", "head_by_head", "chunked", "cudnn"]  # towe
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("highest", "high", "fast")  # DESIGN 5
 MAX_SIDE = 2**16  # pixels; more is a slip of the finger
-CENTRED_MEAN = 0.3  # c of the calibration "centred" (attention/calibrate.py)
+CENTRED_MEAN = 0.3  # eta of the calibration "centred" (attention/calibrate.py)
 MAX_ITERATIONS = 1000  # of anchors; each takes all similarities, inside one program that cannot be interrupted
 
 
@@ -33,7 +33,7 @@ def static(default: Any) -> Any:
 
 
 class PlatformNumbers(NamedTuple):
-    """What depends on the device and changes results by rounding alone.
+    """Numbers that depend on the device and change results by rounding alone.
 
     block_size: queries and keys of an attention block at most; tower_batch: windows that go through the towers
     together, None: as many as the device's memory takes (towers/placement.py); skip_blocks: blocks of keys are tested
@@ -254,14 +254,13 @@ class WindowConfig:
 class SegmenterConfig:
     """Everything a segmentation depends on besides weights, image and classes.
 
-    threshold: pixels whose best class probability is below it become background (0 turns it off); prune_below:
-    classes whose best probability over all pixels is below it leave the softmax (0: none; our own);
-    background_margin: pixels whose best class leads the second by less become background (0: none; our own);
-    foreground_below:
-    tokens whose best class probability is below it become background where CLIP-DINOiser's trained layer calls them so
-    (0 turns it off); average: what is brought to pixels and averaged where windows overlap, logits or, as CLIP-DINOiser
-    does, the probabilities of tokens; dtype: of the towers, all statistics stay float32; tower_batch and
-    tower_attention are PlatformNumbers, None until a model is placed on its devices.
+    threshold: pixels whose best class probability is below it become background (0 turns it off); prune_below: classes
+    whose best probability over all pixels is below it leave the softmax (0: none; our own); background_margin: pixels
+    whose best class leads the second by less become background (0: none; our own); foreground_below: tokens whose best
+    class probability is below it become background where CLIP-DINOiser's trained layer calls them so (0 turns it off);
+    average: what is brought to pixels and averaged where windows overlap, logits or, as CLIP-DINOiser does, the
+    probabilities of tokens; dtype: of the towers, all statistics stay float32; tower_batch and tower_attention are
+    PlatformNumbers, None until a model is placed on its devices.
     """
 
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -306,6 +305,16 @@ class SegmenterConfig:
     def max_tower_batch(self) -> int:
         """Windows that go through the towers together at most."""
         return self.tower_batch or REFERENCE.tower_batch
+
+
+# Fields that protocols and runs of before do not have: hashes and records leave them out where they are off.
+LATER_FIELDS = ("prune_below", "background_margin", "foreground_below", "average")
+
+
+def later_fields(config: SegmenterConfig) -> dict[str, Any]:
+    """Values of those of LATER_FIELDS that are on."""
+    values = {name: getattr(config, name) for name in LATER_FIELDS}
+    return {name: value for name, value in values.items() if value != getattr(SegmenterConfig(), name)}
 
 
 def on_platform(config: SegmenterConfig, platform: str) -> SegmenterConfig:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from gla_jax.config import PlatformNumbers, SegmenterConfig, settings_as_dict
+from gla_jax.config import LATER_FIELDS, PlatformNumbers, SegmenterConfig, later_fields, settings_as_dict
 from gla_jax.predict.examples import ExampleClasses
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.segmenter import Segmenter
@@ -103,19 +103,14 @@ class LineFile:
             os.fsync(self._file.fileno())
 
 
-# Fields that came later, with the value of a run that has none of them.
-LATER_SETTINGS = {"prune_below": 0.0, "background_margin": 0.0, "foreground_below": 0.0, "average": "logits"}
-
-
 def deciding_settings(config: SegmenterConfig) -> dict[str, Any]:
     """The settings that decide a result: without the numbers of a device, which change it by rounding alone."""
     settings = settings_as_dict(config)
     for part in (settings, settings["method"]):
         for name in PlatformNumbers._fields:
             part.pop(name, None)
-    for name, off in LATER_SETTINGS.items():  # runs of before them go on
-        if settings[name] == off:
-            del settings[name]
+    for name in set(LATER_FIELDS) - later_fields(config).keys():  # so that runs of before them go on
+        del settings[name]
     if not settings["method"]["merge_overlaps"]:
         del settings["method"]["merge_overlaps"]
     return settings
