@@ -55,7 +55,7 @@ def test_a_program_gives_the_labels_of_the_segmenter(pair, fields):
     _, question = segmenter.question(parse_classes(CLASSES), background)
     program = export_labels(segmenter.model, question, IMAGE.shape[:2])
     assert program.platforms == PLATFORMS
-    pytest.importorskip("flatbuffers")
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
     again = jax.export.deserialize(program.serialize())
     weights = exported_weights(segmenter.model)
     assert any(path.startswith("vfm/") for path in weights) == segmenter.config.method.reads_vfm
@@ -66,7 +66,7 @@ def test_a_program_gives_the_labels_of_the_segmenter(pair, fields):
 
 
 def test_a_script_runs_it_where_gla_jax_cannot_be_imported(pair, tmp_path, capsys):
-    pytest.importorskip("flatbuffers")
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
     words = [word for name in CLASSES for word in ("--classes", name)]
     sizes = ["--method", "maskclip", "--size", "60x90"]
     out = tmp_path / "scene.jax"
