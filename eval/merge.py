@@ -55,7 +55,7 @@ class MeasuredShard:
 
     @property
     def agreed(self) -> dict[str, Any]:
-        """What all shards of a run have in common."""
+        """The facts that all shards of a run have in common."""
         # Beside the settings that decide, facts hold the numbers of a device and the place of the data.
         run = {key: value for key, value in self.content["facts"].items() if key not in ("data", "settings")}
         return {"settings": self.content["settings"], "images": self.content["images"], "run": run}

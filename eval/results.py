@@ -61,7 +61,7 @@ _KINDS = {
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """What results say of a run whatever its images come to: the same for all its shards but for the data's origin."""
+    """The part of the results that no image changes: the same for all its shards but for the data's origin."""
     row, paper = run.row, paper_miou(run.row.benchmark, run.row.setting, run.method)
     reasons = paper and not_comparable(row, run.method, run.segmenter.name, run.templates, run.images)
     if paper and run.shown:

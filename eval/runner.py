@@ -80,7 +80,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where its records are."""
+        """The folder of its records."""
         return self.out / self.shard.place if self.shard else self.out
 
     def settings(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Buffer(NamedTuple):
 
     @property
     def counts(self) -> Float[Array, " N"]:
-        """How often each token counts in sums over all."""
+        """The weight of each token in sums over all: the number that it stands for, 0 for padding."""
         return self.valid.astype(jnp.float32) if self.weights is None else self.weights
 
 

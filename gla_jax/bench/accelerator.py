@@ -143,7 +143,7 @@ def _count(series: Series) -> int:
 def _cases(
     result: Accelerator, models: dict[str, Model], bench: Bench
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any], Callable[[], list[dict[str, Any]]]]]:
-    """Where the rows of each case go, what is known of it, and its measurement, the most important first."""
+    """For each case the list that takes its rows, its fixed fields, and its measurement; the most important first."""
     series, first = result.series, result.series.precisions[0]
 
     def image(case: Case) -> tuple:

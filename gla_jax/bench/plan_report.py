@@ -21,7 +21,7 @@ NOTES = (
 
 
 def head_lines(plan: Plan) -> list[str]:
-    """What the plan holds for, and the answer: does it fit, how long at least."""
+    """The image and chip of the plan, and the answer: does it fit, how long at least."""
     head, chip = plan.head, plan.chip
     (data, windows), image = head["mesh"], head["image"]
     peaks = ", ".join(f"{peak / 1e12:.4g} TFLOP/s {unit}" for unit, peak in chip.peaks.items())

@@ -21,7 +21,7 @@ REST = "rest"
 
 
 class Way(NamedTuple):
-    """How a product is computed: unit "bfloat16", "TF32" or "float32" of the chip, and the passes over it."""
+    """A way to compute a product: unit "bfloat16", "TF32" or "float32" of the chip, and the passes over it."""
 
     unit: str
     passes: int = 1
@@ -99,7 +99,7 @@ def _equation(eqn: Any, platform: str, part: str) -> Products:
 
 
 def way_of(eqn: Any, platform: str) -> Way:
-    """How a platform computes a product: by its algorithm, else by the wider dtype and the precision of its sides."""
+    """The way a platform computes a product: by its algorithm, else by the wider dtype and its sides' precision."""
     precision, dtypes = eqn.params["precision"], [side.aval.dtype for side in eqn.invars[:2]]
     if isinstance(precision, lax.DotAlgorithmPreset) and precision is not lax.DotAlgorithmPreset.DEFAULT:
         kind, passes = re.fullmatch(r"([A-Z]+\d*)_.*?(?:_X(\d))?", precision.name).groups()

@@ -21,7 +21,7 @@ SECONDS_TO_LET_GO = 120.0  # a lost actor's lock may outlive it
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to run: Ray's address (None: $RAY_ADDRESS or one of this machine), number of actors, processors of each."""
+    """A place to run: Ray's address (None: $RAY_ADDRESS or one of this machine), number of actors, their processors."""
 
     address: str | None = None
     actors: int | None = None

@@ -103,7 +103,7 @@ def _check_count(home: Path, count: int) -> None:
 
 @dataclass(frozen=True)
 class SegmentOrder:
-    """What `gla-jax segment` segments, in values that travel to other machines."""
+    """A run of `gla-jax segment` in values that travel to other machines."""
 
     model: str
     config: SegmenterConfig

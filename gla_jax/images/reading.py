@@ -22,7 +22,7 @@ SUFFIXES = (
 )  # fmt: skip
 STRIP_PIXELS = 2**20
 MAX_JPEG2000_HEADER = 2**24
-MAX_LOOKED_INTO = 1000  # subfolders, for a word on what is skipped: nobody waits for a search of the whole disk
+MAX_LOOKED_INTO = 1000  # subfolders, for a word on what is skipped: a search of the whole disk takes too long
 MAX_FILE_BYTES = 2**30  # Pillow reads WebP and AVIF files whole before it knows their size in pixels
 GREY_16_BITS = ("PNG", "PPM", "TIFF", "JPEG2000", None)  # None: made by a program; a FITS file's may be negative
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES, PLANES, SAMPLE_FORMAT = 258, 262, 277, 284, 339  # TIFF tags

@@ -76,7 +76,7 @@ def model_sources(text: str) -> list[str | Path]:
 
 
 def origins(text: str) -> list[dict[str, str]]:
-    """Source, revision, file name and SHA-256 of every file of weights of "A+B", and who vouches for the SHA-256.
+    """Source, revision, file name and SHA-256 of every file of weights of "A+B", and who states the SHA-256.
 
     The models are on this machine. Raises ModelError.
     """
@@ -86,12 +86,12 @@ def origins(text: str) -> list[dict[str, str]]:
         manifest = read_json(folder / "manifest.json", "the record of a model", "convert the weights again", ModelError)
         stated = manifest.get("stated_by_hub", {})
         for name, sha256 in manifest.get("files", {"-": "-"}).items():
-            vouched = PUBLISHED.get(sha256) or ("the hub" if stated.get(name) == sha256 else "")
-            if vouched or not name.endswith((".json", ".txt")):
+            stated_by = PUBLISHED.get(sha256) or ("the hub" if stated.get(name) == sha256 else "")
+            if stated_by or not name.endswith((".json", ".txt")):
                 source = str(manifest.get("source", folder.name))
                 revision = str(manifest.get("revision") or "")
                 rows.append(
-                    {"source": source, "revision": revision, "file": name, "sha256": sha256, "stated_by": vouched}
+                    {"source": source, "revision": revision, "file": name, "sha256": sha256, "stated_by": stated_by}
                 )
     return rows
 

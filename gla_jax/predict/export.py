@@ -57,7 +57,7 @@ def export_labels(model: Model, question: Question, size: tuple[int, int]) -> ja
         tree = unflatten_dict({path: leaf.astype(config.dtype) for path, leaf in weights.items()}, sep="/")
         own = replace(params, **{name: tree.get(name) for name in ("clip", "vfm", "dinoiser")})
         resized = resize_uint8_traced(image, (grid.height, grid.width))
-        pieces = (edge, resized.reshape(-1), edge)
+        pieces = (edge, resized.reshape(-1), edge)  # a canvas begins and ends with the bytes of a window's row
         shape = np.array([grid.height, grid.width], np.int32)
         windows = cut_canvas(Canvas(pieces, shape, valid, origins, overlaps), grid.crop, params.values_spec.pixel_mean)
         logits = token_logits(segment_features(own, windows, config), jnp.asarray(embeddings), precision)

@@ -98,8 +98,9 @@ def one_key_share(
 def _keep_one_key(
     buffer: Buffer, first: Array | None, places: Int[Array, " q"] | slice, count: Array, method: MethodConfig
 ) -> Bool[Array, " q"]:
-    """Whether the tokens at some places of a buffer keep one key; without row_mean all tokens share one mean."""
+    """True for the tokens at some places of a buffer that keep one key."""
     rows = (buffer.keys if first is None else first, buffer.keys)
+    # Without row_mean all tokens share one mean, so that all are needed for it.
     if method.row_mean:
         queries = prepare_queries(rows[0][places], rows[1][places], buffer, count, method)
     else:

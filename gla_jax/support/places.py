@@ -91,7 +91,7 @@ def objects_below(folder: Path) -> Iterator[Path]:
 
 
 def content_of(path: Path, most: int | None = None) -> bytes:
-    """What a file or object holds, by one request; most: bytes that are read.
+    """The content of a file or object, by one request; most: bytes that are read.
 
     At most MAX_WEB_BYTES come from an https:// address. Raises OSError.
     """
@@ -104,7 +104,7 @@ def content_of(path: Path, most: int | None = None) -> bytes:
 
 
 def stamp(path: Path) -> Any:
-    """What changes when a file does: its size, and its time of change or the store's own mark of its content."""
+    """A mark that changes when a file does: its size, and its time of change or the store's own mark of its content."""
     if is_web(path):
         return stamp_of_web(str(path))
     if not is_remote(path):

@@ -126,7 +126,7 @@ def _prompt(word: Any) -> str:
 
 
 def _is_visible(word: str) -> bool:
-    """Whether the text tower reads more than spaces and invisible characters."""
+    """True if the text tower reads more than spaces and invisible characters."""
     return any(letter.isprintable() and not letter.isspace() for letter in clean_text(word))
 
 

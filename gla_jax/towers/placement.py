@@ -1,4 +1,4 @@
-"""What a device decides about the towers: the form of their attention, and windows that go through them together."""
+"""The device's part in the towers: the form of their attention, and windows that go through them together."""
 
 from collections.abc import Sequence
 from typing import Any
