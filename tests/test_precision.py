@@ -22,7 +22,7 @@ from gla_jax.pipeline import segment_features, segment_in_steps
 from gla_jax.predict.cost import blank_windows
 from gla_jax.predict.model import image_grid
 from gla_jax.text import embeddings
-from gla_jax.towers.dino import DinoV2Spec
+from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.dinov3 import DinoV3Spec
 from gla_jax.towers.siglip import SiglipImageSpec, SiglipTextSpec
@@ -122,7 +122,8 @@ CASES = [
     (method, spec)
     for method in METHODS
     for spec in SPECS
-    if (METHODS[method].reads_vfm or spec == next(iter(SPECS))) and not (METHODS[method].stitches and spec == "dinov3")
+    if (METHODS[method].reads_vfm or spec == next(iter(SPECS)))
+    and (not METHODS[method].stitches or isinstance(SPECS[spec], DinoSpec | DinoV2Spec))
 ]
 
 
