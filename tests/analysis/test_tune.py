@@ -329,7 +329,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
         (["--out", str(tmp_path / "preset.txt")], "does not end with .json"),
         (
             ["--method", "proxyclip", "--out", str(tmp_path / "a.json")],
-            "name gla, gla-clearclip, gla-on-clip-keys or gla-sclip",
+            "name gla, gla-clearclip, gla-clip-dinoiser, gla-on-clip-keys, gla-ov-stitcher or gla-sclip",
         ),
         (["--images", "1", "--hold-out", "0.9", "--out", str(tmp_path / "a.json")], "leaves none to fit on"),
     ):
