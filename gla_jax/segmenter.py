@@ -17,14 +17,13 @@ from gla_jax.config import DEFAULT_PRESET, SegmenterConfig
 from gla_jax.images.masks import Masks, read_masks
 from gla_jax.images.reading import as_rgb
 from gla_jax.labels.label_map import whole_logits
-from gla_jax.labels.pool import label_masks
 from gla_jax.models.pretrained import resolve
 from gla_jax.models.suited import suited, with_fields_suited
 from gla_jax.pipeline import SegmenterParams
 from gla_jax.predict.examples import ExampleClasses, example_embeddings
 from gla_jax.predict.features import FeatureMap, feature_map
 from gla_jax.predict.model import Model, Prepared
-from gla_jax.predict.predict import Question, Ready, label_images, start_label
+from gla_jax.predict.predict import Question, Ready, label_images, pooled_labels, start_label
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.settings.options import names_numbers, settings_from_options, with_fields
 from gla_jax.support.arrays import Array, Float, Int, UInt8
@@ -275,7 +274,7 @@ class Segmenter:
             threshold: None takes the settings'.
             scores: also the probability of every class.
             templates: prompts with {} for the name.
-            masks: of each image the regions that get one label each, by mean probability (label_masks): bool arrays
+            masks: of each image the regions that get one label each, by mean probability (labels/pool.py): bool arrays
                 [h w], the path of an index PNG whose value 0 is no mask, or COCO's run lengths.
             progress: called with (steps done, steps) while a large image goes through.
 
@@ -297,11 +296,10 @@ class Segmenter:
 
         ready = read_ahead(range(len(pixels)), lambda index: Ready(index, model.prepare(pixels[index])), threads=1)
         results: list[Segmentation | None] = [None] * len(pixels)
-        threshold, margin = float(model.config.threshold), model.config.background_margin
         for index, found in label_images(model, ready, question, Stopwatch(), scores=scores or pooled, around=around):
             labels = found.labels
             if pooled:
-                labels = label_masks(labels, found.scores, regions[index], threshold, question.background, margin)
+                labels = pooled_labels(found, regions[index], question, model.config)
             results[index] = Segmentation(labels, names, pixels[index], found.scores if scores else None, background)
         return results
 

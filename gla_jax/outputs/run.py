@@ -18,7 +18,6 @@ from gla_jax.distributed.shards import FOLDER, Shard
 from gla_jax.images.masks import masks_of, read_masks
 from gla_jax.images.reading import read_image
 from gla_jax.images.windows import WindowGrid
-from gla_jax.labels.pool import label_masks
 from gla_jax.outputs.files import (
     as_lines,
     checked_line,
@@ -33,7 +32,7 @@ from gla_jax.outputs.files import (
 )
 from gla_jax.pictures.drawing import palette
 from gla_jax.predict.one_key import image_one_key, is_published, one_key_warning
-from gla_jax.predict.predict import Ready, label_images
+from gla_jax.predict.predict import Ready, label_images, pooled_labels
 from gla_jax.results.dataset import FORMATS, Labelled
 from gla_jax.results.segmentation import ENDINGS, Segmentation, pictures_exist
 from gla_jax.segmenter import Segmenter
@@ -246,17 +245,12 @@ def _segmented(
 
     scores = task.scores or task.masks is not None
     images = label_images(model, readable(), question, watch, batch=task.batch, scores=scores, around=around)
-    for read, (labels, found) in images:
+    for read, prediction in images:
+        labels = prediction.labels
         if read.masks is not None:
-            labels = label_masks(
-                labels,
-                found,
-                read.masks,
-                float(model.config.threshold),
-                question.background,
-                model.config.background_margin,
-            )
-        result = Segmentation(labels, names, read.pixels, found if task.scores else None, task.background)
+            labels = pooled_labels(prediction, read.masks, question, model.config)
+        kept = prediction.scores if task.scores else None
+        result = Segmentation(labels, names, read.pixels, kept, task.background)
         if folder is not None:
             result.save(folder, read.file.name)
         watch.mark("write")

@@ -12,11 +12,12 @@ from gla_jax.distributed.labels import split_logits, start_labels
 from gla_jax.distributed.mesh import DATA_AXIS
 from gla_jax.labels.background import labels_with_background
 from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map, whole_logits
+from gla_jax.labels.pool import label_masks
 from gla_jax.labels.probabilities import token_probabilities, with_background_tokens
 from gla_jax.labels.prune import best_probabilities, prune
 from gla_jax.predict.features import FeatureMap, check_usable
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
-from gla_jax.support.arrays import Array, Float, Int, Integer, have_directions, typed
+from gla_jax.support.arrays import Array, Bool, Float, Int, Integer, have_directions, typed
 from gla_jax.support.batches import Stopwatch, grouped
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
@@ -50,6 +51,21 @@ class Prediction(NamedTuple):
 
     labels: Integer[np.ndarray, "h w"]
     scores: Float[np.ndarray, "L h w"] | None = None
+
+
+def pooled_labels(
+    prediction: Prediction, masks: Iterable[Bool[np.ndarray, "h w"]], question: Question, config: SegmenterConfig
+) -> Integer[np.ndarray, "h w"]:
+    """The labels of a prediction with scores, one for each mask (label_masks), by the rules of the background.
+
+    Args:
+        prediction: of an image, with scores.
+        masks: regions of it.
+        question: its background is the label of masks that the rules send there.
+        config: threshold and margin.
+    """
+    threshold, margin = float(config.threshold), config.background_margin
+    return label_masks(prediction.labels, prediction.scores, masks, threshold, question.background, margin)
 
 
 class Ready(NamedTuple):
@@ -181,8 +197,8 @@ def start_label(
             left, background = probabilities, rule.background
             if question.area_threshold:
                 left, background = without_small_classes(probabilities, question.area_threshold), 0
-            found = labels_with_background(left, rule.threshold, config.background_margin, background)
-            return Prediction(found.astype(rule.dtype), probabilities if scores else None)
+            labels = labels_with_background(left, rule.threshold, config.background_margin, background)
+            return Prediction(labels.astype(rule.dtype), probabilities if scores else None)
         return Prediction(label_map(averaged, where, rule, precision)(), probabilities if scores else None)
 
     return scored
