@@ -45,12 +45,8 @@ def crossing(
     name = model or (measuring.TINY_WORLD if images == [measuring.TINY_WORLD] else DEFAULT_MODEL)
     if out:
         results_file(out)
-    segmenter = Segmenter.from_pretrained(
-        name,
-        config,
-        offline=offline,
-        suit=not names_numbers(preset, {"anchor_threshold"} if anchor_threshold is not None else ()),
-    )
+    suit = anchor_threshold is None and not names_numbers(preset)
+    segmenter = Segmenter.from_pretrained(name, config, offline=offline, suit=suit)
     figures = measuring.summary(measuring.crossings(segmenter, *read(each)) for each in track(samples, "images"))
     typer.echo("\n".join(measuring.lines(figures)))
     if out:

@@ -55,11 +55,7 @@ def explain(
     attention_stages(config.method)
     request = read_request(image, at, mask, classes or (), boundaries, out)
     results_file(out)
-    segmenter = Segmenter.from_pretrained(
-        model,
-        config,
-        offline=offline,
-        suit=not names_numbers(preset, {"anchor_threshold"} if anchor_threshold is not None else ()),
-    )
+    suit = anchor_threshold is None and not names_numbers(preset)
+    segmenter = Segmenter.from_pretrained(model, config, offline=offline, suit=suit)
     for line in write_pictures(segmenter, request, out):
         typer.echo(line)

@@ -53,7 +53,7 @@ BenchmarkModel = Annotated[
     str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")
 ]
 Method = Annotated[str, typer.Option(help="gla, proxyclip, clearclip, sclip, maskclip, clip, ...")]
-GlaMethod = Annotated[str, typer.Option(help="gla, gla-clearclip, gla-sclip or gla-on-clip-keys.")]
+GlaMethod = Annotated[str, typer.Option(help="One that is the whole of GLA, such as gla or gla-clearclip.")]
 Preset = Annotated[
     str,
     typer.Option(

@@ -40,7 +40,7 @@ def reproduce(
     from gla_jax.eval.job import Job, runs_of
     from gla_jax.eval.reproduction import (
         check_row,
-        open_found,
+        open_present,
         reasons,
         reproduction,
         reproduction_table,
@@ -63,7 +63,7 @@ def reproduce(
         "mesh": None,
         "offline": offline,
     }
-    jobs, opened, missing = open_found([Job(key, **values) for key in PAPER_BENCHMARKS], out)
+    jobs, opened, missing = open_present([Job(key, **values) for key in PAPER_BENCHMARKS], out)
     for name, sentence in missing.items():
         typer.echo(f"warning: {name} is left out: {sentence}", err=True)
     prepare_jax()

@@ -103,6 +103,8 @@ def segment(
         raise UserError(f"there is no folder {masks} with masks; write NAME.png or NAME.json for every image there.")
     masks = masks if masks is None or is_remote(masks) else masks.absolute()
     check_enough(parsed, background)  # after words behind the first class got their own sentence
+    with_background(parsed, background, config.background_rules | {"threshold": threshold})  # its faults alone
+    config, suit = with_fields(config, {"threshold": threshold, "precision": precision}), not names_numbers(preset)
 
     from gla_jax.distributed.processes import joined
     from gla_jax.distributed.shards import read_shard
@@ -116,8 +118,6 @@ def segment(
         from gla_jax.cluster.workers import segment as segment_on_ray
         from gla_jax.support.progress import counter
 
-        with_background(parsed, background, config.background_rules | {"threshold": threshold})
-        config = with_fields(config, {"threshold": threshold, "precision": precision})
         order = SegmentOrder(
             model,
             config,
@@ -131,7 +131,7 @@ def segment(
             paths,
             str(results_folder(out)),
             masks and str(masks),
-            not names_numbers(preset),
+            suit,
         )
         address = None if ray == options.RAY_HERE else ray
         with counter("segmented") as advance:
@@ -146,14 +146,9 @@ def segment(
         from gla_jax.outputs.run import Task, segment_files
         from gla_jax.segmenter import Segmenter
 
-        # Before the weights are loaded.
-        with_background(parsed, background, config.background_rules | {"threshold": threshold})
-        config = with_fields(config, {"threshold": threshold, "precision": precision})
         devices = None if mesh is None else read_mesh(mesh, spanning=True)
         folder = results_folder(out)
-        segmenter = Segmenter.from_pretrained(
-            model, config, offline=offline, suit=not names_numbers(preset), mesh=devices
-        )
+        segmenter = Segmenter.from_pretrained(model, config, offline=offline, suit=suit, mesh=devices)
         task = Task(segmenter, parsed, background, prompts, scores, batch, wanted, masks)
 
         def say(text: str) -> None:
