@@ -194,7 +194,7 @@ MODELS: Mapping[type, str] = {
     SiglipImageSpec: "SiglipModel",
     TipsImageSpec: "Tipsv2Model",
 }
-# Whose files of other projects the tables above can rename for it.
+# Towers whose files of other projects the tables above rename for transformers.
 RENAMED = (ClipImageSpec, DinoSpec, DinoV2Spec)
 
 

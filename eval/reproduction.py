@@ -33,26 +33,26 @@ def check_row(preset: str, method: str) -> tuple[str, str]:
     return preset, method
 
 
-def open_found(
+def open_present(
     jobs: Sequence[Job], out: Path
 ) -> tuple[list[Job], list[tuple[Dataset, Protocol, Path]], dict[str, str]]:
     """The jobs whose data is there, their data, and for the other benchmarks a sentence on what is missing.
 
     Each has a folder of `out` for its results. Raises UserError when no data is there.
     """
-    found, opened, missing = [], [], {}
+    present, opened, missing = [], [], {}
     for job in jobs:
         try:
             opened += open_data([job], out / job.benchmark, sharded=False)
-            found.append(job)
+            present.append(job)
         except DataError as error:
             missing[job.benchmark] = f"{error} It comes as {BENCHMARKS[job.benchmark].origin}."
-    if not found:
+    if not present:
         raise UserError(
             f"none of the benchmarks {', '.join(missing)} is in {jobs[0].data}; name the folder that holds some with "
             f"--data. {' '.join(missing.values())}"
         )
-    return found, opened, missing
+    return present, opened, missing
 
 
 def reproduction(

@@ -14,7 +14,7 @@ import gla_jax
 from gla_jax.tiny_world.scenes import render
 from gla_jax.tiny_world.vocabulary import CLASSES
 
-SHOWN, ASKED = (110, 140), (10, 45)  # scenes: the first show all classes of the others
+SHOWN, OTHERS = (110, 140), (10, 45)  # scenes: the first show all classes of the others
 # A folder of images/, labels/ (index PNGs) and classes.json, as `gla-jax eval folder` reads it.
 folder = Path("shown")
 for name in ("images", "labels"):
@@ -29,7 +29,7 @@ shown = {label for seed in SHOWN for label in render(seed, 224, 288, "test").lab
 
 classes = gla_jax.classes_from(folder)
 dino = str(files("gla_jax.tiny_world") / "weights" / "vfm")  # no CLIP, so no text: its features are keys and values
-scenes = [render(seed, 224, 288, "test") for seed in ASKED]
+scenes = [render(seed, 224, 288, "test") for seed in OTHERS]
 for name, model in (("the foundation model alone", dino), ("both towers", "tiny-world")):
     segmenter = gla_jax.Segmenter.from_pretrained(model, short_side=224)
     right = []

@@ -95,6 +95,7 @@ def aggregate_windows(
             attend_alone(features, tokens.values, count, method, first_queries(features, windows, params, method))
             for features in tokens.compared(method)
         )
+    # The passes of a baseline are summed (SCLIP compares queries, then keys).
     passes = (attend_buffer(buffer, count, method, first) for buffer, first in buffers(tokens, windows, params, method))
     return by_window(sum(passes), jnp.asarray(windows.valid), method, windows.overlaps)
 
@@ -169,7 +170,7 @@ def segment_features(
         *compared, values, residual = _read(tokens, config)
     else:
         *compared, values, residual = run.windows(_read_tokens, (cut,), params, config)
-    total = None  # the passes of a baseline are summed
+    total = None  # [N C], summed over the passes
     while compared:
         first = run.whole(first_queries, compared[0], windows, params, method)
         # Features end here: in steps the buffer takes their place in memory.

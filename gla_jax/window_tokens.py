@@ -148,10 +148,11 @@ def encode_alone(params: SegmenterParams, windows: Windows, config: SegmenterCon
             vfm = build_tower(params.vfm_spec, dtype, **_tower_options(config))
             vision = vfm.apply({"params": params.vfm}, vfm_pixels)
             features = vision.patch_tokens
-            if method.stitches:  # the last block is left open
+            if method.stitches:  # the last block waits for the windows of the whole image
                 tokens_before = vision.blocks[-2] if len(vision.blocks) > 1 else vision.embedded
+                # CLS and registers [b p D], patches [b S D].
                 before, features = jnp.split(tokens_before, [params.vfm_spec.prefix_tokens], axis=1)
-        elif method.reads_vfm:  # the same pass gives both
+        elif method.reads_vfm:  # TIPSv2: the pass that gave q, k, v also gives features
             features = clip.apply({"params": params.clip}, tokens, method="features")
         if tokens is None:
             return WindowTokens(None, None, features)
@@ -159,6 +160,7 @@ def encode_alone(params: SegmenterParams, windows: Windows, config: SegmenterCon
         if method.reads_dinoiser:
             features = _apply_dinoiser(params, clip, tokens, config, "project")
         if method.pools_joint:
+            # Each value alone through the rest of the last block: what is averaged lies in the joint space already.
             patches = tokens.qkv.values[:, prefix:], tokens.residual[:, prefix:]
             joint = clip.apply({"params": params.clip}, *patches, method="project")
         return WindowTokens(tokens.qkv, tokens.residual, features, prefix, joint, before)
@@ -188,6 +190,7 @@ def stitch_windows(
     valid, prefix_tokens = jnp.asarray(windows.valid), tokens.prefix.shape[1]
     cells = stitch_cells(jnp.asarray(windows.origins), valid, side_squared, spec.patch_size)
     vfm, variables = build_tower(spec, dtype, precision=config.method.plain_precision), {"params": params.vfm}
+    # The prefix of every window is an estimate of one and the same: its mean stands for the image.
     share = valid.astype(jnp.float32) / valid.astype(jnp.float32).sum()
 
     def onto_cells(each: Array) -> Array:  # [W t C] to [1 p+N C], p tokens of the prefix
@@ -221,7 +224,7 @@ def foreground_logits(params: SegmenterParams, windows: Windows, config: Segment
 
 def _in_batches(encode: Callable[[Array], Any], windows: Windows, config: SegmenterConfig) -> Any:
     """encode(pixels [b 3 c c]) over all windows, at most config.max_tower_batch of them at a time."""
-    pixels = jnp.asarray(windows.pixels)
+    pixels = jnp.asarray(windows.pixels)  # [W 3 c c], in batches [batches b 3 c c]
     size = even_batch(len(pixels), config.max_tower_batch)
     whole = len(pixels) // size
     batches = pixels[: whole * size].reshape(whole, size, *pixels.shape[1:])

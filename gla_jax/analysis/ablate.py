@@ -135,7 +135,7 @@ def measure(
     else:
         named = [others.get(setting.model, segmenter) for setting in ablation.settings]
         questions = [tuple(vocabulary_question(own, row.vocabulary) for own in named)]
-    asked = [question for part, question in zip(parts, questions, strict=True) for _ in part]  # of every image
+    per_image = [question for part, question in zip(parts, questions, strict=True) for _ in part]
     tallies = [Tally(Areas.zeros(classes), BoundaryCounts.zeros(), 0.0)] * len(ablation.settings)
     for index, example in zip(track(images, "images measured"), examples(dataset, images), strict=True):
         for model, indices in groups:
@@ -150,7 +150,7 @@ def measure(
                     windows = windows_of(model, encoded.prepared, config)
                     share = one_key_share(model.params, encoded.tokens, windows, config.method)
                     shares[config.method] = float(share)
-            own_questions = [asked[index][place] for place in indices]
+            own_questions = [per_image[index][place] for place in indices]
             for place, labels, seconds in label_settings(model, encoded, configs, own_questions):
                 areas, boundary, before, own = tallies[indices[place]]
                 own = (*own, shares.get(configs[place].method, math.nan))

@@ -85,7 +85,7 @@ def proxy_anchors(
     anchors = Anchors(first, jnp.ones_like(first[:, 0]))
     for _ in range(method.anchor_iterations):
         anchors = next_anchors(form.sum_positives(anchors.queries, buffer, method), own_keys)
-    if method.anchor_iterations == 0:
+    if method.anchor_iterations == 0:  # the scale still needs counts
         anchors = Anchors(first, next_anchors(form.sum_positives(first, buffer, method), own_keys).counts)
     return anchors
 

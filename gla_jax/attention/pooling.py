@@ -42,7 +42,7 @@ def similarity_weights(queries: Float[Array, "q D"], keys: Buffer, method: Metho
 @typed
 def pooled_sums(queries: Float[Array, "q D"], keys: Buffer, method: MethodConfig) -> PooledSums:
     """The sums of some queries over some keys."""
-    weights = similarity_weights(queries, keys, method)
+    weights = similarity_weights(queries, keys, method)  # [q b], times values [b C]
     return PooledSums(value_sums(weights, for_attention(keys, method), method), weights.sum(1))
 
 

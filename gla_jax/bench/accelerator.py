@@ -120,15 +120,15 @@ def run_accelerator(series: Series, command: str, folder: Path) -> tuple[Acceler
     bench = Bench(series.repeats, machine_memory(device), dict.fromkeys(("float32", dtype), ceiling))
     with counter("cases measured") as advance:
         total = _count(series)
-        for done, (rows, known, measure) in enumerate(_cases(result, models, bench)):
+        for done, (rows, fixed, measure) in enumerate(_cases(result, models, bench)):
             advance(done, total)
             if time.monotonic() - begun > 60 * series.minutes:
-                rows.append(known | {"error": LEFT_OUT})
+                rows.append(fixed | {"error": LEFT_OUT})
             else:
                 try:
-                    rows += [known | row for row in measure()]
+                    rows += [fixed | row for row in measure()]
                 except Exception as error:  # such as too little memory: the cases after it are still of use
-                    rows.append(known | {"error": f"{type(error).__name__}: {first_line(error)}"})
+                    rows.append(fixed | {"error": f"{type(error).__name__}: {first_line(error)}"})
             result.head["minutes"] = (time.monotonic() - begun) / 60
             written = write_accelerator(result, folder)
         advance(total, total)
@@ -147,12 +147,12 @@ def _cases(
     series, first = result.series, result.series.precisions[0]
 
     def image(case: Case) -> tuple:
-        known = asdict(case)
-        return result.images, known, lambda: [_image_row(series, _model(series, models, case.model), case, bench)]
+        fixed = asdict(case)
+        return result.images, fixed, lambda: [_image_row(series, _model(series, models, case.model), case, bench)]
 
     def parts(model: str, size: tuple[int, int]) -> tuple:
-        known = {"model": model, "size": size, "precision": first}
-        return result.parts, known, lambda: _part_rows(series, _model(series, models, model), model, size, bench)
+        fixed = {"model": model, "size": size, "precision": first}
+        return result.parts, fixed, lambda: _part_rows(series, _model(series, models, model), model, size, bench)
 
     for model in series.models:
         for size in series.sizes:
@@ -163,7 +163,7 @@ def _cases(
     for precision in series.precisions[1:]:
         for model in series.models:
             for size in series.sizes:
-                # The best batch is known by now.
+                # The best batch has been measured by now.
                 for batch in dict.fromkeys((1, result.best_batch(model, size))):
                     yield image(Case(model, size, precision, batch))
 
@@ -186,11 +186,11 @@ def _part_rows(series: Series, model: Model, name: str, size: tuple[int, int], b
     """The parts of one image, each a program of its own."""
 
     def figures(row: Row) -> dict[str, Any]:
-        known = {"part": row.part, "name": row.name, "windows": row.windows, "tflop": row.total_flops / 1e12}
+        fixed = {"part": row.part, "name": row.name, "windows": row.windows, "tflop": row.total_flops / 1e12}
         if row.stopped:
-            return known | {"error": "needs more memory than there is"}
+            return fixed | {"error": "needs more memory than there is"}
         share = {"seconds": row.median, "share_of_ceiling": row.share_of_ceiling}
-        return known | share | {"compile_seconds": row.compile_seconds, "device_peak": row.device_peak}
+        return fixed | share | {"compile_seconds": row.compile_seconds, "device_peak": row.device_peak}
 
     subject = _subject(series, model, name, size)
     return [figures(run()) for run in part_rows(subject, bench, ("blockwise",))]
@@ -259,16 +259,16 @@ def markdown(result: Accelerator) -> str:
 
 
 def _image_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    known = row["model"], _size(row), str(row.get("windows", DASH)), row["precision"], str(row["batch"])
+    fixed = row["model"], _size(row), str(row.get("windows", DASH)), row["precision"], str(row["batch"])
     if "error" in row:
-        return *known, row["error"], *[DASH] * 5
-    return *known, f"{row['images_per_second']:.4g}", *_figures(row)
+        return *fixed, row["error"], *[DASH] * 5
+    return *fixed, f"{row['images_per_second']:.4g}", *_figures(row)
 
 
 def _part_cells(row: dict[str, Any]) -> tuple[str, ...]:
     part = f"{row['part']}, {row['name']}" if "part" in row else DASH
-    known = row["model"], part, _size(row), str(row.get("windows", DASH)), row["precision"]
-    return (*known, row["error"], *[DASH] * 4) if "error" in row else (*known, *_figures(row))
+    fixed = row["model"], part, _size(row), str(row.get("windows", DASH)), row["precision"]
+    return (*fixed, row["error"], *[DASH] * 4) if "error" in row else (*fixed, *_figures(row))
 
 
 def _size(row: dict[str, Any]) -> str:

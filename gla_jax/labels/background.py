@@ -10,6 +10,7 @@ def leads(scores: Float[np.ndarray, "L ..."]) -> Float[np.ndarray, " ..."]:
     """By how much the best class of every pixel is more probable than the second; its probability where L is 1."""
     if len(scores) == 1:
         return scores[0]
+    # Two largest of L without sorting all: [2 h w].
     second, best = np.partition(scores, -2, axis=0)[-2:]
     return np.asarray(best - second)  # of one row a scalar
 

@@ -58,6 +58,7 @@ class ClassSums(NamedTuple):
 
 def class_sums(tokens: Float[np.ndarray, "W S E"], targets: Int[np.ndarray, "W S"], classes: int) -> ClassSums:
     """Sums over the tokens of windows; targets: the class of each, below 0 for none; classes: L."""
+    # Float64: a class may have millions of tokens over all images.
     total = np.zeros((classes, tokens.shape[-1]))
     for index in np.unique(targets[targets >= 0]):
         total[index] = tokens[targets == index].sum(0, dtype=np.float64)

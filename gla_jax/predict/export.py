@@ -45,6 +45,7 @@ def export_labels(model: Model, question: Question, size: tuple[int, int]) -> ja
     Raises UserError for settings whose labels are not computed on the device.
     """
     config = _portable(model)
+    # All that depends on the size alone is worked out here, on the host, and becomes a constant of the program.
     params, rule, grid = model.params.unstacked(), question.rule(config), image_grid(size, config.windows)
     valid, origins = padded_origins(grid, grid.count)
     where = layout(grid, params.tokens(config), size)

@@ -81,9 +81,9 @@ def _answer(address: str, method: str = "GET") -> Iterator[tuple[HTTPResponse, M
         request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
-    asked = request.Request(address, headers={"User-Agent": f"gla-jax/{VERSION}"}, method=method)
+    question = request.Request(address, headers={"User-Agent": f"gla-jax/{VERSION}"}, method=method)
     try:
-        with opener.open(asked, timeout=SECONDS_WITHOUT_A_BYTE) as answer:
+        with opener.open(question, timeout=SECONDS_WITHOUT_A_BYTE) as answer:
             yield answer, answer.headers
     except HTTPError as error:
         error.close()

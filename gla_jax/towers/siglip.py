@@ -76,7 +76,7 @@ class PoolingHead(nn.Module):
         """One feature of all tokens."""
         probe = jnp.broadcast_to(self.probe.astype(self.dtype), (len(tokens), 1, self.spec.width))
         attention = self.attention
-        qkv = QKV(attention.query(probe), attention.key(tokens), attention.value(tokens))
+        qkv = QKV(attention.query(probe), attention.key(tokens), attention.value(tokens))  # one query, t keys
         return self._joint(multi_head_attention(qkv, self.spec.num_heads, precision=self.precision))[:, 0]
 
     def each(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
