@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gla_jax.cli import options
-from gla_jax.cli.options import prepare_jax
+from gla_jax.cli.options import prepare_jax, results_file
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
 
@@ -47,16 +47,17 @@ def export(
     from gla_jax.outputs.files import writing_to
 
     if safetensors is not None:
-        if classes or classes_file or size:
+        if classes or classes_file or size or background or threshold:
             raise UserError("--safetensors writes parameters alone; leave out classes and size, or name --out.")
+        safetensors = results_file(safetensors, "--safetensors")
         parts = resolve(model, offline=offline)._asdict()
         flat = flatten_params({name: dict(part.params) for name, part in parts.items() if part})
         with writing_to(safetensors):
             _save(safetensors, flat, {"model": model})
         typer.echo(f"{safetensors}: {len(flat)} arrays")
         return
-    height_width = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size, re.ASCII)
-    if not height_width or "0" in height_width.groups():
+    height_width = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size, re.ASCII)
+    if not height_width:
         raise UserError(f"the size {size[:40]!r} is not HxW; write it as in 480x640.")
     if not find_spec("flatbuffers"):
         raise UserError('a program is written with the package flatbuffers; pip install "gla-jax[export]" brings it.')
@@ -65,7 +66,7 @@ def export(
     from gla_jax.settings.options import settings_from_options, with_fields
     from gla_jax.support.files import write_beside
 
-    parsed = options.typed_classes(classes, classes_file)
+    parsed, out = options.typed_classes(classes, classes_file), results_file(out)
     config = settings_from_options(method=method, preset=preset, dtype=dtype)
     config = with_fields(config, {"threshold": threshold, "precision": precision})
     segmenter = Segmenter.from_pretrained(model, config, offline=offline)

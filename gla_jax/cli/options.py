@@ -178,11 +178,11 @@ def locked_results(path: Path) -> Iterator[Path]:
                 (folder / LOCK_FILE).unlink()
 
 
-def results_file(path: Path) -> Path:
+def results_file(path: Path, option: str = "--out") -> Path:
     """A file for results, whose folder is created where it is missing; before the work, like results_folder."""
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file with --out.")
-    return results_folder(path.parent) / path.name
+        raise UserError(f"{path} is a folder; name a file with {option}.")
+    return results_folder(path.parent, option) / path.name
 
 
 def remove_empty_folders() -> None:

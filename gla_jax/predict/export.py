@@ -21,6 +21,7 @@ from gla_jax.support.arrays import Array, Float, Integer, UInt8
 from gla_jax.support.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+MAX_PIXELS = 2**26  # every tile of labels stands in the program by itself
 TOWER_BATCH = 8  # windows; no device is known yet
 Weights = Mapping[str, Float[Array, "..."] | Float[np.ndarray, "..."]]
 
@@ -42,9 +43,14 @@ def export_labels(model: Model, question: Question, size: tuple[int, int]) -> ja
         question: prompts and classes, which become constants.
         size: (h, w) of the images in pixels.
 
-    Raises UserError for settings whose labels are not computed on the device.
+    Raises UserError for settings whose labels are not computed on the device and for more than MAX_PIXELS.
     """
     config = _portable(model)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(
+            f"images of {size[0]}x{size[1]} are too large for one program, which takes {MAX_PIXELS:,} pixels; export "
+            "for a part, or use gla-jax raster."
+        )
     # All that depends on the size alone is worked out here, on the host, and becomes a constant of the program.
     params, rule, grid = model.params.unstacked(), question.rule(config), image_grid(size, config.windows)
     valid, origins = padded_origins(grid, grid.count)

@@ -111,6 +111,10 @@ def test_parameters_read_back_equal(pair, tmp_path):
         (["--out", "x.jax", "--classes", "a", "--classes", "b"], "give --size HxW, as in 480x640"),
         (["--out", "x.jax", "--size", "480"], "'480' is not HxW"),
         (["--out", "x.jax", "--size", "0x9"], "'0x9' is not HxW"),
+        (["--out", "x.jax", "--size", "00x9"], "'00x9' is not HxW"),
+        (["--out", ".", "--size", "9x9", "--classes", "a", "--classes", "b"], ". is a folder; name a file with --out"),
+        (["--safetensors", "."], ". is a folder; name a file with --safetensors"),
+        (["--safetensors", "x", "--background", "sky"], "leave out classes and size"),
         (["--out", "x.safetensors", "--size", "9x9"], "choose another ending"),
         (["--safetensors", "x", "--size", "9x9"], "leave out classes and size"),
     ],
@@ -127,3 +131,5 @@ def test_settings_that_a_program_cannot_have_are_refused(pair):
     _, question = segmenter.question(parse_classes(CLASSES), "water")
     with pytest.raises(UserError, match=r"background_margin, .* are worked out beside the program"):
         export_labels(segmenter.model, question, (32, 32))
+    with pytest.raises(UserError, match="images of 99999x99999 are too large for one program"):
+        export_labels(segmenter.with_settings(background_margin=0.0).model, question, (99999, 99999))
