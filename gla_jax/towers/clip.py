@@ -12,10 +12,10 @@ from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
     Activation,
     LayerNorm,
-    PatchTokens,
     TextSpec,
     VisionSpec,
     multi_head_attention,
+    patch_tokens,
     transformer_blocks,
 )
 
@@ -37,11 +37,6 @@ class ClipImageSpec(VisionSpec):
     pixel_std: Channels = OPENAI_STD
     gives_features = False
 
-    @property
-    def grid_side(self) -> int:
-        """Patches along one side of the pretraining image."""
-        return self.image_size // self.patch_size
-
 
 class ClipImage(ImageTower):
     """CLIP's image tower."""
@@ -50,9 +45,7 @@ class ClipImage(ImageTower):
 
     def setup(self):
         spec = self.spec
-        self.patch_tokens = PatchTokens(
-            spec.width, spec.patch_size, spec.grid_side, use_bias=False, dtype=self.dtype, precision=self.precision
-        )
+        self.patch_tokens = patch_tokens(self, use_bias=False)
         self.norm_pre = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.blocks = transformer_blocks(self, spec.activation)
         self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)

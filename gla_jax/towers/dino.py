@@ -8,13 +8,7 @@ from typing import Literal, NamedTuple
 
 from gla_jax.support.arrays import Array, Float, typed
 from gla_jax.towers.attention import Rotation
-from gla_jax.towers.layers import (
-    LayerNorm,
-    PatchTokens,
-    Tower,
-    VisionSpec,
-    transformer_blocks,
-)
+from gla_jax.towers.layers import LayerNorm, Tower, VisionSpec, patch_tokens, transformer_blocks
 from gla_jax.towers.positions import PositionResize
 
 
@@ -57,16 +51,9 @@ class Dino(Tower):
 
     def setup(self):
         spec = self.spec
-        grid_side = spec.image_size // spec.patch_size
-        self.patch_tokens = PatchTokens(
-            spec.width,
-            spec.patch_size,
-            grid_side,
-            use_bias=True,
-            position_resize=spec.position_resize or "bicubic",
-            position_offset=spec.position_offset,
-            dtype=self.dtype,
-            precision=self.precision,
+        resize = spec.position_resize or "bicubic"
+        self.patch_tokens = patch_tokens(
+            self, use_bias=True, position_resize=resize, position_offset=spec.position_offset
         )
         self.blocks = transformer_blocks(self, "gelu", spec.qkv_bias)
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
@@ -117,17 +104,13 @@ class DinoV2(Tower):
 
     def setup(self):
         spec = self.spec
-        self.patch_tokens = PatchTokens(
-            spec.width,
-            spec.patch_size,
-            spec.image_size // spec.patch_size,
+        self.patch_tokens = patch_tokens(
+            self,
             use_bias=True,
             registers=spec.registers,
             # The models with registers were released with the antialiased kernel.
             position_resize=spec.position_resize or ("bicubic_antialias" if spec.registers else "bicubic"),
             position_offset=spec.position_offset,
-            dtype=self.dtype,
-            precision=self.precision,
         )
         self.blocks = transformer_blocks(self, spec.activation, spec.qkv_bias, layer_scale=True)
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)

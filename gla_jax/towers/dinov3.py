@@ -8,7 +8,7 @@ from gla_jax.images.windows import Channels
 from gla_jax.support.arrays import Array, Float, typed
 from gla_jax.towers.attention import Rotation
 from gla_jax.towers.dino import VisionTokens, vision_tokens
-from gla_jax.towers.layers import LayerNorm, PatchTokens, Tower, VisionSpec, transformer_blocks
+from gla_jax.towers.layers import LayerNorm, Tower, VisionSpec, patch_tokens, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,7 @@ class DinoV3(Tower):
 
     def setup(self):
         spec = self.spec
-        self.patch_tokens = PatchTokens(
-            spec.width,
-            spec.patch_size,
-            grid_side=None,
-            use_bias=True,
-            registers=spec.registers,
-            dtype=self.dtype,
-            precision=self.precision,
-        )
+        self.patch_tokens = patch_tokens(self, table=False, use_bias=True, registers=spec.registers)
         self.blocks = transformer_blocks(self, "gelu", layer_scale=True, key_bias=spec.key_bias)
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 

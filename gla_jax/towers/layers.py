@@ -314,6 +314,19 @@ class Tower(nn.Module):
         return self.blocks[0].clone(parent=None, name=None)
 
 
+def patch_tokens(tower: Tower, table: bool = True, **options: Any) -> PatchTokens:
+    """The patch projection of a tower, for its setup.
+
+    Args:
+        tower: its spec has width, patch_size and image_size.
+        table: there is a table of positions, of the pretraining size.
+        options: other fields of PatchTokens.
+    """
+    spec = tower.spec
+    side = spec.image_size // spec.patch_size if table else None
+    return PatchTokens(spec.width, spec.patch_size, side, dtype=tower.dtype, precision=tower.precision, **options)
+
+
 def transformer_blocks(
     tower: Tower, activation: Activation, qkv_bias: bool = True, layer_scale: bool = False, key_bias: bool = True
 ) -> list[Block]:

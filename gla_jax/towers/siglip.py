@@ -14,11 +14,11 @@ from gla_jax.towers.layers import (
     Activation,
     LayerNorm,
     Mlp,
-    PatchTokens,
     SelfAttention,
     TextSpec,
     VisionSpec,
     multi_head_attention,
+    patch_tokens,
     transformer_blocks,
 )
 from gla_jax.towers.positions import PositionResize
@@ -98,16 +98,8 @@ class SiglipImage(ImageTower):
 
     def setup(self):
         spec = self.spec
-        self.patch_tokens = PatchTokens(
-            spec.width,
-            spec.patch_size,
-            spec.image_size // spec.patch_size,
-            use_bias=True,
-            class_token=False,
-            position_resize=spec.position_resize or "bicubic",
-            dtype=self.dtype,
-            precision=self.precision,
-        )
+        resize = spec.position_resize or "bicubic"
+        self.patch_tokens = patch_tokens(self, use_bias=True, class_token=False, position_resize=resize)
         self.blocks = transformer_blocks(self, spec.activation)
         self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.head = PoolingHead(spec, self.dtype, self.precision)

@@ -17,10 +17,10 @@ from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
     Activation,
     LayerNorm,
-    PatchTokens,
     TextSpec,
     VisionSpec,
     multi_head_attention,
+    patch_tokens,
     transformer_blocks,
 )
 
@@ -62,15 +62,8 @@ class TipsImage(ImageTower):
 
     def setup(self):
         spec = self.spec
-        self.patch_tokens = PatchTokens(
-            spec.width,
-            spec.patch_size,
-            spec.image_size // spec.patch_size,
-            use_bias=True,
-            registers=spec.registers,
-            position_resize="bilinear_antialias",
-            dtype=self.dtype,
-            precision=self.precision,
+        self.patch_tokens = patch_tokens(
+            self, use_bias=True, registers=spec.registers, position_resize="bilinear_antialias"
         )
         self.blocks = transformer_blocks(self, spec.activation, layer_scale=True)
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
