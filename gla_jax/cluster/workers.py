@@ -200,5 +200,7 @@ def _absolute_path(path: str | Path) -> str:
 
 def _absolute(name: str | None) -> str | None:
     """Paths as other processes see them: actors have a working folder of their own; names stay as they are."""
+    if name and os.path.exists(name):  # a plus may be a part of a folder's name
+        return os.path.abspath(name)
     parts = (name or "").split("+")
     return name and "+".join(os.path.abspath(part) if os.path.exists(part) else part for part in parts)

@@ -109,4 +109,4 @@ def _chunks(answer: HTTPResponse, max_bytes: int, max_seconds: float) -> Iterato
 def _check_scheme(address: str) -> None:
     scheme = urlsplit(address).scheme.lower()
     if scheme not in SCHEMES:
-        raise OSError(f"{scheme or 'this'} is no {' or '.join(SCHEMES)} address, as which alone it is read")
+        raise OSError(f"{scheme}:// is not read; give an address with {' or '.join(SCHEMES)}://")

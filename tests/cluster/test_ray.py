@@ -16,6 +16,7 @@ import pytest
 
 import gla_jax
 from gla_jax.cli.app import _with_ray_address
+from gla_jax.cluster import workers
 from gla_jax.cluster.pool import IMAGES_OF_A_SHARD, shards_for
 from gla_jax.segmenter import Segmenter
 from tests.eval import trees
@@ -144,6 +145,16 @@ def test_batches_of_ray_data_get_labels(words):
     column[:] = images
     for labels, wanted in zip(worker({"image": column})["labels"], expected, strict=True):
         assert np.array_equal(labels, wanted)
+
+
+def test_folders_travel_as_absolute_paths(tmp_path, monkeypatch):
+    """Actors have a working folder of their own; a plus may stand between models or in a folder's name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip", "cats+dogs"):
+        (tmp_path / name).mkdir()
+    assert workers._absolute("cats+dogs") == str(tmp_path / "cats+dogs")
+    assert workers._absolute("clip+dino-vitb8") == f"{tmp_path / 'clip'}+dino-vitb8"
+    assert workers._absolute(None) is None
 
 
 def test_shards_are_small_and_do_not_depend_on_the_cluster():

@@ -89,7 +89,7 @@ def test_a_photo_at_an_address_is_the_photo(site, tmp_path):
             "/file",
             "cannot be read (the server says 302 Found - Redirection to url 'file:///etc/passwd' is not allowed)",
         ),
-        ("/ftp", "cannot be read (ftp is no http address, as which alone it is read)"),
+        ("/ftp", "cannot be read (ftp:// is not read; give an address with http://)"),
         ("/loop", "cannot be read (the server says 302"),
         ("/cut.png", "cannot be read as an image"),
     ],
@@ -103,7 +103,7 @@ def test_what_is_wrong_is_one_sentence(site, monkeypatch, path, reason):
 
 
 def test_nothing_but_https_is_asked():
-    with pytest.raises(ImageError, match="http is no https address, as which alone it is read"):
+    with pytest.raises(ImageError, match="http:// is not read; give an address with https://"):
         read_image("http://127.0.0.1:9/photo.png")
     with pytest.raises(UserError, match="is a file of this machine; write its path without file://"):
         read_image("file:///etc/hostname")
