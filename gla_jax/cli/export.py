@@ -63,13 +63,13 @@ def export(
         raise UserError('a program is written with the package flatbuffers; pip install "gla-jax[export]" brings it.')
     from gla_jax.predict.export import export_labels, exported_weights
     from gla_jax.segmenter import Segmenter
-    from gla_jax.settings.options import settings_from_options, with_fields
+    from gla_jax.settings.options import names_numbers, settings_from_options, with_fields
     from gla_jax.support.files import write_beside
 
     parsed, out = options.typed_classes(classes, classes_file), results_file(out)
     config = settings_from_options(method=method, preset=preset, dtype=dtype)
     config = with_fields(config, {"threshold": threshold, "precision": precision})
-    segmenter = Segmenter.from_pretrained(model, config, offline=offline)
+    segmenter = Segmenter.from_pretrained(model, config, offline=offline, suit=not names_numbers(preset))
     names, question = segmenter.question(parsed, background)
     program = export_labels(segmenter.model, question, tuple(map(int, height_width.groups())))
     facts = {"model": segmenter.name, "size": size, "classes": json.dumps(names, ensure_ascii=False)}

@@ -90,3 +90,12 @@ def test_the_commands_say_so_once(pair, measured, tmp_path, capsys):
     assert "measured for its features" not in capsys.readouterr().err
     assert main(["tune", "tiny-world", "--preset", "centred", "--out", str(tmp_path / "p.json")]) == 2
     assert "keeps no calibration" in capsys.readouterr().err
+
+
+def test_an_exported_program_takes_them_too(pair, measured, tmp_path, capsys):
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
+    options = ["export", pair, "--classes", "sand", "--classes", "water", "--size", "56x56"]
+    assert main([*options, "--out", str(tmp_path / "program.jax")]) == 0
+    assert capsys.readouterr().err.count("measured for its features") == 1
+    assert main([*options, "--preset", "rho-0.55", "--out", str(tmp_path / "other.jax")]) == 0
+    assert "measured for its features" not in capsys.readouterr().err
