@@ -1,7 +1,10 @@
 """Ctrl-C, SIGTERM and SIGHUP: all end the work as exceptions do, and none of them interrupts the cleaning up."""
 
+import _thread
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -9,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SECONDS_TO_SEND_AGAIN = 0.01
 _held: list[int] | None = None  # the signals that came during a block of signals_held, None outside one
 
 
@@ -22,11 +26,22 @@ def signals_raise() -> Iterator[None]:
     usual = (signal.SIG_DFL, signal.default_int_handler, _stop)
     before = {number: signal.getsignal(number) for number in STOPPING if _in_main_thread()}
     before = {number: handler for number, handler in before.items() if handler in usual}
+    unraisable = sys.unraisablehook
+
+    def send_again(lost: Any) -> None:
+        # Callbacks of the garbage collector, as JAX has one, and __del__ drop an exception: the run would go on.
+        if (number := _number_of(lost.exc_value)) in before:
+            _thread.start_new_thread(_send_later, (number,))  # no Thread, whose lock this thread may hold
+        else:
+            unraisable(lost)
+
     try:
         for number in before:
             signal.signal(number, _stop)
+        sys.unraisablehook = send_again
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -72,6 +87,18 @@ def _stop(number: int, _: FrameType | None) -> None:
         raise KeyboardInterrupt
     else:
         raise SystemExit(128 + number)
+
+
+def _number_of(error: BaseException | None) -> int | None:
+    """The signal for which _stop raised an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return signal.SIGINT
+    return error.code - 128 if isinstance(error, SystemExit) and isinstance(error.code, int) else None
+
+
+def _send_later(number: int) -> None:
+    time.sleep(SECONDS_TO_SEND_AGAIN)
+    signal.raise_signal(number)
 
 
 def _in_main_thread() -> bool:

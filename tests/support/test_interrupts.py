@@ -1,10 +1,12 @@
 """SIGTERM ends work as Ctrl-C does, and neither interrupts the cleaning up."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -26,6 +28,25 @@ def test_a_signal_raises_in_the_block_and_is_as_before_after_it(number, error, c
     if code:
         assert caught.value.code == code
     assert [signal.getsignal(each) for each in STOPPING] == before
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_that_a_callback_drops_comes_again(number, error):
+    """JAX has a callback of the garbage collector: a Ctrl-C that arrives there was lost, and the run went on."""
+    hook = sys.unraisablehook
+
+    def callback(*_):
+        gc.callbacks.remove(callback)
+        signal.raise_signal(number)
+
+    def work():
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(10)
+
+    with pytest.raises(error), signals_raise():
+        work()
+    assert sys.unraisablehook is hook
 
 
 def test_a_signal_waits_for_the_end_of_the_cleaning_up():
