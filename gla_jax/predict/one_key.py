@@ -29,7 +29,7 @@ def is_published(model: Model) -> bool:
     """True for features of DINO under the published numbers, which were chosen for them."""
     method = model.config.method
     published = MethodConfig()
-    numbers = ("anchor_threshold", "dynamic_shift", "dynamic_scale", "shift", "scale", "temperature")
+    numbers = ("anchor_threshold", "dynamic_shift", "dynamic_scale", "shift", "scale", "temperature", "calibration")
     as_published = all(getattr(method, name) in (None, getattr(published, name)) for name in numbers)
     return as_published and isinstance(model.params.features_spec, DinoSpec)
 

@@ -119,6 +119,11 @@ def test_segment_says_once_that_most_of_the_method_is_idle(segmenter, tmp_path, 
         assert sum("keep one single key, so most of the method is idle" in text for text in said) == times
 
 
+def test_a_calibrated_dino_is_looked_at_too(segmenter):
+    assert one_key.is_published(segmenter.model)
+    assert not one_key.is_published(segmenter.with_settings(calibration="centred").model)
+
+
 def test_eval_counts_it_and_its_report_says_it(segmenter, tmp_path, capsys):
     config = replace(segmenter.with_settings(alpha_beta=1000.0).model.settings, windows=CONFIG.windows)
     (tmp_path / "p.json").write_text(json.dumps(preset_content(config, "gla", "sclip-prompts", {})))
