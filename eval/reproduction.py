@@ -50,7 +50,7 @@ def open_present(
     if not present:
         raise UserError(
             f"none of the benchmarks {', '.join(missing)} is in {jobs[0].data}; name the folder that holds some with "
-            f"--data. {' '.join(missing.values())}"
+            "--data.\n" + "\n".join(missing.values())
         )
     return present, opened, missing
 
