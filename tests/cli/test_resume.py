@@ -143,11 +143,10 @@ def test_a_signal_ends_the_run_with_a_sentence_and_nothing_half_written(tmp_path
     def stop(result, folder, name):
         write(result, folder, name)
         if name == "b":
-            monkeypatch.setattr("gla_jax.support.files.os.replace", lambda *_: os.kill(os.getpid(), number))
-            try:
+            # A context of its own: to undo the fixture's patches here would leave a later one in place for good.
+            with monkeypatch.context() as patch:
+                patch.setattr("gla_jax.support.files.os.replace", lambda *_: os.kill(os.getpid(), number))
                 write(result, folder, "half")
-            finally:
-                monkeypatch.undo()
 
     with monkeypatch.context() as patch:
         patch.setattr(outputs.Segmentation, "save", stop)
