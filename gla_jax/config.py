@@ -309,6 +309,7 @@ class SegmenterConfig:
 
 # Fields that protocols and runs of before do not have: hashes and records leave them out where they are off.
 LATER_FIELDS = ("prune_below", "background_margin", "foreground_below", "average")
+LATER_METHOD_FIELDS = ("calibration", "merge_overlaps")  # the same, of the method
 
 
 def later_fields(config: SegmenterConfig) -> dict[str, Any]:

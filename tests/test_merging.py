@@ -105,5 +105,7 @@ def test_the_cost_is_that_of_the_tokens_that_are_left(segmenter):
 
 def test_runs_of_before_go_on():
     """A folder of results records its settings: those of a run without merging must be what they were."""
-    assert "merge_overlaps" not in deciding_settings(CONFIG)["method"]
+    assert not {"merge_overlaps", "calibration"} & deciding_settings(CONFIG)["method"].keys()
+    calibrated = replace(CONFIG, method=replace(CONFIG.method, calibration="centred"))
+    assert deciding_settings(calibrated)["method"]["calibration"] == "centred"
     assert deciding_settings(merging())["method"]["merge_overlaps"]

@@ -12,7 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from gla_jax.config import LATER_FIELDS, PlatformNumbers, SegmenterConfig, later_fields, settings_as_dict
+from gla_jax.config import (
+    LATER_FIELDS,
+    LATER_METHOD_FIELDS,
+    PlatformNumbers,
+    SegmenterConfig,
+    later_fields,
+    settings_as_dict,
+)
 from gla_jax.predict.examples import ExampleClasses
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.segmenter import Segmenter
@@ -111,8 +118,9 @@ def deciding_settings(config: SegmenterConfig) -> dict[str, Any]:
             part.pop(name, None)
     for name in set(LATER_FIELDS) - later_fields(config).keys():  # so that runs of before them go on
         del settings[name]
-    if not settings["method"]["merge_overlaps"]:
-        del settings["method"]["merge_overlaps"]
+    for name in LATER_METHOD_FIELDS:
+        if not settings["method"][name]:
+            del settings["method"][name]
     return settings
 
 

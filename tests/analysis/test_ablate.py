@@ -161,7 +161,7 @@ def test_settings_whose_towers_give_other_tokens_go_apart(segmenter):
 
 
 def test_a_grid_over_baselines_keeps_a_calibration_for_features_that_take_it():
-    """rho and temperature of the calibration suit no cosine of CLIP's own heads."""
+    """CLIP's own heads keep the published numbers: rho and temperature of the calibration are for other cosines."""
     base = replace(BASE, method=replace(BASE.method, **NUMBER_SETTINGS["centred"]))
     one, other = (setting.config.method for setting in grid_of("baseline=proxyclip,clearclip", base=base).settings)
     assert (one.calibration, one.anchor_threshold, one.temperature) == ("centred", 0.9, 0.05)
