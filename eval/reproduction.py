@@ -9,7 +9,7 @@ from gla_jax.eval.datasets.dataset import Dataset
 from gla_jax.eval.job import Job, open_data
 from gla_jax.eval.paper import PAPER_MIOU, PAPER_SOURCE, paper_average, paper_miou
 from gla_jax.eval.protocols import Protocol
-from gla_jax.eval.report.page import figure, render, text_table
+from gla_jax.eval.report.page import difference, figure, render, text_table
 from gla_jax.outputs.files import writing_to
 from gla_jax.settings.options import method_name, preset_name
 from gla_jax.support.errors import DataError, UserError
@@ -112,10 +112,11 @@ def reproduction_rows(content: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for row in content["rows"]:
         images = row.get("images")
-        difference = "-" if row["difference"] is None else f"{row['difference']:+.2f}"
         star = "*" if row.get("not_comparable") else ""
         counted = f"{images['measured']} of {BENCHMARKS[row['benchmark']].images}" if images else ""
-        rows.append((row["benchmark"], figure(row["paper"]), figure(row["ours"]), difference + star, counted))
+        rows.append(
+            (row["benchmark"], figure(row["paper"]), figure(row["ours"]), difference(row["difference"]) + star, counted)
+        )
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gla_jax.eval.report.page import NAMES, figure, render, text_table
+from gla_jax.eval.report.page import NAMES, difference, figure, render, text_table
 from gla_jax.eval.results import BOUNDARY, FIGURES, read_results
 from gla_jax.support.arrays import Float
 from gla_jax.support.errors import DataError, UserError
@@ -101,8 +101,7 @@ def compare(first: Path, second: Path) -> Comparison:
 
 def _texts(rows: list[Row]) -> list[tuple[str, ...]]:
     """Names, both values and their difference as they are shown."""
-    signed = ("-" if None in (a, b) else f"{b - a:+.2f}" for _, a, b in rows)
-    return [(name, figure(a), figure(b), c) for (name, a, b), c in zip(rows, signed, strict=True)]
+    return [(name, figure(a), figure(b), difference(None if None in (a, b) else b - a)) for name, a, b in rows]
 
 
 def comparison_tables(comparison: Comparison, count: int = 10) -> "Group":

@@ -36,6 +36,12 @@ def figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def difference(value: float | None) -> str:
+    """A difference of percentages with its sign, which one that rounds to zero has not; a dash where there is none."""
+    text = "-" if value is None else f"{value:+.2f}"
+    return text[1:] if text in ("+0.00", "-0.00") else text
+
+
 def counted(number: int, of: str = "image") -> str:
     """A number of things in words: 1 image, 2 images."""
     return f"{number} {of}{'' if number == 1 else 's'}"
@@ -71,7 +77,11 @@ def _environment(package: str, suffix: str) -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": figure, "base64": lambda data: base64.b64encode(data).decode()}
+    environment.filters |= {
+        "figure": figure,
+        "difference": difference,
+        "base64": lambda data: base64.b64encode(data).decode(),
+    }
     environment.globals |= {"NAMES": NAMES, "METRICS": METRICS, "BOUNDARY": BOUNDARY}
     return environment
 

@@ -177,8 +177,8 @@ def lines(figures: Mapping[str, Any]) -> Iterable[str]:
     if "labels" in figures:
         row = figures["labels"]
         yield f"even attention would put {row['even']:.1f}% on the own class"
-        others = "" if row["other_cosine"] is None else f", {row['other_cosine']:.2f} to others"
-        yield f"mean cosine of a feature: {row['own_cosine']:.2f} to its own class{others}"
+        others = "" if row["other_cosine"] is None else f", {row['other_cosine']:z.2f} to others"
+        yield f"mean cosine of a feature: {row['own_cosine']:z.2f} to its own class{others}"
 
 
 def find_samples(

@@ -1,5 +1,6 @@
 """gla-jax bench."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,10 +110,17 @@ def _accelerator(context: typer.Context, out: Path) -> None:
         if name not in ("accelerator", "out") and context.get_parameter_source(name).name == "COMMANDLINE":
             raise UserError(f"--{name.replace('_', '-')} is fixed by --accelerator; leave one of the two out.")
     check_devices()
-    folder = results_folder(out)
+    import jax
+
+    if jax.default_backend() == "cpu" and os.environ.get("JAX_PLATFORMS") != "cpu":
+        raise UserError(
+            "JAX sees no GPU or TPU, and on a processor the series of --accelerator takes over half an hour; run "
+            "gla-jax bench, or this on a machine with one; with JAX_PLATFORMS=cpu it runs here all the same."
+        )
     from gla_jax.bench import accelerator
 
-    result, written = accelerator.run_accelerator(accelerator.SERIES, "gla-jax bench --accelerator", folder)
+    with locked_results(out) as folder:
+        result, written = accelerator.run_accelerator(accelerator.SERIES, "gla-jax bench --accelerator", folder)
     typer.echo(accelerator.markdown(result))
     typer.echo("\n".join(map(str, written)))
 

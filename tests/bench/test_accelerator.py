@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from gla_jax.bench import accelerator
@@ -82,4 +83,13 @@ def test_without_time_cases_are_left_out_by_name(measured, tmp_path):
 def test_what_the_series_fixes_is_refused(tmp_path, capsys):
     assert main(["bench", "--accelerator", "--size", "48x64", "--out", str(tmp_path / "out")]) == 2
     assert "--size is fixed by --accelerator" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="this machine has an accelerator")
+def test_a_processor_is_refused_at_once(tmp_path, capsys, monkeypatch):
+    """The series would hold a laptop for over half an hour, and its figures are no accelerator's."""
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert main(["bench", "--accelerator", "--out", str(tmp_path / "out")]) == 2
+    assert "JAX sees no GPU or TPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from PIL import Image
 from gla_jax.eval.benchmarks import ClassNames
 from gla_jax.eval.datasets.examples import Example
 from gla_jax.eval.report.compare import compare, comparison_html, comparison_tables, paired_interval
-from gla_jax.eval.report.page import markdown, report_html, report_markdown, write_report
+from gla_jax.eval.report.page import difference, markdown, report_html, report_markdown, write_report
 from gla_jax.eval.report.pictures import chosen, panels, report_pictures
 from gla_jax.eval.report.summary import summary, summary_table, write_summary
 from gla_jax.eval.results import results, write_results
@@ -287,6 +287,15 @@ def test_a_change_that_chance_explains_is_said_to_be_one():
     low, high = paired_interval(unclear - unclear.mean())
     assert low < 0 < high
     assert np.isnan(paired_interval(clear[:1])).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [(1.234, "+1.23"), (-0.005001, "-0.01"), (-0.004, "0.00"), (0.004, "0.00"), (-0.0, "0.00"), (None, "-")],
+)
+def test_a_difference_that_rounds_to_zero_has_no_sign(change, shown):
+    """-0.00 reads as a loss."""
+    assert difference(change) == shown
 
 
 def test_a_comparison_says_who_wins(outcome, other):
