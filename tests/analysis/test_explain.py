@@ -14,16 +14,13 @@ from PIL import Image
 from gla_jax.analysis.explain import attention_stages, explain, methods_with_one_row, query_row, query_token
 from gla_jax.analysis.explain_files import parse_point
 from gla_jax.analysis.explain_pictures import without_slivers
-from gla_jax.analysis.seams import boundary_picture, compare_methods, flip_note, label_flips
 from gla_jax.analysis.token_attention import cover
 from gla_jax.cli import main
-from gla_jax.config import BASELINES, METHODS, Baseline, MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.eval.metrics.boundary import boundary_counts
+from gla_jax.config import BASELINES, METHODS, Baseline, MethodConfig, SegmenterConfig, WindowConfig
 from gla_jax.images.windows import WindowGrid, Windows, window_grid
-from gla_jax.pictures.drawing import INK, NARROWEST, PANEL_HEIGHT
+from gla_jax.pictures.drawing import NARROWEST, PANEL_HEIGHT
 from gla_jax.pipeline import WindowTokens, aggregate_windows, segment_logits
 from gla_jax.predict.model import image_grid
-from gla_jax.results.segmentation import Segmentation
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from gla_jax.text.prompts import parse_classes
@@ -253,54 +250,6 @@ def test_nothing_outside_a_small_image_is_covered():
     np.testing.assert_allclose(covered, [[0] * 4, [1] * 4, [1] * 4, [0] * 4], atol=1e-6)
 
 
-def test_flips_are_marked_on_both_sides_of_the_edges_where_labels_differ():
-    windows = WindowConfig(None, 32, 16)
-    labels = np.zeros((48, 64), np.int32)
-    labels[:10, 32:] = 1  # differs across the edge at column 32 in 10 rows, and nowhere else across an edge
-    flips = label_flips(labels, (48, 64), windows)
-    expected = np.zeros((48, 64), bool)
-    expected[:10, 31:33] = True
-    np.testing.assert_array_equal(flips.at_edges, expected)
-    # Edges at columns 16, 32, 48 and rows 16, 32.
-    assert flips.share == pytest.approx(100 * 10 / (3 * 48 + 2 * 64))
-
-
-def test_with_a_truth_flips_are_the_boundary_errors_of_eval():
-    rng = np.random.default_rng(5)
-    windows = WindowConfig(None, 32, 16)
-    labels, truth = rng.integers(0, 3, (2, 50, 70))
-    flips = label_flips(labels, (48, 64), windows, truth)
-    rates = boundary_counts(labels, truth, (48, 64), windows).rates()
-    assert flips.share == rates["ber_1"]
-    assert flips.control == rates["control_1"]
-    assert not label_flips(labels, (48, 64), windows, labels).at_edges.any()
-    assert label_flips(labels, (48, 64), windows, np.full((50, 70), 255)).share > 0  # 255 is a value like others
-
-
-def test_an_image_of_one_window_has_no_flips():
-    flips = label_flips(np.eye(32, dtype=np.int32), (32, 32), WindowConfig(None, 32, 16))
-    assert np.isnan(flips.share)
-    assert flip_note(flips, False) == "one window: there are no edges"
-
-
-class Named:
-    """A segmenter whose results are the settings that they were made with."""
-
-    def __init__(self, config):
-        self.config, self.with_config = config, Named
-
-    def __call__(self, *_):
-        return self.config
-
-
-@pytest.mark.parametrize("baseline", [name for name, row in BASELINES.items() if row.gla])
-def test_the_boundary_picture_compares_the_baseline_with_gla(baseline):
-    own = SegmenterConfig(method=MethodConfig(baseline=baseline), windows=WINDOWS)
-    results = compare_methods(Named(own), IMAGE, CLASSES)
-    title = BASELINES[baseline].title
-    assert results == {title: replace(own, method=without_gla(baseline)), f"{title} + GLA": own}
-
-
 def test_outlines_leave_slivers_out_and_keep_what_is_as_large_as_a_token():
     region = np.zeros((40, 60), bool)
     region[5:20, 10:30] = True
@@ -313,19 +262,6 @@ def test_outlines_leave_slivers_out_and_keep_what_is_as_large_as_a_token():
     at_the_edge = np.zeros((40, 60), bool)
     at_the_edge[:3, :20] = True  # cut off by the picture, not thin
     np.testing.assert_array_equal(without_slivers(at_the_edge, 6), at_the_edge)
-
-
-def test_the_boundary_picture_is_black_where_labels_flip_at_an_edge_and_nowhere_else():
-    grid = image_grid((60, 90), WINDOWS)
-    picture_of = {}
-    for column in (50, 55):  # 40 of 72 resized pixels are an edge: column 50 of 90
-        labels = np.zeros((60, 90), np.uint8)
-        labels[:, column:] = 1
-        result = Segmentation(labels, ("sand", "water"), IMAGE)
-        picture_of[column] = np.asarray(boundary_picture({"GLA": result}, grid, WINDOWS))
-    rows = [(picture[40:340] == INK).all(-1).any(1).mean() for picture in picture_of.values()]
-    assert rows[0] > 0.9
-    assert rows[1] == 0
 
 
 @pytest.mark.parametrize("size", [(20, 200), (300, 40), (60, 90)])

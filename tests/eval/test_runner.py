@@ -26,9 +26,7 @@ from gla_jax.eval.records import read_records, record_file
 from gla_jax.eval.report.page import report_markdown
 from gla_jax.eval.results import read_results, results, write_results
 from gla_jax.eval.runner import Run, labels_of, measure, open_benchmark, prediction_path
-from gla_jax.labels.background import labels_with_background
 from gla_jax.outputs.files import claim_folder
-from gla_jax.predict.predict import without_small_classes
 from gla_jax.support.errors import DataError, UserError
 from tests.eval import trees
 from tests.eval.fakes import ColourSegmenter
@@ -376,21 +374,6 @@ def test_results_are_read_as_written(whole, tmp_path):
 
 def test_images_that_go_together_have_the_counts_of_images_alone(whole, data, tmp_path):
     same(measure(make_run(data, tmp_path / "together", batch=4)), whole)
-
-
-def test_small_classes_are_taken_away_as_sclip_does():
-    """By hand: 20 pixels, class 0 on 8, class 1 on 10, class 2 on 2 of the 12 others, which is more than a tenth."""
-    scores = np.full((4, 1, 20), 0.1, np.float32)
-    for index, pixels in enumerate((slice(0, 8), slice(8, 18), slice(18, 20))):
-        scores[index, 0, pixels] = 0.6
-    scores[1, 0, 18:] = 0.2
-
-    def labels(area_threshold, threshold):
-        return labels_with_background(without_small_classes(scores, area_threshold), threshold)
-
-    assert labels(0.1, 0.0)[0].tolist() == [0] * 8 + [1] * 10 + [2] * 2
-    assert labels(2 / 12, 0.0)[0].tolist() == [0] * 8 + [1] * 12
-    assert labels(2 / 12, 0.3)[0].tolist() == [0] * 8 + [1] * 10 + [0] * 2
 
 
 def test_sclip_s_own_row_runs(data, tmp_path):

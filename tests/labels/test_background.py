@@ -12,6 +12,7 @@ from gla_jax.eval.protocols import protocol, with_steps
 from gla_jax.labels.background import labels_with_background, leads
 from gla_jax.labels.pool import label_masks
 from gla_jax.outputs.files import deciding_settings
+from gla_jax.predict.predict import without_small_classes
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from tests import oracle
@@ -87,3 +88,18 @@ def test_runs_of_before_go_on(segmenter):
     job |= dict.fromkeys(("data", "model", "precision", "mesh", "limit"))
     job |= {"drop_duplicates": False, "save_predictions": False, "offline": True, "threads": 1, "batch": 1}
     assert (read_job(job).prune_below, read_job(job).background_margin) == (0.0, 0.0)
+
+
+def test_small_classes_are_taken_away_as_sclip_does():
+    """By hand: 20 pixels, class 0 on 8, class 1 on 10, class 2 on 2 of the 12 others, which is more than a tenth."""
+    scores = np.full((4, 1, 20), 0.1, np.float32)
+    for index, pixels in enumerate((slice(0, 8), slice(8, 18), slice(18, 20))):
+        scores[index, 0, pixels] = 0.6
+    scores[1, 0, 18:] = 0.2
+
+    def labels(area_threshold, threshold):
+        return labels_with_background(without_small_classes(scores, area_threshold), threshold)
+
+    assert labels(0.1, 0.0)[0].tolist() == [0] * 8 + [1] * 10 + [2] * 2
+    assert labels(2 / 12, 0.0)[0].tolist() == [0] * 8 + [1] * 12
+    assert labels(2 / 12, 0.3)[0].tolist() == [0] * 8 + [1] * 10 + [0] * 2
