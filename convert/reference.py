@@ -138,7 +138,7 @@ def build_reference(state: Mapping[str, np.ndarray], spec: Spec, timm: bool = Fa
         # timm's tables for patches alone: the class token holds its own position.
         tensors["embeddings.position_embeddings"] = torch.nn.functional.pad(table, (0, 0, 1, 0))
     model = _load(_model_class(spec), spec, None, config=_config(spec), state_dict=tensors)
-    if not isinstance(spec, ClipSpec) and (timm or not getattr(spec, "registers", 0)):
+    if not isinstance(spec, ClipSpec) and (timm or not spec.registers):
         model.embeddings.interpolate_pos_encoding = partial(_resized_positions, model.embeddings, timm)
     return model
 
@@ -219,7 +219,7 @@ def _config(spec: Spec) -> "PreTrainedConfig":
     def sizes(part: Any, **others: Any) -> dict[str, Any]:
         names = {"hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "num_heads"}
         names |= {"intermediate_size": "mlp_width", "hidden_act": "activation"}
-        names |= {name: name for name in ("layer_norm_eps", "image_size", "patch_size", "qkv_bias")}
+        names |= {name: name for name in ("layer_norm_eps", "image_size", "patch_size")}
         return {theirs: getattr(part, ours) for theirs, ours in names.items() if hasattr(part, ours)} | others
 
     if isinstance(spec, ClipSpec):
@@ -232,11 +232,11 @@ def _config(spec: Spec) -> "PreTrainedConfig":
             text_config=sizes(spec.text, **tokens, **ends),
         )
     if isinstance(spec, DinoSpec):
-        return transformers.ViTConfig(**sizes(spec, hidden_act="gelu"))
+        return transformers.ViTConfig(**sizes(spec, qkv_bias=spec.qkv_bias))
     gated = spec.activation == "swiglu"
     options = {"use_swiglu_ffn": gated, "hidden_act": "gelu", "num_register_tokens": spec.registers}
     kind = transformers.Dinov2WithRegistersConfig if spec.registers else transformers.Dinov2Config
-    config = kind(**sizes(spec, **options))
+    config = kind(**sizes(spec, qkv_bias=spec.qkv_bias, **options))
     # Their gated MLP is two thirds of the ratio. Half a channel more, for they round the product down; set afterwards,
     # for their class accepts whole ratios alone.
     vars(config)["mlp_ratio"] = (spec.mlp_width * (1.5 if gated else 1) + 0.5) / spec.width

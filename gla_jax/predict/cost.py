@@ -86,7 +86,7 @@ def vfm_flops(spec: VfmSpec, crop: int) -> float:
     """
     patches = (crop // spec.patch_size) ** 2
     embedding = 2 * patches * 3 * spec.patch_size**2 * spec.width
-    gated = getattr(spec, "activation", "gelu") == "swiglu"
+    gated = spec.activation == "swiglu"
     return embedding + spec.depth * _block_flops(spec.prefix_tokens + patches, spec.width, spec.mlp_width, gated)
 
 

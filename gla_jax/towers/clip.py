@@ -24,12 +24,6 @@ from gla_jax.towers.layers import (
 class ClipImageSpec(VisionSpec):
     """Sizes of a CLIP image tower and how its pixels are normalised; the pretraining side fixes the position table."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     embed_dim: int
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
@@ -47,7 +41,7 @@ class ClipImage(ImageTower):
         spec = self.spec
         self.patch_tokens = patch_tokens(self, use_bias=False)
         self.norm_pre = LayerNorm(spec.layer_norm_eps, self.dtype)
-        self.blocks = transformer_blocks(self, spec.activation)
+        self.blocks = transformer_blocks(self)
         self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 
@@ -69,12 +63,6 @@ class ClipImage(ImageTower):
 class ClipTextSpec(TextSpec):
     """Sizes of a CLIP text tower; end_token is the id whose first occurrence is read."""
 
-    vocabulary: int
-    context: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     embed_dim: int
     end_token: int
     activation: Activation = "quick_gelu"
@@ -91,12 +79,8 @@ class ClipText(TextTower):
     spec: ClipTextSpec
 
     def setup(self):
-        spec = self.spec
-        self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
-        self.positions = self.param("positions", nn.initializers.normal(0.01), (spec.context, spec.width))
-        self.blocks = transformer_blocks(self, spec.activation)
-        self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
-        self.projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
+        super().setup()
+        self.projection = nn.Dense(self.spec.embed_dim, use_bias=False, dtype=self.dtype, precision=self.precision)
 
     def mask(self, token_ids: Int[Array, "Q t"]) -> Bool[Array, "t t"]:
         """Causal: a token sees itself and those before it."""

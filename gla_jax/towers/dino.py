@@ -19,12 +19,6 @@ class DinoSpec(VisionSpec):
     position_offset is 0.1 for weights of torch.hub; position_resize None is "bicubic" (see resize_positions).
     """
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
     position_offset: float = 0.0
@@ -51,11 +45,10 @@ class Dino(Tower):
 
     def setup(self):
         spec = self.spec
-        resize = spec.position_resize or "bicubic"
-        self.patch_tokens = patch_tokens(
-            self, use_bias=True, position_resize=resize, position_offset=spec.position_offset
-        )
-        self.blocks = transformer_blocks(self, "gelu", spec.qkv_bias)
+        # The models with registers were released with the antialiased kernel.
+        resize = spec.position_resize or ("bicubic_antialias" if spec.registers else "bicubic")
+        self.patch_tokens = patch_tokens(self, position_resize=resize, position_offset=spec.position_offset)
+        self.blocks = transformer_blocks(self)
         self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
 
     @typed
@@ -82,12 +75,6 @@ class DinoV2Spec(VisionSpec):
     release, "bicubic" or, with registers, "bicubic_antialias" (see resize_positions).
     """
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     activation: Literal["gelu", "swiglu"] = "gelu"
     registers: int = 0
     qkv_bias: bool = True
@@ -97,28 +84,7 @@ class DinoV2Spec(VisionSpec):
     layer_scale = True
 
 
-class DinoV2(Tower):
-    """DINOv2's image tower: pixels to patch tokens after the last LayerNorm."""
+class DinoV2(Dino):
+    """DINOv2's image tower: DINO's, with registers, gated MLPs and layer scales as its spec says."""
 
     spec: DinoV2Spec
-
-    def setup(self):
-        spec = self.spec
-        self.patch_tokens = patch_tokens(
-            self,
-            use_bias=True,
-            registers=spec.registers,
-            # The models with registers were released with the antialiased kernel.
-            position_resize=spec.position_resize or ("bicubic_antialias" if spec.registers else "bicubic"),
-            position_offset=spec.position_offset,
-        )
-        self.blocks = transformer_blocks(self, spec.activation, spec.qkv_bias, layer_scale=True)
-        self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
-
-    @typed
-    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> VisionTokens:
-        """All intermediates; pixels normalised with ImageNet's mean and std.
-
-        Raises ValueError when the patch size does not divide h and w.
-        """
-        return vision_tokens(self, self.patch_tokens(pixels.astype(self.dtype)))

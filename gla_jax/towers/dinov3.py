@@ -19,12 +19,6 @@ class DinoV3Spec(VisionSpec):
     as queries and values have.
     """
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     registers: int = 4
     rope_theta: float = 100.0
     key_bias: bool = False
@@ -40,10 +34,9 @@ class DinoV3(Tower):
     spec: DinoV3Spec
 
     def setup(self):
-        spec = self.spec
-        self.patch_tokens = patch_tokens(self, table=False, use_bias=True, registers=spec.registers)
-        self.blocks = transformer_blocks(self, "gelu", layer_scale=True, key_bias=spec.key_bias)
-        self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.patch_tokens = patch_tokens(self, table=False)
+        self.blocks = transformer_blocks(self)
+        self.norm = LayerNorm(self.spec.layer_norm_eps, self.dtype)
 
     @typed
     def __call__(self, pixels: Float[Array, "B 3 h w"]) -> VisionTokens:

@@ -1,13 +1,15 @@
 """The shared half of models that compare images with texts, CLIP and its kind: an image tower left open, a text tower.
 
-A subclass owns its layers (setup) and says how its tokens are embedded and read.
+A subclass owns the layers of its own (setup) and says how its tokens are embedded and read.
 """
 
 from typing import NamedTuple
 
+import flax.linen as nn
+
 from gla_jax.support.arrays import Array, Bool, Float, Int, typed
 from gla_jax.towers.attention import QKV
-from gla_jax.towers.layers import Tower
+from gla_jax.towers.layers import LayerNorm, Tower, transformer_blocks
 
 
 class ImageTokens(NamedTuple):
@@ -72,9 +74,18 @@ class ImageTower(Tower):
 class TextTower(Tower):
     """A text tower: token ids to one feature a text.
 
-    A subclass has token_embedding, blocks and norm_final, positions unless it embeds otherwise, and defines
-    text_feature.
+    A subclass defines text_feature; has_position_table is False for one that embeds places otherwise.
     """
+
+    has_position_table = True
+
+    def setup(self):
+        spec = self.spec
+        self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
+        if self.has_position_table:
+            self.positions = self.param("positions", nn.initializers.normal(0.01), (spec.context, spec.width))
+        self.blocks = transformer_blocks(self)
+        self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
 
     def embed(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q t C"]:
         """The input of the first block."""

@@ -1,6 +1,7 @@
 """Leaves and blocks shared by every tower: patch tokens, self-attention, MLP, pre-norm transformer block."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -29,16 +30,36 @@ def gelu(x: Array) -> Array:
     return x * (half + half * jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
 
 
-class VisionSpec:
-    """Facts of an image tower that its spec need not state; a spec whose tower differs states its own.
+class BlocksSpec:
+    """Facts of a tower's blocks that its spec need not state; a spec whose tower differs states its own.
 
-    registers: tokens besides CLS that are no patches. pixel_mean, pixel_std: the tower's pixels are normalised with
-    them. layer_scale: its blocks have one. gives_features: its patch tokens can be compared, as a foundation model's.
+    Every spec has width, depth, num_heads, mlp_width and layer_norm_eps. activation: of the feed-forward halves.
+    qkv_bias: queries, keys and values have a bias; key_bias: keys have one where the others do. layer_scale: both
+    halves of a block end with a learned factor per channel.
     """
 
+    activation = "gelu"
+    qkv_bias = key_bias = True
+    layer_scale = False
+
+
+@dataclass(frozen=True)
+class VisionSpec(BlocksSpec):
+    """Sizes of an image tower, and facts that a spec whose tower differs states anew.
+
+    image_size is that of pretraining. registers: tokens besides CLS that are no patches. pixel_mean, pixel_std: the
+    tower's pixels are normalised with them. gives_features: its patch tokens can be compared, as a foundation model's.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    # Not fields here: config.json holds one of them only for specs that declare it as a field.
     registers = 0
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
-    layer_scale = False
     gives_features = True
 
     @property
@@ -52,12 +73,19 @@ class VisionSpec:
         return self.width * self.embed_dim
 
 
-class TextSpec:
-    """Facts of a text tower; every spec has vocabulary, context, embed_dim and end_token.
+@dataclass(frozen=True)
+class TextSpec(BlocksSpec):
+    """Sizes of a text tower; every spec has embed_dim and end_token too.
 
     end_token: the id that ends every text, None where none does. pad_token: the id behind it.
     """
 
+    vocabulary: int
+    context: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
     pad_token = 0
 
     def lengths(self, token_ids: Int[np.ndarray, "Q t"]) -> Int[np.ndarray, " Q"]:
@@ -97,7 +125,7 @@ class PatchTokens(nn.Module):
     width: int
     patch_size: int
     grid_side: int | None
-    use_bias: bool
+    use_bias: bool = True
     class_token: bool = True
     registers: int = 0
     position_resize: PositionResize = "bicubic"
@@ -317,39 +345,27 @@ class Tower(nn.Module):
 def patch_tokens(tower: Tower, table: bool = True, **options: Any) -> PatchTokens:
     """The patch projection of a tower, for its setup.
 
-    Args:
-        tower: its spec has width, patch_size and image_size.
-        table: there is a table of positions, of the pretraining size.
-        options: other fields of PatchTokens.
+    table: there is a table of positions, of the pretraining size; options: other fields of PatchTokens.
     """
     spec = tower.spec
     side = spec.image_size // spec.patch_size if table else None
-    return PatchTokens(spec.width, spec.patch_size, side, dtype=tower.dtype, precision=tower.precision, **options)
+    options |= {"registers": spec.registers, "dtype": tower.dtype, "precision": tower.precision}
+    return PatchTokens(spec.width, spec.patch_size, side, **options)
 
 
-def transformer_blocks(
-    tower: Tower, activation: Activation, qkv_bias: bool = True, layer_scale: bool = False, key_bias: bool = True
-) -> list[Block]:
-    """The blocks of a tower, for its setup.
-
-    Args:
-        tower: its spec has width, num_heads, mlp_width, layer_norm_eps and depth.
-        activation: of the feed-forward halves.
-        qkv_bias: queries, keys and values have a bias.
-        layer_scale: both halves end with a learned factor per channel.
-        key_bias: keys have one where queries and values have.
-    """
+def transformer_blocks(tower: Tower) -> list[Block]:
+    """The blocks of a tower, for its setup."""
     spec = tower.spec
     return [
         Block(
             spec.width,
             spec.num_heads,
             spec.mlp_width,
-            activation,
+            spec.activation,
             spec.layer_norm_eps,
-            qkv_bias,
-            layer_scale,
-            key_bias,
+            spec.qkv_bias,
+            spec.layer_scale,
+            spec.key_bias,
             tower.dtype,
             tower.precision,
             tower.attention_form,

@@ -49,7 +49,7 @@ def window_bytes(spec: Any, crop: int, dtype: str) -> int:
     many, and one of the width (what XLA plans for H100; for v5e it is less, eval/RESULTS.md).
     """
     tokens = spec.prefix_tokens + (crop // spec.patch_size) ** 2
-    hidden = spec.mlp_width * (2 if getattr(spec, "activation", "") == "swiglu" else 1)
+    hidden = spec.mlp_width * (2 if spec.activation == "swiglu" else 1)
     return tokens * (2 * hidden + spec.width) * jnp.dtype(dtype).itemsize
 
 

@@ -33,12 +33,6 @@ class SiglipImageSpec(VisionSpec):
     position_resize None is "bicubic", as transformers resizes (see resize_positions).
     """
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     activation: Activation = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     pixel_mean: Channels = HALF
@@ -99,8 +93,8 @@ class SiglipImage(ImageTower):
     def setup(self):
         spec = self.spec
         resize = spec.position_resize or "bicubic"
-        self.patch_tokens = patch_tokens(self, use_bias=True, class_token=False, position_resize=resize)
-        self.blocks = transformer_blocks(self, spec.activation)
+        self.patch_tokens = patch_tokens(self, class_token=False, position_resize=resize)
+        self.blocks = transformer_blocks(self)
         self.norm_post = LayerNorm(spec.layer_norm_eps, self.dtype)
         self.head = PoolingHead(spec, self.dtype, self.precision)
 
@@ -118,12 +112,6 @@ class SiglipImage(ImageTower):
 class SiglipTextSpec(TextSpec):
     """Sizes of a SigLIP text tower; texts end with end_token and are filled up to the context with pad_token."""
 
-    vocabulary: int
-    context: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     embed_dim: int
     end_token: int
     pad_token: int
@@ -141,12 +129,8 @@ class SiglipText(TextTower):
     spec: SiglipTextSpec
 
     def setup(self):
-        spec = self.spec
-        self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
-        self.positions = self.param("positions", nn.initializers.normal(0.01), (spec.context, spec.width))
-        self.blocks = transformer_blocks(self, spec.activation)
-        self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
-        self.projection = nn.Dense(spec.embed_dim, dtype=self.dtype, precision=self.precision)
+        super().setup()
+        self.projection = nn.Dense(self.spec.embed_dim, dtype=self.dtype, precision=self.precision)
 
     def text_feature(self, tokens: Float[Array, "Q t C"], _token_ids: Int[Array, "Q t"]) -> Float[Array, "Q E"]:
         """The text feature of tokens after the last LayerNorm: the last place, whatever stands there."""

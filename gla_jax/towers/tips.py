@@ -7,7 +7,6 @@ in the space of the texts, without a projection. The text tower sees every token
 import math
 from dataclasses import dataclass
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,12 +30,6 @@ PERIODS = 10_000  # the ratio of the longest period of a text's positions to the
 class TipsImageSpec(VisionSpec):
     """Sizes of a TIPSv2 image tower; registers counts the CLS tokens behind the first; pixels stay from 0 to 1."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     activation: Activation = "gelu"
     registers: int = 1
     layer_norm_eps: float = 1e-6
@@ -61,12 +54,9 @@ class TipsImage(ImageTower):
     spec: TipsImageSpec
 
     def setup(self):
-        spec = self.spec
-        self.patch_tokens = patch_tokens(
-            self, use_bias=True, registers=spec.registers, position_resize="bilinear_antialias"
-        )
-        self.blocks = transformer_blocks(self, spec.activation, layer_scale=True)
-        self.norm = LayerNorm(spec.layer_norm_eps, self.dtype)
+        self.patch_tokens = patch_tokens(self, position_resize="bilinear_antialias")
+        self.blocks = transformer_blocks(self)
+        self.norm = LayerNorm(self.spec.layer_norm_eps, self.dtype)
 
     def to_joint(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t E"]:
         """Tokens of the last block in the joint space: the last LayerNorm alone."""
@@ -91,12 +81,6 @@ class TipsImage(ImageTower):
 class TipsTextSpec(TextSpec):
     """Sizes of a TIPSv2 text tower; token 0 is padding, and no token ends a text."""
 
-    vocabulary: int
-    context: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_width: int
     activation: Activation = "relu"
     layer_norm_eps: float = 1e-5
     end_token = None
@@ -116,11 +100,7 @@ class TipsText(TextTower):
 
     spec: TipsTextSpec
 
-    def setup(self):
-        spec = self.spec
-        self.token_embedding = nn.Embed(spec.vocabulary, spec.width, dtype=self.dtype)
-        self.blocks = transformer_blocks(self, spec.activation)
-        self.norm_final = LayerNorm(spec.layer_norm_eps, self.dtype)
+    has_position_table = False
 
     def embed(self, token_ids: Int[Array, "Q t"]) -> Float[Array, "Q t C"]:
         """Scaled token embeddings with sine positions, as the release adds them; rows of padding hold no meaning."""
