@@ -14,7 +14,7 @@ from PIL import Image
 from gla_jax.analysis.explain import explain
 from gla_jax.images.reading import read_image
 from gla_jax.labels.label_map import whole_logits
-from gla_jax.pictures.drawing import Entry, Panel, blend, palette, panels, with_window_grid
+from gla_jax.pictures.drawing import PAPER, Entry, Panel, blend, palette, panels, with_window_grid
 from gla_jax.predict.features import check_usable
 from gla_jax.predict.model import Prepared
 from gla_jax.predict.predict import start_label
@@ -47,14 +47,19 @@ class Request(NamedTuple):
 class Answers:
     """Models by name, loaded when first asked for, and the features of the last images; one question at a time."""
 
-    def __init__(self, models: Sequence[str], offline: bool = False):
-        """Load the first model; the others wait until they are chosen."""
-        self.models = tuple(models)
+    def __init__(self, models: Sequence[str], offline: bool = False, examples: Classes | None = None):
+        """Load the first model; the others wait until they are chosen.
+
+        examples: classes that labelled images show, for questions that name none. Raises UserError.
+        """
+        self.models, self.examples = tuple(models), examples
         self._offline = offline
         self._segmenters: dict[str, Segmenter] = {}
         self._features: OrderedDict[tuple[str, str, str], tuple[Prepared, Array]] = OrderedDict()
         self._lock = threading.Lock()
-        self.segmenter(self.models[0], "gla")
+        first = self.segmenter(self.models[0], "gla")
+        if examples is not None:
+            first.embeddings(examples)  # its faults are said before the page is there
 
     def segmenter(self, model: str, method: str) -> Segmenter:
         """A model under a method. Raises UserError for one that the page does not offer."""
@@ -63,6 +68,10 @@ class Answers:
         if model not in self._segmenters:
             self._segmenters[model] = Segmenter.from_pretrained(model, offline=self._offline)
         return self._segmenters[model].with_settings(method=method)
+
+    def classes(self, text: str | None) -> Classes:
+        """Classes as typed, or where nothing is typed those of the labelled images. Raises ClassesError."""
+        return self.examples if self.examples and not (text or "").strip() else read_classes(text or "")
 
     def segment(
         self, path: str, classes: str, model: str, method: str, background: str = "", threshold: float = 0.0
@@ -80,7 +89,7 @@ class Answers:
         Raises UserError.
         """
         image, key = self._read(path)
-        parsed, rest = read_classes(classes or ""), background_name((background or "").strip() or None)
+        parsed, rest = self.classes(classes), background_name((background or "").strip() or None)
         check_enough(parsed, rest)
         with self._lock:
             segmenter = self.segmenter(model, method).with_settings(threshold=threshold if rest else 0.0)
@@ -117,19 +126,24 @@ class Answers:
     def _batch(self, paths: Sequence[str], classes: str, model: str, method: str) -> list[Segmentation]:
         images = [self._read(path)[0] for path in paths]
         with self._lock:
-            return self.segmenter(model, method).batch(images, read_classes(classes or ""))
+            return self.segmenter(model, method).batch(images, self.classes(classes))
 
-    def compare(self, path: str, classes: str, model: str) -> list[Image.Image]:
-        """ProxyCLIP and GLA-CLIP with the grid of windows, a picture each. Raises UserError."""
-        results = [self.segment(path, classes, model, method) for method in ("proxyclip", "gla")]
+    def compare(
+        self, path: str, classes: str, model: str, background: str = "", threshold: float = 0.0
+    ) -> list[Image.Image]:
+        """ProxyCLIP and GLA-CLIP with the grid of windows, a picture each; asked as in segment. Raises UserError."""
+        asked = [(path, classes, model, method, background, threshold) for method in ("proxyclip", "gla")]
+        results = [self.segment(*question) for question in asked]
         segmenter = self.segmenter(model, "gla")
         grid = segmenter.prepare(results[0].image).grid
         names, colours = results[0].classes, palette(results[0].classes)
         row = [
-            Panel(with_window_grid(blend(r.image, r.labels, colours), grid), title)
+            Panel(with_window_grid(blend(r.image, r.labels, colours, r.plain), grid), title)
             for title, r in zip(("ProxyCLIP: each window alone", "GLA-CLIP: all windows"), results, strict=True)
         ]
         present = np.unique([result.labels for result in results])
+        if results[0].plain is not None:
+            colours[results[0].plain] = PAPER
         entries = [Entry(names[index], tuple(colours[index].tolist())) for index in present.tolist()]
         return [panels([panel], entries) for panel in row]
 

@@ -2,8 +2,10 @@
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from starlette.responses import PlainTextResponse
 
 from gla_jax.app.answers import MAX_UPLOAD_BYTES, Answers, Request
 from gla_jax.config import METHODS
-from gla_jax.pictures.drawing import blend, palette
+from gla_jax.pictures.drawing import blend, legend_entries, palette
 from gla_jax.results.dataset import check_formats
 from gla_jax.results.segmentation import Segmentation
 from gla_jax.support.errors import UserError
@@ -23,7 +25,7 @@ from gla_jax.tiny_world.scenes import render
 
 BATCH = 8  # requests of the API that are taken from the queue together
 SECONDS_TO_FINISH = 60  # for what was asked before the page was stopped
-SECONDS_TO_FETCH = 2  # for the files of the last answers
+SECONDS_TO_FETCH = 2  # without anything to answer: for files, and for streams that are opened after their question
 WAITING = 64  # requests in the queue; more are refused
 SAMPLES = (9, 3, 12)  # scenes
 SAMPLE_CLASSES = (
@@ -41,13 +43,10 @@ def shares_table(result: Segmentation) -> str:
     """Colours, names and shares of the classes that occur, largest first, as HTML."""
     from html import escape
 
-    colours = palette(result.classes).tolist()
-    rows = sorted(zip(result.shares().items(), colours, strict=True), key=lambda row: -row[0][1])
     cells = "".join(
-        f'<tr><td><span class="swatch" style="background: rgb{tuple(colour)}"></span>{escape(name)}</td>'
-        f"<td>{100 * share:.1f} %</td></tr>"
-        for (name, share), colour in rows
-        if share
+        f'<tr><td><span class="swatch" style="background: rgb{entry.colour}"></span>{escape(entry.name)}</td>'
+        f"<td>{entry.note}</td></tr>"
+        for entry in legend_entries(result.labels, result.classes, result.plain)
     )
     return f'<table class="shares">{cells}</table>'
 
@@ -99,8 +98,9 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
         return (result.image, masked(result, shown)) if result else None
 
     @sentences
-    def compare(path, classes, model):
-        return [gr.Image(picture, visible=True) for picture in answers.compare(path, classes, model)]
+    def compare(path, classes, model, background, threshold):
+        pictures = answers.compare(path, classes, model, background, threshold)
+        return [gr.Image(picture, visible=True) for picture in pictures]
 
     def attention(path, model, event: gr.SelectData):
         try:
@@ -122,7 +122,7 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
             documents.append(json.dumps({"classes": result.classes, "shares": result.shares()}))
         return [labels, documents]
 
-    samples = []
+    samples, shown = [], answers.examples
     for seed in SAMPLES:
         place = folder / f"scene-{seed}.png"
         Image.fromarray(render(seed, 336, 448, "test").image).save(place)
@@ -141,7 +141,7 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
                 classes = gr.Textbox(
                     label="Classes, by lines or commas; synonyms by semicolons",
                     lines=4,
-                    placeholder="cat; tabby, grass",
+                    placeholder=f"{', '.join(shown.names)} (of the labelled images)" if shown else "cat; tabby, grass",
                 )
                 with gr.Row():
                     model = gr.Dropdown(list(answers.models), value=answers.models[0], label="Model")
@@ -167,7 +167,8 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
         for event in (go.click, classes.submit):
             event(segment, inputs, outputs, api_visibility="private", concurrency_id="model")
         legend.input(toggle, [state, legend], slider, api_visibility="private", queue=False)
-        beside.click(compare, [image, classes, model], comparison, api_visibility="private", concurrency_id="model")
+        asked = [image, classes, model, background, threshold]
+        beside.click(compare, asked, comparison, api_visibility="private", concurrency_id="model")
         image.select(attention, [image, model], explained, api_visibility="private", concurrency_id="model")
 
         # The API: an image, classes, model and method in; an index PNG and shares out.
@@ -187,28 +188,51 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
 
 
 class Door:
-    """Middleware that counts the requests on their way into the queue, and refuses more once it is closed."""
+    """Middleware that counts what was taken and is not answered yet, and refuses more once it is closed.
+
+    An answer is taken at the addresses of the API: requests that are on their way into the queue, streams that wait for
+    answers, and events of /call/NAME until the stream /call/NAME/EVENT has ended.
+    """
 
     def __init__(self):
         """Open."""
-        self.closed, self.entering = False, 0
+        self.closed, self._running, self._events = False, 0, set()
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests, streams and events without a stream."""
+        return self._running + len(self._events)
 
     def __call__(self, app: Any) -> Any:
         """An ASGI application behind the door."""
 
         async def guarded(scope: dict[str, Any], receive: Any, send: Any) -> None:
-            if scope["type"] != "http" or scope["method"] != "POST":
-                await app(scope, receive, send)
-            elif self.closed:
+            asks = scope["type"] == "http" and scope["method"] == "POST"
+            path = scope.get("path", "")  # a lifespan has none
+            if asks and self.closed:
                 await PlainTextResponse("the page is being stopped; ask again later.", 503)(scope, receive, send)
+            elif not asks and "/call/" not in path and not path.endswith("/queue/data"):
+                await app(scope, receive, send)
             else:
-                self.entering += 1
+                self._running += 1
                 try:
-                    await app(scope, receive, send)
+                    await app(scope, receive, self._remembering(send) if asks and "/call/" in path else send)
                 finally:
-                    self.entering -= 1
+                    self._running -= 1
+                    if not asks:
+                        self._events.discard(path.rpartition("/")[2])
 
         return guarded
+
+    def _remembering(self, send: Any) -> Any:
+        """`send` that keeps the event of an answer {"event_id": ...}, whose stream comes later."""
+
+        async def sending(message: dict[str, Any]) -> None:
+            with suppress(ValueError, KeyError, TypeError):  # the start of an answer, or a refusal
+                self._events.add(json.loads(message["body"])["event_id"])
+            await send(message)
+
+        return sending
 
 
 def serve(answers: Answers, host: str, port: int, share: bool, folder: Path) -> None:
@@ -241,16 +265,11 @@ def serve(answers: Answers, host: str, port: int, share: bool, folder: Path) -> 
         raise UserError(f"port {port} of {host} is taken or not allowed; choose another --port.") from None
     print(f"the page is at {page.local_url}" + (f" and {page.share_url}" if page.share_url else ""), flush=True)
     try:
-        page.block_thread()
+        threading.Event().wait()  # not Gradio's block_thread, which closes at once for Ctrl-C
     finally:
         door.closed = True
-        deadline = time.monotonic() + SECONDS_TO_FINISH
-        while time.monotonic() < deadline and (door.entering or _unanswered(page)):
-            time.sleep(0.1)
-        time.sleep(SECONDS_TO_FETCH)
-        page.close()
-
-
-def _unanswered(page: gr.Blocks) -> int:
-    """Requests that were taken and whose answer has not left yet: Gradio has no public count of them."""
-    return sum(map(len, page._queue.pending_event_ids_session.values()))
+        deadline, idle, pause = time.monotonic() + SECONDS_TO_FINISH, 0.0, 0.1
+        while time.monotonic() < deadline and idle < SECONDS_TO_FETCH:
+            time.sleep(pause)
+            idle = 0.0 if door.unanswered else idle + pause
+        page.close(verbose=False)

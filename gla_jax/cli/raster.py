@@ -16,6 +16,7 @@ def raster(
     source: Annotated[Path, typer.Argument(**options.IMAGE_URL, help="A GeoTIFF.")],
     classes: options.ClassNames = None,
     classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
+    classes_from: options.ClassesFrom = None,
     background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability below which a pixel is background.")] = None,
     bands: Annotated[str, typer.Option(help="Numbers of the red, green and blue band, from 1.")] = "1,2,3",
@@ -51,7 +52,7 @@ def raster(
     config = settings_from_options(
         method=method, preset=preset, short_side=short_side, crop=crop, stride=stride, dtype=dtype
     )
-    parsed = options.typed_classes(classes, classes_file)
+    parsed = options.typed_classes(classes, classes_file, classes_from)
     background, threshold = options.typed_background(background, threshold, config)
     check_enough(parsed, background)
     chosen = _numbers(bands, "bands", 3, int)

@@ -23,9 +23,10 @@ from gla_jax.geo.blocks import Area, Block, cut_blocks, scale_of
 from gla_jax.geo.seams import Seams
 from gla_jax.outputs.files import claim_folder, question_settings, taken_message, writing_to
 from gla_jax.pictures.drawing import palette
+from gla_jax.predict.predict import Question, Ready, label_images
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.arrays import Bool, Integer, UInt8
-from gla_jax.support.batches import read_ahead
+from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError, UserError, first_line
 from gla_jax.support.files import folder_lock, remove_leftovers, unfinished, write_json, write_png
 from gla_jax.support.places import content_of, is_remote, make_folder, on_disk, stamp, written_on_disk
@@ -106,6 +107,8 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
         if area.row + area.height > whole.height or area.column + area.width > whole.width:
             raise UserError(f"the window reaches beyond the {whole.width} x {whole.height} pixels of {source}.")
         blocks = cut_blocks(area, whole, task.block, task.segmenter.config)
+        # Labelled images stand for blocks: their scale is that of a whole block, also at the edges of the raster.
+        _, question = task.segmenter.question(task.classes, task.background)
         remove_leftovers(folder, min_age=0)
         parts = folder / "blocks"
         claim_folder(folder, task.settings(source), parts.exists())
@@ -116,7 +119,7 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
             say(f"{len(blocks) - len(left)} of {len(blocks)} blocks were done before in {folder}; the rest follows.")
         with counter("blocks") as advance:
             advance(len(blocks) - len(left), len(blocks))
-            for number, (block, labels) in enumerate(_labelled(task, raster, source, left), 1):
+            for number, (block, labels) in enumerate(_labelled(task, question, raster, source, left), 1):
                 with writing_to(folder):
                     write_png(parts / f"{block.name}.png", Image.fromarray(labels))
                 advance(len(blocks) - len(left) + number, len(blocks))
@@ -168,9 +171,17 @@ def _opened(
 
 
 def _labelled(
-    task: RasterTask, raster: "rasterio.DatasetReader", source: Path, blocks: Sequence[Block]
+    task: RasterTask, question: Question, raster: "rasterio.DatasetReader", source: Path, blocks: Sequence[Block]
 ) -> Iterator[tuple[Block, Integer[np.ndarray, "h w"]]]:
-    """Each block with its labels; the next one is read meanwhile."""
+    """Each block with its labels; the next one is read meanwhile.
+
+    Args:
+        task: what to do with every block.
+        question: the classes' embeddings.
+        raster: opened.
+        source: its name in messages.
+        blocks: to label.
+    """
     scale = scale_of(task.segmenter.config, task.block)
     nodata = _nodata(task)
     dtype = np.uint8 if nodata == 255 else np.uint16
@@ -185,8 +196,9 @@ def _labelled(
         if valid[core].any():
             short_side = max(round(min(pixels.shape[:2]) * scale), 1)
             settings = {} if task.segmenter.config.windows.short_side is None else {"short_side": short_side}
-            result = task.segmenter.with_settings(**settings)(pixels, task.classes, background=task.background)
-            labels[valid[core]] = result.labels[core][valid[core]]
+            model = task.segmenter.with_settings(**settings).model
+            ((_, found),) = label_images(model, [Ready(block, model.prepare(pixels))], question, Stopwatch())
+            labels[valid[core]] = found.labels[core][valid[core]]
         yield block, labels
 
 

@@ -1,11 +1,14 @@
 """What the page answers, without a browser."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from gla_jax import Segmenter
+from gla_jax import Segmenter, classes_from
 from gla_jax.app.answers import Answers, Request, read_classes
+from gla_jax.pictures.drawing import letter_size
 from gla_jax.predict.model import Model
 from gla_jax.support.errors import UserError
 from gla_jax.tiny_world.scenes import render
@@ -47,6 +50,33 @@ def test_a_second_question_answers_without_the_towers(answers, photo, monkeypatc
 def test_pictures_of_a_comparison_and_a_point(answers, photo):
     assert [picture.width >= 448 for picture in answers.compare(photo, CLASSES, "tiny-world")] == [True] * 2
     assert np.asarray(answers.attention(photo, (230, 236), "tiny-world")).std() > 10
+
+
+def test_a_comparison_follows_the_background(answers, photo):
+    """Its pixels keep the photo, as they do in the answer beside it."""
+    asked, top = (photo, "sand, brick, wood", "tiny-world"), round(1.9 * letter_size(2 * 448))
+    for method, picture in zip(("proxyclip", "gla"), answers.compare(*asked, "nothing", 0.9), strict=True):
+        result = answers.segment(*asked, method, "nothing", 0.9)
+        kept = (np.asarray(picture)[top : top + 336, 14 : 14 + 448] == result.image).all(-1)
+        background = result.labels == result.plain
+        assert 0.1 < background.mean() < 0.9
+        assert kept[background].mean() > 0.8  # all but outlines and the grid of windows
+        assert kept[~background].mean() < 0.1
+
+
+def test_labelled_images_show_the_classes_that_nobody_types(answers, photo, tmp_path):
+    scene = render(9, 336, 448, "test")
+    for name, pixels in (("images", scene.image), ("labels", scene.labels.astype(np.uint8))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "0.png")
+    present = np.unique(scene.labels).tolist()
+    (tmp_path / "classes.json").write_text(json.dumps({str(value): f"class {value}" for value in present}))
+    examples = Answers(["tiny-world"], examples=classes_from(tmp_path))
+    result = examples.segment(photo, " \n", "tiny-world", "gla")
+    assert result.classes == tuple(f"class {value}" for value in present)
+    assert (np.array(present)[result.labels] == scene.labels).mean() > 0.9
+    typed = examples.segment(photo, CLASSES, "tiny-world", "gla")
+    assert (typed.labels == answers.segment(photo, CLASSES, "tiny-world", "gla").labels).all()
 
 
 @pytest.mark.parametrize(

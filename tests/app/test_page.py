@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -65,7 +66,7 @@ def test_drop_type_segment_explain(browser, address, width):
     """On a desktop and on a phone; nothing sticks out to the right."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     ask(page, address)
-    assert re.search(r"a yellow cloth with rings\s+1\d\.\d %", shares(page))
+    assert re.search(r"a yellow cloth with rings\s+1\d\.\d%", shares(page))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.get_by_label("wood", exact=True).uncheck()
     page.get_by_text(re.compile("coco")).first.wait_for()
@@ -115,7 +116,8 @@ def post(url, body, content="application/json"):
         return json.load(reply)
 
 
-def test_a_stopped_page_answers_all_that_it_took_and_takes_no_more():
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_page_answers_all_that_it_took_and_takes_no_more(number, status):
     """As curl asks: the page is stopped before the first answer is fetched."""
     process, url = start(7898)
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--x--\r\n'
@@ -128,7 +130,7 @@ def test_a_stopped_page_answers_all_that_it_took_and_takes_no_more():
     ]
     call = f"{url}gradio_api/call/segment"
     events = [post(call, body)["event_id"] for body in bodies]
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     refused = None
     while not refused:  # until the signal has arrived
         try:
@@ -139,4 +141,5 @@ def test_a_stopped_page_answers_all_that_it_took_and_takes_no_more():
     for event in events:
         with urlopen(f"{call}/{event}", timeout=120) as stream:
             assert r"\"shares\"" in stream.read().decode().partition("event: complete")[2]
-    assert process.wait(90) == 143
+        time.sleep(0.5)  # a slow reader: all answers are there before the last is fetched
+    assert process.wait(90) == status

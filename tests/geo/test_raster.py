@@ -7,6 +7,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.transform import from_origin
 
 from gla_jax import Segmenter
@@ -15,6 +16,8 @@ from gla_jax.config import SegmenterConfig, WindowConfig
 from gla_jax.geo.blocks import Area, cut_blocks
 from gla_jax.geo.raster import RasterTask, segment_raster
 from gla_jax.geo.seams import Seams
+from gla_jax.predict.examples import example_embeddings
+from gla_jax.predict.predict import label_images
 from gla_jax.support import places
 from gla_jax.support.errors import UserError
 from gla_jax.support.places import place
@@ -118,15 +121,14 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, segmenter, source, monkeypatc
     """Blocks that are done are not done again, and the result is the same to the byte."""
     run(segmenter, source, tmp_path / "whole")
     calls = []
-    call = Segmenter.__call__
 
-    def stop(self, *words, **more):
+    def stop(*words):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return call(self, *words, **more)
+        return label_images(*words)
 
-    monkeypatch.setattr(Segmenter, "__call__", stop)
+    monkeypatch.setattr("gla_jax.geo.raster.label_images", stop)
     with pytest.raises(KeyboardInterrupt):
         run(segmenter, source, tmp_path / "out")
     assert not (tmp_path / "out" / "labels.tif").exists()
@@ -151,6 +153,33 @@ def test_regions_cover_the_labels(tmp_path, segmenter, source):
     assert pixels.sum() == document["pixels"] == 200 * 250
     for name, share in document["shares"].items():
         assert pixels[names == name].sum() / document["pixels"] == pytest.approx(share, abs=1e-6)
+
+
+def test_classes_that_labelled_images_show(tmp_path, source, monkeypatch, capsys):
+    """They are encoded once for all blocks, whose sizes differ, as images of a block's size."""
+    scene, shown, calls = render(3, 200, 260, "test"), tmp_path / "shown", []
+    for name, pixels in (("images", scene.image), ("labels", scene.labels.astype(np.uint8))):
+        (shown / name).mkdir(parents=True)
+        Image.fromarray(pixels[:96, :96]).save(shown / name / "corner.png")
+    present = sorted(set(scene.labels[:96, :96].ravel().tolist()))
+    (shown / "classes.json").write_text(json.dumps({str(value): f"class {value}" for value in present}))
+
+    def once(*words):
+        calls.append(1)
+        return example_embeddings(*words)
+
+    monkeypatch.setattr("gla_jax.segmenter.example_embeddings", once)
+    sizes = ["--short-side", "96", "--crop", "64", "--stride", "32", "--block", "96"]
+    words = ["raster", str(source), "--model", "tiny-world", "--classes-from", str(shown), *sizes]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert calls == [1]
+    document = json.loads((tmp_path / "out/results.json").read_text())
+    assert document["classes"] == [f"class {value}" for value in present]
+    with rasterio.open(tmp_path / "out/labels.tif") as out:
+        right = np.array(present)[out.read(1)[:96, :96]] == scene.labels[:96, :96]
+    assert right.mean() > 0.9
+    assert main([*words, "--classes", "sand", "--out", str(tmp_path / "both")]) == 2
+    assert "leave out --classes" in capsys.readouterr().err
 
 
 def test_values_of_other_bands_and_depths(tmp_path, segmenter, source):
