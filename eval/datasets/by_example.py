@@ -48,9 +48,10 @@ def benchmark_examples(folder: Path | str, benchmark: str, classes: Sequence[str
     named = any((place_of / name).is_file() for name in (CLASSES_FILE, CLASSES_JSON))
     shown = classes_from(folder, FOLDER if named or benchmark in own else benchmark)
     if foreign := [name for name in shown.names if name not in classes]:
+        listed = f"the {CLASSES_FILE} of --data" if benchmark == FOLDER else f"gla-jax eval --list {benchmark}"
         raise DataError(
             f"{folder} shows {quote(foreign[0])}, which is no class of {benchmark}; name the classes there as in "
-            f"gla-jax eval --list {benchmark}."
+            f"{listed}."
         )
     if shown.names == tuple(classes):
         return shown

@@ -33,7 +33,12 @@ def open_dataset(benchmark: str, data: Path | None, unlabelled: bool = False, ke
         raise DataError(f"{benchmark} reads images from a folder; name it with --data.")
     is_tar = data.suffix == ".tar" and is_file(data)
     if not is_tar and not is_folder(data):
-        raise DataError(f"{data} is not a folder; --data names the one that holds {benchmark}.")
+        holds = (
+            f"one with images/, labels/ and {CLASSES_FILE}"
+            if benchmark == FOLDER
+            else f"the one that holds {benchmark}"
+        )
+        raise DataError(f"{data} is not a folder; --data names {holds}.")
     # A tar beside the folders of a layout is the one that was unpacked there.
     if is_tar or (not has_images(BENCHMARKS[benchmark], data) and find_tars(data)):
         tars = find_tars(data)

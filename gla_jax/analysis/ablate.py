@@ -90,14 +90,17 @@ def questions_by_example(
             for place, own in zip(indices, shown, strict=True):
                 sums[part][place] = sums[part][place].merge(own)
 
-    def question(left_out: int, place: int) -> Question:
-        shown = [own[place] for part, own in enumerate(sums) if part != left_out or len(parts) == 1]
-        total = reduce(ClassSums.merge, shown)
-        check_present(total, parts[0].names, parts[0].origin)
-        rows, present = total.embeddings()
-        return Question(jnp.asarray(rows), present, classes)
+    def questions(left_out: int) -> tuple[Question, ...]:
+        shown = [own for part, own in enumerate(sums) if part != left_out or len(parts) == 1]
+        totals = [reduce(ClassSums.merge, of_setting) for of_setting in zip(*shown, strict=True)]
+        beside = f", outside fold {left_out + 1} of {len(parts)}" if len(parts) > 1 else ""
+        # Most settings see the same classes: one warning for all of them.
+        for total in {tuple(total.count > 0): total for total in totals}.values():
+            check_present(total, parts[0].names, f"{parts[0].origin}{beside}")
+        rows = (total.embeddings() for total in totals)
+        return tuple(Question(jnp.asarray(embeddings), present, classes) for embeddings, present in rows)
 
-    return [tuple(question(part, place) for place in range(len(ablation.settings))) for part in range(len(parts))]
+    return [questions(part) for part in range(len(parts))]
 
 
 def measure(
@@ -127,7 +130,8 @@ def measure(
     classes, parts = len(row.classes), [images]
     if folds is not None:
         if folds > len(images):
-            raise UserError(f"{counted(len(images))} cannot make {folds} folds; choose --folds up to {len(images)}.")
+            way_out = f"choose --folds up to {len(images)}" if len(images) > 1 else "folds need two images at least"
+            raise UserError(f"{counted(len(images))} cannot make {folds} folds; {way_out}.")
         parts = [Shard(fold, folds).part(len(images)) for fold in range(folds)]
         questions = questions_by_example(groups, ablation, [example_classes(dataset, part) for part in parts])
     elif shown is not None:

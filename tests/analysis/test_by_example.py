@@ -66,6 +66,24 @@ def test_folds_measure_every_image_by_the_labels_of_the_others(pair, data, model
             np.testing.assert_array_equal(found, expected, setting.name)
     with pytest.raises(UserError, match="4 images cannot make 5 folds"):
         ablate.measure(segmenter, compared, dataset, row, folds=5)
+    with pytest.raises(UserError, match="folds need two images at least"):
+        ablate.measure(segmenter, compared, dataset, row, limit=1, folds=2)
+
+
+def test_a_class_that_one_fold_alone_shows_is_named_once_with_that_fold(pair, tmp_path):
+    """Not once for every setting, and not as if no image of the data showed it."""
+    segmenter = Segmenter.from_pretrained(pair / "vfm", BASE)
+    names = (*NAMES, "corner")
+    data = write(tmp_path / "data", 4, names)
+    label = np.asarray(Image.open(data / "labels/3.png")).copy()
+    label[28:, 32:] = 3
+    Image.fromarray(label).save(data / "labels/3.png")
+    dataset, row = open_benchmark("folder", data)
+    stages = ablation.stages(BASE, "proxyclip", alone=True)
+    with pytest.warns(UserWarning, match="no labelled token") as warned:
+        ablate.measure(segmenter, stages, dataset, row, folds=4)
+    messages = [str(one.message) for one in warned if "no labelled token" in str(one.message)]
+    assert messages == [f"no labelled token of 'corner' in {data}, outside fold 4 of 4: no pixel gets that class"]
 
 
 def test_ablate_and_eval_by_the_images_of_another_folder(pair, data, tmp_path, capsys, monkeypatch):
@@ -87,8 +105,10 @@ def test_a_folder_may_show_some_of_a_benchmarks_classes(tmp_path):
     shown = benchmark_examples(write(tmp_path / "a", 1, ("road", "sky", "car")), "cityscapes", ("car", "road", "sky"))
     own = gla_jax.classes_from(tmp_path / "a").read(0)[1]
     np.testing.assert_array_equal(shown.read(0)[1], np.array([1, 2, 0, 255])[np.minimum(own, 3)])
-    with pytest.raises(DataError, match="'left', which is no class of cityscapes"):
+    with pytest.raises(DataError, match=r"'left', which is no class of cityscapes.*eval --list cityscapes"):
         benchmark_examples(write(tmp_path / "b", 1), "cityscapes", ("car", "road", "sky"))
+    with pytest.raises(DataError, match=r"no class of folder; name the classes there as in the classes\.txt of --data"):
+        benchmark_examples(tmp_path / "b", "folder", ("car", "road", "sky"))
 
 
 def test_stages_under_a_calibration_begin_with_the_published_baseline():
