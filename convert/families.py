@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, abstract_params
 from gla_jax.convert import clip, dino, dinoiser, dinov3, siglip, tips
 from gla_jax.convert.architecture import Facts
-from gla_jax.convert.configs import Config, Pixels, check_statements, read_config, stated_pixels
+from gla_jax.convert.configs import Config, Pixels, Statements, check_statements, read_config, stated_pixels
 from gla_jax.convert.rules import Record, Routed, State, Table, fit, route
 from gla_jax.support.errors import ConversionError
 
@@ -15,13 +15,14 @@ class Family(NamedTuple):
     """One kind of models: rules of its tensors, and the function from (routed, facts, pixels) to its spec.
 
     model_types: {model_type: its configuration class in transformers}. options: {option of convert_state: fields of the
-    spec that it sets}.
+    spec that it sets}. shown: what names and shapes of its tensors state as a configuration would.
     """
 
     rules: Table
     model_types: Mapping[str, str]
     options: Mapping[str, tuple[str, ...]]
     spec: Callable[[dict[str, Routed], Facts, Pixels | None], Any]
+    shown: Callable[[State], Statements] = lambda state: {}
 
 
 _CLIP_OPTIONS = {
@@ -39,7 +40,7 @@ FAMILIES: Mapping[str, Family] = {
     "dinov2": Family(dino.DINOV2_RULES, dino.DINOV2_MODEL_TYPES, _HEADS, dino.dinov2_spec),
     "clip-dinoiser": Family(dinoiser.RULES, {}, {}, dinoiser.dinoiser_spec),
     "dinov3": Family(dinov3.RULES, dinov3.MODEL_TYPES, _HEADS, dinov3.dinov3_spec),
-    "tipsv2": Family(tips.RULES, tips.MODEL_TYPES, _TIPS_OPTIONS, tips.tips_spec),
+    "tipsv2": Family(tips.RULES, tips.MODEL_TYPES, _TIPS_OPTIONS, tips.tips_spec, tips.scenic_statements),
 }
 _CLIP_IMAGE = Family(clip.IMAGE_RULES, clip.MODEL_TYPES, _CLIP_OPTIONS, clip.image_spec)
 
@@ -103,7 +104,7 @@ def _convert(
     """The one way of a conversion; expected gives shapes and dtypes of a spec's parameters."""
     options = {name: value for name, value in options.items() if value is not None}
     chosen = {field: value for name, value in options.items() for field in family.options[name]}
-    facts = Facts(chosen, read_config(config, family.model_types))
+    facts = Facts(chosen, read_config(config, family.model_types) | family.shown(state))
     routed, records = route(state, family.rules)
     spec = family.spec(routed, facts, pixels or stated_pixels(config))
     if isinstance(spec, ClipSpec):

@@ -52,13 +52,19 @@ def convert(family: str, source: Path | str, out: Path | str, **options: Any) ->
 def weights_on_disk(source: Path | str) -> AbstractContextManager[Path | str]:
     """A hub id, a folder or a file as it is, what a URL names as a private copy that is removed after the block.
 
-    Raises ConversionError for a file that has not the SHA-256 which its address holds, as OpenAI's do.
+    Raises ConversionError for a file that has not the SHA-256 which its address holds, as OpenAI's do, and for one of
+    the two .npz files of a model.
     """
     return _fetched(source) if is_url(source) else nullcontext(source)
 
 
 @contextmanager
 def _fetched(url: str) -> Iterator[Path]:
+    if url.endswith(".npz"):
+        raise ConversionError(
+            f"{url} is one of the two files of its model; download both and tokenizer.model into one folder and "
+            "convert that."
+        )
     with on_disk(place(url), dict.fromkeys((*CONFIGS, *PREPROCESSORS, *TOKENIZERS))) as here:
         stated = re.search("/([0-9a-f]{64})/", url)
         if stated and here.is_file() and (digest := sha256_of(here)) != stated[1]:

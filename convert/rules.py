@@ -37,6 +37,21 @@ def _positions(x: Any) -> tuple[Any, ...]:
     return (rows[0] * 0, rows) if math.isqrt(len(rows)) ** 2 == len(rows) else (rows[0], rows[1:])
 
 
+def _square(x: Any) -> tuple[Any, ...]:
+    _, side, _, width = x.shape
+    return _positions(x.reshape(1, side, side, width))
+
+
+def _to_heads(x: Any) -> tuple[Any, ...]:
+    width, heads, size = x.shape
+    return (x.reshape(width, heads * size),)
+
+
+def _from_heads(x: Any) -> tuple[Any, ...]:
+    heads, size, width = x.shape
+    return (x.reshape(heads * size, width),)
+
+
 TRANSFORMS: Mapping[str, Callable[[Any], tuple[Any, ...]]] = {
     "keep": lambda x: (x,),
     "linear": lambda x: (x.T,),  # [out in] to [in out]
@@ -48,6 +63,12 @@ TRANSFORMS: Mapping[str, Callable[[Any], tuple[Any, ...]]] = {
     "rows": lambda x: (_rows(x),),  # [1 r C] to [r C]
     "first and rest": lambda x: (_rows(x)[0], _rows(x)[1:]),  # [1 1+n C] or [1+n C] to [C] and [n C]
     "positions": _positions,  # the same, or [1 n C] to zeros [C] and [n C]
+    # Flax's layouts
+    "square": _square,  # [1 g g C] to zeros [C] and [g*g C]
+    "flax patches": lambda x: (x.transpose(2, 0, 1, 3).reshape(-1, x.shape[3]),),  # [p p 3 C] to [3*p*p C]
+    "from heads": _from_heads,  # [heads size C] to [C C]
+    "to heads": _to_heads,  # [C heads size] to [C C]
+    "and ones": lambda x: (x, x * 0 + 1),  # [C] twice: as it is, and for a factor that the model lacks
 }
 
 

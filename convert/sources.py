@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from gla_jax.convert.configs import Pixels, is_transformers, stated_pixels
+from gla_jax.convert.npz_file import PAIR, npz_pair, open_npz
 from gla_jax.convert.rules import first_names, short
 from gla_jax.convert.torch_file import open_torch_file
 from gla_jax.support.errors import ConversionError, first_line
@@ -26,7 +27,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 CONFIGS = ("config.json", "open_clip_config.json")
 # They say how pixels are normalised. The training's file goes first: what was exported from it may be a default.
 PREPROCESSORS = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json", "config.json")
@@ -171,6 +172,8 @@ def _choose(names: Iterable[str], where: str, config: Mapping[str, Any] | None) 
     if "open_clip_config.json" in names and not is_transformers(config):
         usual.sort(key=lambda name: not name.startswith("open_clip"))
     others = [name for name in names if name.endswith(SUFFIXES) and "/" not in name]
+    images, texts = PAIR
+    others = [name for name in others if not (name.endswith(texts) and name.removesuffix(texts) + images in others)]
     if usual or len(others) == 1:
         return (usual or others)[0]
     if others:
@@ -185,11 +188,14 @@ def _open(name: str, folder: Path, weights: str = "") -> Source:
     if weights.endswith(".index.json"):
         shards = _shards(folder / weights)
         tensors, script = _merged(folder / shard for shard in shards), {}
+    elif weights.endswith(".npz"):
+        weights, *shards = npz_pair(folder / weights)
+        tensors, script = _merged((folder / weights, *(folder / shard for shard in shards))), {}
     else:
         shards = ()
         tensors, script = _open_tensors(folder / weights)
     # A file of another name was copied by hand; what lies beside it need not be its own.
-    beside = names if weights in WEIGHTS else set()
+    beside = names if weights in WEIGHTS else names & {*TOKENIZERS} if weights.endswith(".npz") else set()
     configs = [config for config in CONFIGS if config in beside]
     if weights.startswith("open_clip"):
         configs.reverse()
@@ -230,6 +236,8 @@ def _open_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of a file, as views of it, and the fields of a Source that a TorchScript archive fills."""
     if path.suffix == ".safetensors":
         return _open_safetensors(path), {}
+    if path.suffix == ".npz":
+        return open_npz(path), {}
     file = open_torch_file(path)
     return file.tensors, {"torchscript": file.torchscript, "activation": file.activation}
 

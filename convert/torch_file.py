@@ -4,7 +4,6 @@ A file of this format is an uncompressed zip of a pickle and the bytes of its st
 the archive are only looked up, and tensors are views of the mapped file.
 """
 
-import io
 import math
 import re
 import zipfile
@@ -19,11 +18,11 @@ import numpy as np
 
 from gla_jax.convert.rules import first_names
 from gla_jax.convert.torch_pickle import ScriptModule, Tensor, foreign_origin, unpickle
+from gla_jax.convert.zip_file import MappedZip
 from gla_jax.support.errors import ConversionError
 
 # Where checkpoints of training runs keep the weights; DINO is evaluated with its teacher.
 WRAPPERS = ("state_dict", "model_state_dict", "teacher", "student", "model", "module")
-MAX_DIRECTORY = 1 << 22  # bytes of the list of entries; that of the largest CLIP with its optimizer has under 2^18
 MAX_PICKLE = 1 << 23  # bytes; that of the largest CLIP with its optimizer has under 2^19
 MAX_CODE = 1 << 22  # characters of TorchScript's source files that are read
 MAX_MODULES = 10_000
@@ -49,32 +48,16 @@ class TorchFile:
     activation: str | None = None
 
 
-class _File(io.FileIO):
-    """A file of which zipfile reads no list of a million entries, which takes it seconds and gigabytes."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > MAX_DIRECTORY:
-            raise zipfile.BadZipFile(f"its list of entries has {size} bytes")
-        return super().read(size)
-
-
 class _Archive:
     """The entries of a PyTorch zip file, mapped into memory."""
 
     def __init__(self, path: Path):
-        self.path = path
-        try:
-            with _File(path) as file, zipfile.ZipFile(file) as archive:
-                entries = archive.infolist()
-        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-            raise ConversionError(f"it is a damaged or incomplete zip file ({error}); download it again.") from error
-        self.entries = {entry.filename: entry for entry in entries}
-        pickles = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
-        if len(pickles) != 1 or len(self.entries) != len(entries):
+        self.zip = MappedZip(path)
+        self.entries = self.zip.entries
+        pickles = [name for name in self.entries if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
             raise ConversionError("it is a zip file, but not one that PyTorch writes.")
         self.root = pickles[0].removesuffix("data.pkl")
-        self.bytes = np.memmap(path, np.uint8, "r")
-        self.unread = self.bytes.size
         self.read = cache(self.read)  # a storage that many tensors view is checked once
 
     def read(self, name: str) -> np.ndarray:
@@ -84,18 +67,7 @@ class _Archive:
             raise ConversionError(f"its archive lacks {shown}; download it again.")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise ConversionError(f"{shown} in its archive is compressed or encrypted, which PyTorch never writes.")
-        # The local header repeats the name and an extra field of its own length; the bytes follow.
-        header = np.asarray(self.bytes[entry.header_offset : entry.header_offset + 30])
-        lengths = header[26:].view("<u2") if header.size == 30 else np.zeros(2)
-        start = entry.header_offset + 30 + int(lengths.sum(dtype=np.int64))
-        content = np.asarray(self.bytes[start : start + entry.file_size])
-        self.unread -= content.size
-        if self.unread < 0:
-            raise ConversionError(f"its archive is damaged at {shown}: entries overlap; download it again.")
-        whole = header[:4].tobytes() == b"PK\x03\x04" and content.size == entry.file_size
-        if not whole or zlib.crc32(content) != entry.CRC:
-            raise ConversionError(f"its archive is damaged at {shown}; download it again.")
-        return content
+        return self.zip.read(self.root + name, shown)
 
     def activation(self) -> str | None:
         """The activation that the code of a TorchScript archive computes, None where it shows none or several."""
@@ -103,7 +75,7 @@ class _Archive:
         names = [name for name, entry in self.entries.items() if entry.compress_type in plain and name.endswith(".py")]
         code = ""
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with zipfile.ZipFile(self.zip.path) as archive:
                 for name in names[:MAX_MODULES]:
                     with archive.open(name) as file:  # deflated: the size that it states proves nothing
                         code += file.read(MAX_CODE - len(code)).decode("utf-8", "replace")
@@ -141,8 +113,10 @@ def open_torch_file(path: Path | str) -> TorchFile:
             raise ConversionError("it was written on a big-endian machine; save it again on another.")
         tensors = dict(_named_tensors(unpickle(archive.read("data.pkl").tobytes())))
         size = sum(math.prod(x.shape) * x.storage.dtype.itemsize for x in tensors.values())
-        if size > MAX_SHARING * archive.bytes.size:  # views of one storage, which conversion would copy
-            raise ConversionError(f"its tensors hold {size} bytes, more than a file of {archive.bytes.size} describes.")
+        if size > MAX_SHARING * archive.zip.bytes.size:  # views of one storage, which conversion would copy
+            raise ConversionError(
+                f"its tensors hold {size} bytes, more than a file of {archive.zip.bytes.size} describes."
+            )
         torchscript = archive.root + "constants.pkl" in archive.entries
         activation = archive.activation() if torchscript else None
         return TorchFile({name: archive.tensor(tensor) for name, tensor in tensors.items()}, torchscript, activation)

@@ -16,7 +16,8 @@ Family = StrEnum("Family", {name: name for name in FAMILIES})
 def convert(
     family: Annotated[Family, typer.Argument(help="What the weights are of.")],
     source: Annotated[
-        str, typer.Argument(help="A hub id, a folder, or a .safetensors, .bin, .pt or .pth file; or the URL of one.")
+        str,
+        typer.Argument(help="A hub id, a folder, or a .safetensors, .bin, .pt, .pth or (TIPSv2) .npz file; or a URL."),
     ],
     out: Annotated[Path, typer.Argument(**URL, help="The model folder to make.")],
     activation: Annotated[str | None, typer.Option(help="quick_gelu or gelu, where the source does not say.")] = None,
@@ -26,7 +27,7 @@ def convert(
     images: Annotated[list[str] | None, typer.Option("--image", help="An image to verify on; repeat it.")] = None,
     offline: Offline = False,
 ) -> None:
-    """Convert PyTorch weights into a model folder, without PyTorch.
+    """Convert published weights into a model folder, without PyTorch.
 
     What had to be assumed is printed and stands in manifest.json. A model that fails --verify is not written.
     """

@@ -16,7 +16,7 @@ from gla_jax.support.places import is_url, local_copy, place
 
 PAIR = ("clip", "vfm")  # subfolders of a folder that holds both models
 LAYERS = "clip-dinoiser"  # family of trained layers on CLIP's tokens, and a third subfolder of such a folder
-PYTORCH = (".safetensors", ".bin", ".pt", ".pth")
+PUBLISHED_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 
 
 class ModelParts(NamedTuple):
@@ -118,8 +118,8 @@ def _folders(part: str) -> list[Path]:
         return [folder]
     if all((folder / name).is_dir() for name in PAIR):
         return [folder / name for name in (*PAIR, LAYERS) if name in PAIR or (folder / name).is_dir()]
-    if any(path.suffix in PYTORCH for path in folder.iterdir()):
-        raise ModelError(f"{folder} holds PyTorch weights; convert them first: {command}.")
+    if any(path.suffix in PUBLISHED_WEIGHTS for path in folder.iterdir()):
+        raise ModelError(f"{folder} holds weights as they are published; convert them first: {command}.")
     raise ModelError(f"{folder} is not a model folder: it holds neither config.json nor the folders clip and vfm.")
 
 

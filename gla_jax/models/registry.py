@@ -113,6 +113,8 @@ def models_table() -> "Table":
         table.add_row(f"[italic]{title}")
         if family == "clip-dinoiser":
             table.add_row("[dim]convert last.pt of its repository", "", "", "Apache-2.0")
+        if family == "tipsv2":
+            table.add_row("[dim]by hand: convert the release's .npz files", "", "", "")
         for name, model in MODELS.items():
             if model.family == family:
                 origin = f"[bold]{name}[/]{model.note and ', ' + model.note}\n[dim]{model.hub_id}"

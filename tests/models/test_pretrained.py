@@ -299,7 +299,7 @@ def test_the_embedded_pair_lies_in_the_package(folders, monkeypatch, tmp_path):
         ("{folders}", "holds neither config.json nor the folders clip and vfm"),
         ("{hub}/somebody/some-clip", "gla-jax convert"),
         ("{hub}/somebody/some-dino/model.safetensors", "convert it first: gla-jax convert"),
-        ("{folders}/pytorch", "holds PyTorch weights; convert them first"),
+        ("{folders}/pytorch", "holds weights as they are published; convert them first"),
     ],
 )
 def test_what_cannot_be_a_model_is_told_in_one_sentence(name, sentence, folders, hub, monkeypatch):
