@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gla_jax.convert.configs import Statements
+from gla_jax.convert.configs import Pixels, Statements
 from gla_jax.convert.rules import Routed, short
+from gla_jax.images.windows import Channels
 from gla_jax.support.errors import ConversionError
 
 MAX_BLOCKS = 256  # of a tower; the largest published one has 48
@@ -60,6 +61,29 @@ class Facts:
             )
         return eps
 
+    def blocks(self, tower: str, width: int, published: Mapping[int, int], eps: float) -> dict[str, Any]:
+        """num_heads and layer_norm_eps of a tower's spec. Raises ConversionError.
+
+        Args:
+            tower: "image/", "text/" or empty, as its paths begin.
+            width: C.
+            published: heads of the published models, by width.
+            eps: epsilon of the published models.
+        """
+        option = "--text-heads" if tower == "text/" else "--heads"
+        num_heads = self.num_heads(tower, width, published, option)
+        return {"num_heads": num_heads, "layer_norm_eps": self.layer_norm_eps(tower, width, eps)}
+
+    def pixels(self, stated: Pixels | None, published: Pixels, words: str) -> dict[str, Channels]:
+        """pixel_mean and pixel_std of a spec, those of the published models where no file states them.
+
+        words: what they are called in the reason that is recorded then.
+        """
+        if stated is None:
+            self.assumed["pixels"] = f"{words}: no file beside the weights says how pixels are normalised"
+        mean, std = stated or published
+        return {"pixel_mean": mean, "pixel_std": std}
+
 
 def shape_of(routed: Mapping[str, Routed], path: str, axes: int) -> tuple[int, ...]:
     """The shape of a target with that many axes. Raises ConversionError when it is missing or of another rank."""
@@ -105,3 +129,15 @@ def vision_sizes(routed: Mapping[str, Routed], tower: str = "") -> dict[str, int
         raise ConversionError(f"its {places} patch positions do not form a square.")
     sizes = {"image_size": grid_side * patch_size, "patch_size": patch_size, "width": width}
     return {**sizes, **transformer_sizes(routed, tower)}
+
+
+def text_sizes(routed: Mapping[str, Routed]) -> dict[str, int]:
+    """vocabulary, width, depth and mlp_width of a text tower."""
+    vocabulary, width = shape_of(routed, "text/token_embedding/embedding", 2)
+    return {"vocabulary": vocabulary, "width": width, **transformer_sizes(routed, "text/")}
+
+
+def registers_of(routed: Mapping[str, Routed], tower: str = "") -> int:
+    """Number of register tokens of a vision tower, 0 where it has none."""
+    path = f"{tower}patch_tokens/registers"
+    return shape_of(routed, path, 2)[0] if path in routed else 0

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from gla_jax.checkpoints.model_folder import ClipSpec
-from gla_jax.convert.architecture import Facts, shape_of, transformer_sizes, vision_sizes
+from gla_jax.convert.architecture import Facts, shape_of, text_sizes, vision_sizes
 from gla_jax.convert.configs import Pixels
-from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, layers, short
+from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, layers, position_table, short
 from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.clip import ClipImageSpec, ClipTextSpec
@@ -41,23 +41,26 @@ def hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
     return layers(rf"{source}\.encoder\.layers\.(?P<i>\d+)\.", target + "/blocks_{i}", _HUGGING_FACE_BLOCK)
 
 
-def _openai_blocks(source: str, target: str) -> tuple[Rule, ...]:
+def openai_blocks(source: str, target: str) -> tuple[Rule, ...]:
+    """The blocks of a tower of OpenAI's code; source is a regex."""
     source, target = rf"{source}transformer\.resblocks\.(?P<i>\d+)\.", target + "/blocks_{i}"
     fused = fused_attention(rf"{source}attn\.in_proj_", f"{target}/attention")
     return (*fused, *layers(source, target, _OPENAI_BLOCK))
 
 
+# The text tower of Hugging Face's models but for its positions.
+HUGGING_FACE_TEXT: Table = (
+    Rule(r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding"),
+    *hugging_face_blocks("text_model", "text"),
+    *layer(r"text_model\.final_layer_norm", "text/norm_final"),
+)
 TEXT_ROOT = r"(?:text\.)?"  # open_clip's CustomTextCLIP has a text tower of its own
 
 IMAGE_RULES: Table = (
     # Hugging Face
     Rule(r"vision_model\.embeddings\.class_embedding", "image/patch_tokens/class_token"),
     Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "image/patch_tokens/projection/kernel", "patches"),
-    Rule(
-        r"vision_model\.embeddings\.position_embedding\.weight",
-        ("image/patch_tokens/class_position", "image/patch_tokens/positions"),
-        "first and rest",
-    ),
+    position_table(r"vision_model\.embeddings\.position_embedding\.weight", "image/patch_tokens"),
     *layer(r"vision_model\.pre_layrnorm", "image/norm_pre"),
     *hugging_face_blocks(r"vision_model", "image"),
     *layer(r"vision_model\.post_layernorm", "image/norm_post"),
@@ -66,13 +69,9 @@ IMAGE_RULES: Table = (
     # OpenAI and open_clip
     Rule(r"visual\.class_embedding", "image/patch_tokens/class_token"),
     Rule(r"visual\.conv1\.weight", "image/patch_tokens/projection/kernel", "patches"),
-    Rule(
-        r"visual\.positional_embedding",
-        ("image/patch_tokens/class_position", "image/patch_tokens/positions"),
-        "first and rest",
-    ),
+    position_table(r"visual\.positional_embedding", "image/patch_tokens"),
     *layer(r"visual\.ln_pre", "image/norm_pre"),
-    *_openai_blocks(r"visual\.", "image"),
+    *openai_blocks(r"visual\.", "image"),
     *layer(r"visual\.ln_post", "image/norm_post"),
     Rule(r"visual\.proj", "image/projection/kernel"),
     Drop(r"input_resolution", "a size that the position table shows"),
@@ -80,16 +79,14 @@ IMAGE_RULES: Table = (
 
 TEXT_RULES: Table = (
     # Hugging Face
-    Rule(r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding"),
+    *HUGGING_FACE_TEXT,
     Rule(r"text_model\.embeddings\.position_embedding\.weight", "text/positions"),
-    *hugging_face_blocks(r"text_model", "text"),
-    *layer(r"text_model\.final_layer_norm", "text/norm_final"),
     Rule(r"text_projection\.weight", "text/projection/kernel", "linear"),
     Drop(r"text_model\.embeddings\.position_ids", "counts positions from 0"),
     # OpenAI and open_clip
     Rule(rf"{TEXT_ROOT}token_embedding\.weight", "text/token_embedding/embedding"),
     Rule(rf"{TEXT_ROOT}positional_embedding", "text/positions"),
-    *_openai_blocks(TEXT_ROOT, "text"),
+    *openai_blocks(TEXT_ROOT, "text"),
     *layer(rf"{TEXT_ROOT}ln_final", "text/norm_final"),
     Rule(rf"{TEXT_ROOT}text_projection", "text/projection/kernel"),
     Drop(rf"{TEXT_ROOT}(?:transformer\.resblocks\.\d+\.)?attn_mask", "the causal mask, which the tower makes itself"),
@@ -111,35 +108,29 @@ def clip_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None)
 def image_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None) -> ClipImageSpec:
     """The spec of the image tower; pixels are normalised OpenAI's way where nothing says how."""
     sizes = vision_sizes(routed, "image/")
-    if pixels is None:
-        pixels = Pixels(OPENAI_MEAN, OPENAI_STD)
-        facts.assumed["pixels"] = "OpenAI's mean and std: no file beside the weights says how pixels are normalised"
+    normalised = facts.pixels(pixels, Pixels(OPENAI_MEAN, OPENAI_STD), "OpenAI's mean and std")
     return ClipImageSpec(
         **sizes,
-        num_heads=facts.num_heads("image/", sizes["width"], IMAGE_HEADS, "--heads"),
+        **facts.blocks("image/", sizes["width"], IMAGE_HEADS, 1e-5),
         embed_dim=shape_of(routed, "image/projection/kernel", 2)[1],
         activation=_activation(facts, "image/", sizes["width"]),
-        layer_norm_eps=facts.layer_norm_eps("image/", sizes["width"], 1e-5),
-        pixel_mean=pixels.mean,
-        pixel_std=pixels.std,
+        **normalised,
     )
 
 
 def _text_spec(routed: Mapping[str, Routed], facts: Facts) -> ClipTextSpec:
-    vocabulary, width = shape_of(routed, "text/token_embedding/embedding", 2)
+    sizes = text_sizes(routed)
+    vocabulary, width = sizes["vocabulary"], sizes["width"]
     end_token = facts.get("text/end_token", width, vocabulary - 1, "the last token of the vocabulary")
     if type(end_token) is not int or not 0 <= end_token < vocabulary:
         raise ConversionError(f"its end-of-text token {short(end_token)} is not one of its {vocabulary} tokens.")
     return ClipTextSpec(
-        vocabulary=vocabulary,
+        **sizes,
         context=shape_of(routed, "text/positions", 2)[0],
-        width=width,
-        **transformer_sizes(routed, "text/"),
-        num_heads=facts.num_heads("text/", width, TEXT_HEADS, "--text-heads"),
+        **facts.blocks("text/", width, TEXT_HEADS, 1e-5),
         embed_dim=shape_of(routed, "text/projection/kernel", 2)[1],
         end_token=end_token,
         activation=_activation(facts, "text/", width),
-        layer_norm_eps=facts.layer_norm_eps("text/", width, 1e-5),
     )
 
 

@@ -3,9 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gla_jax.convert.architecture import Facts, shape_of, vision_sizes
+from gla_jax.convert.architecture import Facts, registers_of, shape_of, vision_sizes
 from gla_jax.convert.configs import Pixels, refuse_other_pixels
-from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, layers
+from gla_jax.convert.rules import (
+    NORMS,
+    Drop,
+    Routed,
+    Rule,
+    Table,
+    fused_attention,
+    layer,
+    layers,
+    patch_projection,
+    position_table,
+)
+from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.towers.dino import DinoSpec, DinoV2Spec
 
 DINO_MODEL_TYPES = {"vit": "ViTConfig"}
@@ -19,13 +31,11 @@ HUGGING_FACE_BLOCK = rf"{HUGGING_FACE_ROOT}(?:encoder\.layer|layers)\.(?P<i>\d+)
 
 def embedding_rules(root: str) -> tuple[Rule, ...]:
     """Class token, patch projection and positions of DINO and DINOv2 under both kinds of names."""
-    positions = ("patch_tokens/class_position", "patch_tokens/positions")
     projections = (rf"{root}embeddings\.patch_embeddings\.projection", r"patch_embed\.proj")
     return (
         Rule(rf"{root}embeddings\.cls_token|cls_token", "patch_tokens/class_token", "vector"),
-        Rule(rf"{root}embeddings\.position_embeddings|pos_embed", positions, "positions"),
-        *(Rule(rf"{source}\.weight", "patch_tokens/projection/kernel", "patches") for source in projections),
-        *(Rule(rf"{source}\.bias", "patch_tokens/projection/bias") for source in projections),
+        position_table(rf"{root}embeddings\.position_embeddings|pos_embed", "patch_tokens", "positions"),
+        *(rule for source in projections for rule in patch_projection(source)),
     )
 
 
@@ -37,13 +47,14 @@ SPLIT_ATTENTION = {
     r"attention\.(?:attention\.value|v_proj)": "attention/value",
     r"attention\.(?:output\.dense|o_proj)": "attention/out",
 }
-HUB_BLOCK = {
-    "norm1": "norm_1",
-    "norm2": "norm_2",
-    r"attn\.proj": "attention/out",
-    r"mlp\.(?:fc1|w12)": "mlp/up",
-    r"mlp\.(?:fc2|w3)": "mlp/down",
-}
+HUB_MLP = {r"mlp\.(?:fc1|w12)": "mlp/up", r"mlp\.(?:fc2|w3)": "mlp/down"}
+
+
+def hub_blocks(source: str, target: str, mlp: Mapping[str, str]) -> tuple[Rule, ...]:
+    """The blocks of a tower of the projects' own code without layer scales; mlp: the names of its two layers."""
+    fused = fused_attention(rf"{source}attn\.qkv\.", f"{target}/attention")
+    return (*fused, *layers(source, target, {**NORMS, r"attn\.proj": "attention/out", **mlp}))
+
 
 DINO_RULES: Table = (
     *embedding_rules(HUGGING_FACE_ROOT),
@@ -62,8 +73,7 @@ DINO_RULES: Table = (
     Drop(rf"{HUGGING_FACE_ROOT}pooler\.dense\.(?:weight|bias)", "pools for classification, features are tokens"),
     Drop(r"classifier\.(?:weight|bias)", "a classification head, features are tokens"),
     # torch.hub
-    *fused_attention(r"blocks\.(?P<i>\d+)\.attn\.qkv\.", f"{BLOCK}/attention"),
-    *layers(r"blocks\.(?P<i>\d+)\.", BLOCK, HUB_BLOCK),
+    *hub_blocks(r"blocks\.(?P<i>\d+)\.", BLOCK, HUB_MLP),
     *layer(r"norm", "norm"),
     Drop(r"(?:head|dino_loss)\..+", "the projection head of training, features are tokens"),
 )
@@ -82,13 +92,12 @@ DINOV2_RULES: Table = (
     ),
     Drop(rf"{DINOV2_ROOT}embeddings\.mask_token|mask_token", "stands for masked patches in training"),
     # Hugging Face
-    *layers(DINOV2_BLOCK, BLOCK, {**SPLIT_ATTENTION, "norm1": "norm_1", "norm2": "norm_2", **DINOV2_MLP}),
+    *layers(DINOV2_BLOCK, BLOCK, {**SPLIT_ATTENTION, **NORMS, **DINOV2_MLP}),
     Rule(rf"{DINOV2_BLOCK}layer_scale(?P<n>[12])\.lambda1", BLOCK + "/scale_{n}/factor"),
     *layer(rf"{DINOV2_ROOT}layernorm", "norm"),
     Drop(r"classifier\.(?:weight|bias)", "a classification head, features are tokens"),
     # torch.hub
-    *fused_attention(rf"{DINOV2_HUB_BLOCK}attn\.qkv\.", f"{BLOCK}/attention"),
-    *layers(DINOV2_HUB_BLOCK, BLOCK, HUB_BLOCK),
+    *hub_blocks(DINOV2_HUB_BLOCK, BLOCK, HUB_MLP),
     Rule(rf"{DINOV2_HUB_BLOCK}ls(?P<n>[12])\.gamma", BLOCK + "/scale_{n}/factor"),
     *layer(r"norm", "norm"),
     Drop(
@@ -104,7 +113,7 @@ def dino_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None)
 
 def dinov2_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None) -> DinoV2Spec:
     """The spec of a DINOv2 tower; gated MLPs and registers show in the shapes."""
-    registers = shape_of(routed, "patch_tokens/registers", 2)[0] if "patch_tokens/registers" in routed else 0
+    registers = registers_of(routed)
     # The models with registers were released with another resize, which needs no offset.
     fields = common_fields(routed, facts, pixels, offset=0.0 if registers else 0.1)
     gated = shape_of(routed, "blocks_0/mlp/up/kernel", 2)[1] == 2 * fields["mlp_width"]
@@ -124,8 +133,7 @@ def common_fields(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | N
     Raises ConversionError when the number of heads remains open or pixels are not ImageNet's.
     """
     refuse_other_pixels(pixels)
-    if pixels is None:
-        facts.assumed["pixels"] = "ImageNet's mean and std: no file beside the weights says how pixels are normalised"
+    facts.pixels(pixels, Pixels(IMAGENET_MEAN, IMAGENET_STD), "ImageNet's mean and std")  # for its note alone
     sizes = vision_sizes(routed)
     resize = facts.stated.get("position_resize")
     if resize is None and not routed["patch_tokens/positions"].source.endswith("pos_embed"):
@@ -134,9 +142,8 @@ def common_fields(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | N
         facts.assumed["position_offset"] = f"{offset}: the tensors have the names of torch.hub, whose code adds it"
     return {
         **sizes,
-        "num_heads": facts.num_heads("", sizes["width"], HEADS, "--heads"),
+        **facts.blocks("", sizes["width"], HEADS, 1e-6),
         "qkv_bias": "blocks_0/attention/query/bias" in routed,
-        "layer_norm_eps": facts.layer_norm_eps("", sizes["width"], 1e-6),
         "position_offset": 0.0 if resize else offset,
         "position_resize": resize.value if resize else None,
     }

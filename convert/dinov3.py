@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from gla_jax.convert.architecture import Facts, projection_sizes, shape_of, transformer_sizes
+from gla_jax.convert.architecture import Facts, projection_sizes, registers_of, transformer_sizes
 from gla_jax.convert.configs import Pixels
-from gla_jax.convert.dino import BLOCK, HEADS
-from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, layers
+from gla_jax.convert.dino import BLOCK, HEADS, hub_blocks
+from gla_jax.convert.rules import NORMS, Drop, Routed, Rule, Table, layer, layers, patch_projection
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.dinov3 import DinoV3Spec
 
@@ -16,7 +16,6 @@ _KEY_MASK, _PERIODS = "blocks_{i}/attention/bias_mask", "periods"
 
 _ROOT = r"(?:model\.)?layer\.(?P<i>\d+)\."
 _HUB_BLOCK = r"blocks\.(?P<i>\d+)\."
-_PATCHES = r"(?:embeddings\.patch_embeddings|patch_embed\.proj)"
 _ATTENTION = {rf"attention\.{part[0]}_proj": f"attention/{part}" for part in ("query", "key", "value", "out")}
 
 RULES: Table = (
@@ -24,29 +23,13 @@ RULES: Table = (
     Rule(r"embeddings\.register_tokens|storage_tokens", "patch_tokens/registers", "rows"),
     Drop(r"embeddings\.mask_token|mask_token", "stands for masked patches in training"),
     # Hugging Face
-    Rule(rf"{_PATCHES}\.weight", "patch_tokens/projection/kernel", "patches"),
-    Rule(rf"{_PATCHES}\.bias", "patch_tokens/projection/bias"),
-    *layers(
-        _ROOT,
-        BLOCK,
-        {**_ATTENTION, "norm1": "norm_1", "norm2": "norm_2", r"mlp\.up_proj": "mlp/up", r"mlp\.down_proj": "mlp/down"},
-    ),
+    *patch_projection(r"(?:embeddings\.patch_embeddings|patch_embed\.proj)"),
+    *layers(_ROOT, BLOCK, {**_ATTENTION, **NORMS, r"mlp\.up_proj": "mlp/up", r"mlp\.down_proj": "mlp/down"}),
     Rule(rf"{_ROOT}layer_scale(?P<n>[12])\.lambda1", BLOCK + "/scale_{n}/factor"),
     *layer(r"norm", "norm"),
     # torch.hub
-    *fused_attention(rf"{_HUB_BLOCK}attn\.qkv\.", f"{BLOCK}/attention"),
+    *hub_blocks(_HUB_BLOCK, BLOCK, {r"mlp\.fc1": "mlp/up", r"mlp\.fc2": "mlp/down"}),
     Rule(rf"{_HUB_BLOCK}attn\.qkv\.bias_mask", _KEY_MASK),
-    *layers(
-        _HUB_BLOCK,
-        BLOCK,
-        {
-            "norm1": "norm_1",
-            "norm2": "norm_2",
-            r"attn\.proj": "attention/out",
-            r"mlp\.fc1": "mlp/up",
-            r"mlp\.fc2": "mlp/down",
-        },
-    ),
     Rule(rf"{_HUB_BLOCK}ls(?P<n>[12])\.gamma", BLOCK + "/scale_{n}/factor"),
     Rule(r"rope_embed\.periods", _PERIODS),
     Drop(r"local_cls_norm\..+", "of the local crops in training"),
@@ -59,9 +42,7 @@ def dinov3_spec(routed: dict[str, Routed], facts: Facts, pixels: Pixels | None) 
 
     Raises ConversionError for periods of other positions and for a mask that does not hide the keys' bias.
     """
-    if pixels is None:
-        pixels = Pixels(DinoV3Spec.pixel_mean, DinoV3Spec.pixel_std)
-        facts.assumed["pixels"] = "ImageNet's mean and std: no file beside the weights says how pixels are normalised"
+    normalised = facts.pixels(pixels, Pixels(DinoV3Spec.pixel_mean, DinoV3Spec.pixel_std), "ImageNet's mean and std")
     patch_size, width = projection_sizes(routed)
     num_heads = facts.num_heads("", width, HEADS, "--heads")
     side = facts.get("image_size", width, 224, "as the published models; nothing in the tower depends on it")
@@ -75,12 +56,11 @@ def dinov3_spec(routed: dict[str, Routed], facts: Facts, pixels: Pixels | None) 
         width=width,
         **sizes,
         num_heads=num_heads,
-        registers=shape_of(routed, "patch_tokens/registers", 2)[0] if "patch_tokens/registers" in routed else 0,
+        registers=registers_of(routed),
         rope_theta=theta,
         key_bias="blocks_0/attention/key/bias" in routed,
         layer_norm_eps=facts.layer_norm_eps("", width, 1e-5),
-        pixel_mean=pixels.mean,
-        pixel_std=pixels.std,
+        **normalised,
     )
 
 

@@ -122,6 +122,18 @@ def fused_attention(source: str, target: str) -> tuple[Rule, Rule]:
 
 
 _PARTS = ("query", "key", "value")
+NORMS = {"norm1": "norm_1", "norm2": "norm_2"}  # of a block under the names of DINO's projects, for layers()
+
+
+def patch_projection(source: str, target: str = "patch_tokens") -> tuple[Rule, Rule]:
+    """Weight and bias of the convolution that maps patches to tokens."""
+    kernel = Rule(rf"{source}\.weight", f"{target}/projection/kernel", "patches")
+    return kernel, Rule(rf"{source}\.bias", f"{target}/projection/bias")
+
+
+def position_table(source: str, target: str, transform: str = "first and rest") -> Rule:
+    """Positions of the class token and the patches in one tensor; transform: how it comes apart."""
+    return Rule(source, (f"{target}/class_position", f"{target}/positions"), transform)
 
 
 # What training wraps around a model: torch.compile, DistributedDataParallel, Lightning, DINO's pair and its heads.

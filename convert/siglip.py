@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from gla_jax.checkpoints.model_folder import ClipSpec
-from gla_jax.convert.architecture import Facts, shape_of, transformer_sizes, vision_sizes
-from gla_jax.convert.clip import hugging_face_blocks
+from gla_jax.convert.architecture import Facts, shape_of, text_sizes, vision_sizes
+from gla_jax.convert.clip import HUGGING_FACE_TEXT, hugging_face_blocks
 from gla_jax.convert.configs import Pixels
-from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, short
+from gla_jax.convert.rules import Drop, Routed, Rule, Table, fused_attention, layer, patch_projection, short
 from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.towers.siglip import HALF, SiglipImageSpec, SiglipTextSpec
 
@@ -17,8 +17,7 @@ HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}
 GEMMA_VOCABULARY = 256_000
 
 RULES: Table = (
-    Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "image/patch_tokens/projection/kernel", "patches"),
-    Rule(r"vision_model\.embeddings\.patch_embedding\.bias", "image/patch_tokens/projection/bias"),
+    *patch_projection(r"vision_model\.embeddings\.patch_embedding", "image/patch_tokens"),
     Rule(r"vision_model\.embeddings\.position_embedding\.weight", "image/patch_tokens/positions"),
     *hugging_face_blocks("vision_model", "image"),
     *layer(r"vision_model\.post_layernorm", "image/norm_post"),
@@ -28,10 +27,8 @@ RULES: Table = (
     *layer(r"vision_model\.head\.layernorm", "image/head/norm"),
     *layer(r"vision_model\.head\.mlp\.fc1", "image/head/mlp/up"),
     *layer(r"vision_model\.head\.mlp\.fc2", "image/head/mlp/down"),
-    Rule(r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding"),
+    *HUGGING_FACE_TEXT,
     Rule(r"text_model\.embeddings\.position_embedding\.weight", "text/positions"),
-    *hugging_face_blocks("text_model", "text"),
-    *layer(r"text_model\.final_layer_norm", "text/norm_final"),
     *layer(r"text_model\.head", "text/projection"),
     Drop(r"(?:vision|text)_model\.embeddings\.position_ids", "counts positions from 0"),
     Drop(r"logit_scale|logit_bias", "the scale of logits is a setting, and a bias moves all classes alike"),
@@ -41,25 +38,17 @@ RULES: Table = (
 def siglip_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None) -> ClipSpec:
     """The spec of both towers; pixels are normalised by 0.5 where nothing says how."""
     sizes = vision_sizes(routed, "image/")
-    if pixels is None:
-        pixels = Pixels(HALF, HALF)
-        facts.assumed["pixels"] = "mean and std 0.5: no file beside the weights says how pixels are normalised"
-    image = SiglipImageSpec(
-        **sizes,
-        **_blocks(facts, "image/", sizes["width"], "--heads"),
-        pixel_mean=pixels.mean,
-        pixel_std=pixels.std,
-    )
-    vocabulary, width = shape_of(routed, "text/token_embedding/embedding", 2)
+    normalised = facts.pixels(pixels, Pixels(HALF, HALF), "mean and std 0.5")
+    image = SiglipImageSpec(**sizes, **_blocks(facts, "image/", sizes["width"]), **normalised)
+    sizes = text_sizes(routed)
+    vocabulary, width = sizes["vocabulary"], sizes["width"]
     text = SiglipTextSpec(
-        vocabulary=vocabulary,
+        **sizes,
         context=shape_of(routed, "text/positions", 2)[0],
-        width=width,
-        **transformer_sizes(routed, "text/"),
         embed_dim=shape_of(routed, "text/projection/kernel", 2)[1],
         end_token=facts.get("text/end_token", width, 1, "as every published SigLIP"),
         pad_token=facts.get("text/pad_token", width, int(vocabulary != GEMMA_VOCABULARY), "by the vocabulary's size"),
-        **_blocks(facts, "text/", width, "--text-heads"),
+        **_blocks(facts, "text/", width),
     )
     if text.embed_dim != image.embed_dim:
         raise ConversionError(
@@ -69,16 +58,12 @@ def siglip_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | Non
     return ClipSpec(image, text)
 
 
-def _blocks(facts: Facts, tower: str, width: int, option: str) -> dict[str, Any]:
+def _blocks(facts: Facts, tower: str, width: int) -> dict[str, Any]:
     activation = facts.get(f"{tower}activation", width, ACTIVATIONS[0], "as every published SigLIP")
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ConversionError(f"the activation {short(activation)} is not one of a SigLIP tower ({known}).")
-    return {
-        "num_heads": facts.num_heads(tower, width, HEADS, option),
-        "activation": activation,
-        "layer_norm_eps": facts.layer_norm_eps(tower, width, 1e-6),
-    }
+    return {"activation": activation, **facts.blocks(tower, width, HEADS, 1e-6)}
 
 
 PUNCTUATION = r"[!-/:-@\[-`{-~]"  # of ASCII

@@ -7,11 +7,23 @@ import re
 from collections.abc import Mapping
 
 from gla_jax.checkpoints.model_folder import ClipSpec
-from gla_jax.convert.architecture import Facts, shape_of, transformer_sizes, vision_sizes
-from gla_jax.convert.clip import hugging_face_blocks
+from gla_jax.convert.architecture import Facts, registers_of, text_sizes, vision_sizes
+from gla_jax.convert.clip import HUGGING_FACE_TEXT, openai_blocks
 from gla_jax.convert.configs import Pixels, Stated, Statements
-from gla_jax.convert.dino import SPLIT_ATTENTION
-from gla_jax.convert.rules import Drop, Routed, Rule, State, Table, fused_attention, layer, layers, short
+from gla_jax.convert.dino import SPLIT_ATTENTION, hub_blocks
+from gla_jax.convert.rules import (
+    NORMS,
+    Drop,
+    Routed,
+    Rule,
+    State,
+    Table,
+    layer,
+    layers,
+    patch_projection,
+    position_table,
+    short,
+)
 from gla_jax.support.errors import ConversionError
 from gla_jax.towers.tips import TipsImageSpec, TipsTextSpec
 
@@ -23,15 +35,8 @@ GELUS = ("gelu", "gelu_pytorch_tanh")  # as PyTorch takes it, and Flax
 FIRST_GRID = 16  # side of the first TIPS' position tables in Scenic's files; TIPSv2's have 32
 
 _IMAGE, _TEXT = r"(?:vision_encoder\.)?", r"(?:text_encoder\.)?"
-_BLOCK = {
-    "norm1": "norm_1",
-    "norm2": "norm_2",
-    r"attn\.proj": "attention/out",
-    r"mlp\.(?:c_fc|fc1)": "mlp/up",
-    r"mlp\.(?:c_proj|fc2)": "mlp/down",
-}
-_LOADED, _LOADED_BLOCK = r"vision_model\.embeddings\.", r"vision_model\.encoder\.layer\.(?P<i>\d+)\."
-_IMAGE_BLOCK, _TEXT_BLOCK = rf"{_IMAGE}blocks\.(?P<i>\d+)\.", rf"{_TEXT}transformer\.resblocks\.(?P<i>\d+)\."
+_IMAGE_BLOCK = rf"{_IMAGE}blocks\.(?P<i>\d+)\."
+_LOADED_BLOCK = r"vision_model\.encoder\.layer\.(?P<i>\d+)\."
 
 
 def _scenic_norm(source: str, target: str) -> tuple[Rule, Rule]:
@@ -61,17 +66,23 @@ def _scenic_blocks(tower: str, target: str, scaled: bool) -> tuple[Rule, ...]:
     )
 
 
+def _embeddings(root: str, positions: str, projection: str) -> tuple[Rule | Drop, ...]:
+    return (
+        Rule(rf"{root}cls_token", "image/patch_tokens/class_token", "vector"),
+        Rule(rf"{root}register_tokens", "image/patch_tokens/registers", "rows"),
+        position_table(root + positions, "image/patch_tokens"),
+        *patch_projection(root + projection, "image/patch_tokens"),
+        Drop(rf"{root}mask_token", "stands for masked patches in training"),
+    )
+
+
 SCENIC_RULES: Table = (
     Rule(
         "encoder/ToTokenSequence_0/cls",
         ("image/patch_tokens/class_token", "image/patch_tokens/registers"),
         "first and rest",
     ),
-    Rule(
-        "encoder/ToTokenSequence_0/posembed_input",
-        ("image/patch_tokens/class_position", "image/patch_tokens/positions"),
-        "square",
-    ),
+    position_table("encoder/ToTokenSequence_0/posembed_input", "image/patch_tokens", "square"),
     Rule("encoder/ToTokenSequence_0/embedding/kernel", "image/patch_tokens/projection/kernel", "flax patches"),
     Rule("encoder/ToTokenSequence_0/embedding/bias", "image/patch_tokens/projection/bias"),
     *_scenic_blocks("encoder/", "image", scaled=True),
@@ -83,55 +94,23 @@ SCENIC_RULES: Table = (
 )
 RULES: Table = (
     *SCENIC_RULES,
-    Rule(rf"{_IMAGE}cls_token", "image/patch_tokens/class_token", "vector"),
-    Rule(rf"{_IMAGE}register_tokens", "image/patch_tokens/registers", "rows"),
-    Rule(
-        rf"{_IMAGE}pos_embed",
-        ("image/patch_tokens/class_position", "image/patch_tokens/positions"),
-        "first and rest",
-    ),
-    Rule(rf"{_IMAGE}patch_embed\.proj\.weight", "image/patch_tokens/projection/kernel", "patches"),
-    Rule(rf"{_IMAGE}patch_embed\.proj\.bias", "image/patch_tokens/projection/bias"),
-    Drop(rf"{_IMAGE}mask_token", "stands for masked patches in training"),
-    *fused_attention(rf"{_IMAGE_BLOCK}attn\.qkv\.", "image/blocks_{i}/attention"),
-    *layers(_IMAGE_BLOCK, "image/blocks_{i}", _BLOCK),
+    *_embeddings(_IMAGE, "pos_embed", r"patch_embed\.proj"),
+    *hub_blocks(_IMAGE_BLOCK, "image/blocks_{i}", {r"mlp\.(?:c_fc|fc1)": "mlp/up", r"mlp\.(?:c_proj|fc2)": "mlp/down"}),
     Rule(rf"{_IMAGE_BLOCK}ls(?P<n>[12])\.gamma", "image/blocks_{i}/scale_{n}/factor"),
     *layer(rf"{_IMAGE}norm", "image/norm"),
     Rule(rf"{_TEXT}token_embedding\.weight", "text/token_embedding/embedding"),
-    *fused_attention(rf"{_TEXT_BLOCK}attn\.in_proj_", "text/blocks_{i}/attention"),
-    *layers(
-        _TEXT_BLOCK,
-        "text/blocks_{i}",
-        {
-            "ln_1": "norm_1",
-            "ln_2": "norm_2",
-            r"attn\.out_proj": "attention/out",
-            r"mlp\.c_fc": "mlp/up",
-            r"mlp\.c_proj": "mlp/down",
-        },
-    ),
+    *openai_blocks(_TEXT, "text"),
     *layer(rf"{_TEXT}ln_final", "text/norm_final"),
     # as loaded
-    Rule(rf"{_LOADED}cls_token", "image/patch_tokens/class_token", "vector"),
-    Rule(rf"{_LOADED}register_tokens", "image/patch_tokens/registers", "rows"),
-    Rule(
-        rf"{_LOADED}position_embeddings",
-        ("image/patch_tokens/class_position", "image/patch_tokens/positions"),
-        "first and rest",
-    ),
-    Rule(rf"{_LOADED}patch_embeddings\.projection\.weight", "image/patch_tokens/projection/kernel", "patches"),
-    Rule(rf"{_LOADED}patch_embeddings\.projection\.bias", "image/patch_tokens/projection/bias"),
-    Drop(rf"{_LOADED}mask_token", "stands for masked patches in training"),
+    *_embeddings(r"vision_model\.embeddings\.", "position_embeddings", r"patch_embeddings\.projection"),
     *layers(
         _LOADED_BLOCK,
         "image/blocks_{i}",
-        {**SPLIT_ATTENTION, "norm1": "norm_1", "norm2": "norm_2", r"mlp\.fc1": "mlp/up", r"mlp\.fc2": "mlp/down"},
+        {**SPLIT_ATTENTION, **NORMS, r"mlp\.fc1": "mlp/up", r"mlp\.fc2": "mlp/down"},
     ),
     Rule(rf"{_LOADED_BLOCK}layer_scale(?P<n>[12])\.lambda1", "image/blocks_{i}/scale_{n}/factor"),
     *layer(r"vision_model\.layernorm", "image/norm"),
-    Rule(r"text_model\.embeddings\.token_embedding\.weight", "text/token_embedding/embedding"),
-    *hugging_face_blocks("text_model", "text"),
-    *layer(r"text_model\.final_layer_norm", "text/norm_final"),
+    *HUGGING_FACE_TEXT,
     Drop(r"text_model\.embeddings\.(?:position_ids|position_embedding\.weights)", "places, as the tower makes them"),
     Drop(r"temperature", "the scale of logits is a setting"),
 )
@@ -145,41 +124,30 @@ def tips_spec(routed: Mapping[str, Routed], facts: Facts, pixels: Pixels | None)
                 f"nothing in the source gives {path}: it lacks the {tower} tower, and a TIPSv2 is both."
             )
     sizes = vision_sizes(routed, "image/")
-    width = sizes["width"]
     positions = routed["image/patch_tokens/positions"].source
     if sizes["image_size"] == FIRST_GRID * sizes["patch_size"] and positions.endswith("posembed_input"):
         raise ConversionError(
             f"{positions} has {FIRST_GRID} x {FIRST_GRID} positions, as the first TIPS has, and TIPSv2 is converted; "
             "take tips_v2_b14 or tips_v2_l14."
         )
-    if pixels is None:
-        pixels = Pixels(TipsImageSpec.pixel_mean, TipsImageSpec.pixel_std)
-        facts.assumed["pixels"] = "0 to 1 as they are: no file beside the weights says how pixels are normalised"
-    registers = "image/patch_tokens/registers"
-    activation = facts.get("image/activation", width, GELUS[0], "as the release's PyTorch code has it")
+    normalised = facts.pixels(pixels, Pixels(TipsImageSpec.pixel_mean, TipsImageSpec.pixel_std), "0 to 1 as they are")
+    activation = facts.get("image/activation", sizes["width"], GELUS[0], "as the release's PyTorch code has it")
     image = TipsImageSpec(
         **sizes,
         activation=activation if activation in GELUS else GELUS[0],  # then the comparison of both refuses it
-        num_heads=facts.num_heads("image/", width, HEADS, "--heads"),
-        registers=shape_of(routed, registers, 2)[0] if registers in routed else 0,
-        layer_norm_eps=facts.layer_norm_eps("image/", width, 1e-6),
-        pixel_mean=pixels.mean,
-        pixel_std=pixels.std,
+        **facts.blocks("image/", sizes["width"], HEADS, 1e-6),
+        registers=registers_of(routed, "image/"),
+        **normalised,
     )
-    vocabulary, width = shape_of(routed, "text/token_embedding/embedding", 2)
+    sizes = text_sizes(routed)
+    width = sizes["width"]
     if width != image.width:
         raise ConversionError(
             f"its texts have width {width} and its images {image.width}, which no product compares; take both towers "
             "from one model."
         )
-    text = TipsTextSpec(
-        vocabulary=vocabulary,
-        context=facts.get("text/context", width, CONTEXT, "as the published models: no tensor shows it"),
-        width=width,
-        **transformer_sizes(routed, "text/"),
-        num_heads=facts.num_heads("text/", width, HEADS, "--text-heads"),
-        layer_norm_eps=facts.layer_norm_eps("text/", width, 1e-5),
-    )
+    context = facts.get("text/context", width, CONTEXT, "as the published models: no tensor shows it")
+    text = TipsTextSpec(**sizes, context=context, **facts.blocks("text/", width, HEADS, 1e-5))
     return ClipSpec(image, text)
 
 
