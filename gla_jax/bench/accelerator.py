@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import jax
 
 from gla_jax.bench.measure import machine
 from gla_jax.bench.memory import device_peak, machine_memory
-from gla_jax.bench.options import Options
+from gla_jax.bench.options import Options, report_head
 from gla_jax.bench.parts import Subject, part_rows, random_params
 from gla_jax.bench.report import DASH, size_text, table
 from gla_jax.bench.sizes import model_specs
@@ -32,7 +31,6 @@ from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import first_line
 from gla_jax.support.files import write_json, write_text
 from gla_jax.support.progress import counter
-from gla_jax.support.version import VERSION
 
 FORMAT = "gla-jax accelerator 1"
 FILES = "accelerator.json", "accelerator.md"
@@ -107,10 +105,7 @@ def run_accelerator(series: Series, command: str, folder: Path) -> tuple[Acceler
     dtype = series.config.dtype
     ceiling = measure_ceiling(dtype, series.ceiling_sizes, series.repeats)
     head = {
-        "format": FORMAT,
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": VERSION,
+        **report_head(FORMAT, command),
         "machine": machine(1),
         "series": asdict(series),
         "ceiling": {"dtype": dtype, "flops_per_second": ceiling},

@@ -3,21 +3,18 @@
 import os
 import platform
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from gla_jax.bench.memory import machine_memory
-from gla_jax.bench.options import Options
+from gla_jax.bench.options import Options, report_head
 from gla_jax.bench.parts import Subject, agreement, bench_mesh, load_model, part_rows, sweep_rows
 from gla_jax.bench.steps import step_rows
 from gla_jax.bench.timing import ACCELERATOR_CEILING_SIZES, CEILING_SIZES, Bench, Row, measure_ceiling
-from gla_jax.config import settings_as_dict
 from gla_jax.support.progress import track
-from gla_jax.support.version import VERSION
 
 FORMAT = "gla-jax bench 1"
 
@@ -52,21 +49,10 @@ def run_bench(options: Options, command: str, offline: bool = False) -> Report:
     runs = [*part_rows(subject, bench), *(step_rows(subject, bench) if "steps" in options.parts else ())]
     parts = tuple(run() for run in track(runs, "parts measured"))
     sweep = tuple(sweep_rows(subject, replace(bench, profile=None)))
-    vfm = params.vfm_spec
     head = {
-        "format": FORMAT,
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": VERSION,
+        **report_head(FORMAT, command),
         "machine": machine(options.devices),
-        "model": {"name": options.model, "clip": asdict(params.clip_spec), "vfm": vfm and asdict(vfm)},
-        "settings": settings_as_dict(subject.model.config),
-        "image": {
-            "size": list(options.size),
-            "windows": options.grid.count,
-            "tokens": options.grid.count * subject.widths.tokens,
-            "queries": options.prompts,
-        },
+        **options.described(params, subject.model.config),
         "repeats": options.repeats,
         "memory_limit": int(limit),
         "ceiling": {

@@ -4,16 +4,19 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gla_jax.bench.memory import GIB
-from gla_jax.config import SegmenterConfig
+from gla_jax.config import SegmenterConfig, settings_as_dict
 from gla_jax.images.windows import WindowGrid
 from gla_jax.predict.model import image_grid
 from gla_jax.settings.options import check_choice, settings_from_options, with_fields
 from gla_jax.support.errors import UserError
+from gla_jax.support.version import VERSION
+from gla_jax.window_tokens import SegmenterParams
 
 RANDOM = "random"
 PARTS = ("towers", "attention", "labels", "image", "steps")
@@ -48,6 +51,22 @@ class Options:
     def forms(self) -> tuple[str, ...]:
         """The forms of attention that are compared."""
         return ("dense", "blockwise", "ring") if self.devices > 1 else ("dense", "blockwise")
+
+    def described(self, params: SegmenterParams, config: SegmenterConfig) -> dict[str, Any]:
+        """Model, settings and image as a report holds them; config: with what the platform fills in."""
+        vfm, windows = params.vfm_spec, self.grid.count
+        tokens = windows * params.tokens(config)
+        return {
+            "model": {"name": self.model, "clip": asdict(params.clip_spec), "vfm": vfm and asdict(vfm)},
+            "settings": settings_as_dict(config),
+            "image": {"size": list(self.size), "windows": windows, "tokens": tokens, "queries": self.prompts},
+        }
+
+
+def report_head(report_format: str, command: str) -> dict[str, Any]:
+    """The first entries of a report; command: as it was typed."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"format": report_format, "command": command, "date": date, "version": VERSION}
 
 
 def read_options(**typed: Any) -> Options:

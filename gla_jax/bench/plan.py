@@ -4,21 +4,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
 
 from gla_jax.bench.chips import COMPILER_OPTIONS, Chip, Target, compile_only
-from gla_jax.bench.options import Options
+from gla_jax.bench.options import Options, report_head
 from gla_jax.bench.products import PARTS, REST, Products, count_products
 from gla_jax.bench.programs import Program, Work, abstract_model, on_chip
 from gla_jax.bench.traffic import Traffic, read_traffic
-from gla_jax.config import settings_as_dict
 from gla_jax.support.errors import UserError, first_line
 from gla_jax.support.progress import track
-from gla_jax.support.version import VERSION
 
 FORMAT = "gla-jax compile 1"
 LACKS_MEMORY = "RESOURCE_EXHAUSTED"
@@ -132,25 +129,14 @@ def make_plan(options: Options, target: Target, mesh: str | None, command: str) 
             compiled.append(result)
             products += counted.times(program.runs / program.devices)
             traffic.add(moved, program.runs)
-    vfm = params.vfm_spec
     head = {
-        "format": FORMAT,
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": VERSION,
+        **report_head(FORMAT, command),
         "jax": jax.__version__,
         "compiler": f"{target.compiler.installed} {version(target.compiler.installed)}",
         "target": target.text,
         "mesh": [data, windows],
         "chip": asdict(target.chip),
-        "model": {"name": options.model, "clip": asdict(params.clip_spec), "vfm": vfm and asdict(vfm)},
-        "settings": settings_as_dict(config),
-        "image": {
-            "size": list(options.size),
-            "windows": options.grid.count,
-            "tokens": options.grid.count * params.tokens(config),
-            "queries": options.prompts,
-        },
+        **options.described(params, config),
     }
     parts = tuple(part_costs(products, traffic, target.chip))
     return Plan(head, target.chip, tuple(compiled), parts, products.unknown + traffic.unknown)

@@ -50,13 +50,8 @@ def run(
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates", help="Drop background prompts that are classes too (COCO-Object: bed).")
     ] = False,
-    prune_below: Annotated[
-        float, typer.Option(help="Leave out of an image the classes whose probability is below it everywhere. 0: none.")
-    ] = 0.0,
-    background_margin: Annotated[
-        float,
-        typer.Option(help="A pixel whose best class leads the second by less, in probability, is background. 0: none."),
-    ] = 0.0,
+    prune_below: options.PruneBelow = 0.0,
+    background_margin: options.BackgroundMargin = 0.0,
     out: Annotated[
         Path, typer.Option(**options.URL, help="Where results go; an interrupted run goes on there.")
     ] = Path("gla-jax-eval"),

@@ -40,6 +40,7 @@ ClassNames = Annotated[
     list[str] | None,
     typer.Option("--classes", help='One class with its synonyms, "cat; tabby"; repeat it.'),
 ]
+ClassesFile = Annotated[Path | None, typer.Option(**URL, help="A text file with one class a line.")]
 ClassesFrom = Annotated[
     Path | None,
     typer.Option(
@@ -48,6 +49,15 @@ ClassesFrom = Annotated[
         "place of text.",
     ),
 ]
+Background = Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")]
+PruneBelow = Annotated[
+    float, typer.Option(help="Classes whose best probability in an image is below it are left out there. 0: none.")
+]
+BackgroundMargin = Annotated[
+    float,
+    typer.Option(help="A pixel whose best class leads the second by less, in probability, is background. 0: none."),
+]
+Results = Annotated[Path, typer.Option(**URL, help="Folder for the results; an interrupted run goes on there.")]
 Model = Annotated[str, typer.Option(help="CLIP+VFM, by name (gla-jax models) or folder.")]
 BenchmarkModel = Annotated[
     str | None, typer.Option(help=f"CLIP+VFM, by name or folder. [default: tiny-world on itself, {DEFAULT_MODEL}]")

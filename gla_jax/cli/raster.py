@@ -15,9 +15,9 @@ from gla_jax.support.places import is_file
 def raster(
     source: Annotated[Path, typer.Argument(**options.IMAGE_URL, help="A GeoTIFF.")],
     classes: options.ClassNames = None,
-    classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
+    classes_file: options.ClassesFile = None,
     classes_from: options.ClassesFrom = None,
-    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
+    background: options.Background = None,
     threshold: Annotated[float | None, typer.Option(help="Probability below which a pixel is background.")] = None,
     bands: Annotated[str, typer.Option(help="Numbers of the red, green and blue band, from 1.")] = "1,2,3",
     value_range: Annotated[
@@ -33,9 +33,7 @@ def raster(
     short_side: options.ShortSide = None,
     crop: options.Crop = None,
     stride: options.Stride = None,
-    out: Annotated[
-        Path, typer.Option(**options.URL, help="Folder for the results; an interrupted run goes on there.")
-    ] = Path("gla-jax-raster"),
+    out: options.Results = Path("gla-jax-raster"),
     dtype: options.Dtype = "float32",
     precision: options.Precision = None,
     offline: options.Offline = False,

@@ -21,21 +21,15 @@ if TYPE_CHECKING:
 def segment(
     images: options.Images,
     classes: options.ClassNames = None,
-    classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
+    classes_file: options.ClassesFile = None,
     classes_from: options.ClassesFrom = None,
-    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
+    background: options.Background = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Probability below which a pixel is background, 0 to 1. [default: a tuned preset's, else 0]"),
     ] = None,
-    prune_below: Annotated[
-        float,
-        typer.Option(help="Classes whose best probability in an image is below it are left out there. 0: none."),
-    ] = 0.0,
-    background_margin: Annotated[
-        float,
-        typer.Option(help="A pixel whose best class leads the second by less, in probability, is background. 0: none."),
-    ] = 0.0,
+    prune_below: options.PruneBelow = 0.0,
+    background_margin: options.BackgroundMargin = 0.0,
     model: options.Model = DEFAULT_MODEL,
     method: options.Method = "gla",
     preset: options.Preset = options.DEFAULT_PRESET,
@@ -49,9 +43,7 @@ def segment(
         Path | None,
         typer.Option(**options.URL, help="A folder with masks of every image, NAME.png or NAME.json: one label each."),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(**options.URL, help="Folder for the results; an interrupted run goes on there.")
-    ] = Path("gla-jax-out"),
+    out: options.Results = Path("gla-jax-out"),
     recursive: Annotated[bool, typer.Option("--recursive", help="Also the images in subfolders of folders.")] = False,
     dtype: options.Dtype = "float32",
     precision: options.Precision = None,

@@ -50,16 +50,7 @@ def best_probabilities(
     classes: int,
     precision: str = "highest",
 ) -> Float[Array, " L"]:
-    """The best probability of every class over all pixels, those of `score_map`, on the device.
-
-    Args:
-        logits: of the tokens of all windows, before the logit scale.
-        where: layout of the tokens among the pixels.
-        class_of_prompt: index of the class of every prompt.
-        logit_scale: factor before the softmax over prompts, None where logits are probabilities already.
-        classes: L.
-        precision: of the matrix product, in JAX's words.
-    """
+    """The best probability of every class over all pixels, those of `score_map` for the same arguments, on the device."""
     scale = None if logit_scale is None else np.float32(logit_scale)
     best, prompts = jnp.zeros(classes, jnp.float32), synonyms(class_of_prompt, classes)
     for down, across, rows, columns in where.tiles():
