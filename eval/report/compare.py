@@ -1,6 +1,7 @@
 """Two runs side by side: figures, the difference of every class, and the images that changed most."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,9 +143,10 @@ def comparison_html(comparison: Comparison, count: int = 6) -> str:
 
 
 def _pictures(comparison: Comparison, count: int) -> Iterator[tuple[Any, ...]]:
-    """(name, first, second, JPEGs, legend) of the images that changed most; none without data and saved predictions.
+    """(name, first, second, JPEGs, legend) of the images that changed most; none without saved predictions.
 
-    Raises UserError for a prediction that cannot be read.
+    Without the data of the runs there are none either, of which a warning says why. Raises UserError for a prediction
+    that cannot be read.
     """
     from gla_jax.eval.datasets.dataset import open_dataset
     from gla_jax.eval.datasets.submission import submission_values
@@ -153,13 +155,16 @@ def _pictures(comparison: Comparison, count: int) -> Iterator[tuple[Any, ...]]:
     from gla_jax.images.reading import opened
 
     results = comparison.results[0]
+    if not all((folder / "predictions").is_dir() for folder in comparison.folders):
+        return
     try:
         dataset = open_dataset(results["benchmark"], place(results["data"]["origin"]))
-    except DataError:
+    except DataError as error:
+        warnings.warn(f"the page has no pictures, as {error}", stacklevel=2)
         return
-    saved = all((folder / "predictions").is_dir() for folder in comparison.folders)
     same = list(dataset.names.classes) == [row["class"] for row in results["per_class"]]
-    if not saved or not same or dataset.fingerprint != results["data"]["sha256"]:
+    if not same or dataset.fingerprint != results["data"]["sha256"]:
+        warnings.warn(f"the page has no pictures, as {dataset.origin} holds other data than the runs had", stacklevel=2)
         return
     values = submission_values(dataset)
     index_of = np.zeros(int(values.max()) + 1, np.int32)

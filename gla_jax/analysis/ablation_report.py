@@ -12,8 +12,8 @@ from gla_jax.analysis.ablation import Ablation, value_text
 from gla_jax.config import settings_as_dict
 from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
-from gla_jax.pictures.charts import BLUE, GREY, RED, Column, are_numbers, bars, figure, heat_maps, lines
-from gla_jax.pictures.drawing import Entry
+from gla_jax.pictures.charts import GREY, Column, are_numbers, bars, figure, heat_maps, lines
+from gla_jax.pictures.drawing import BLUE, RED, Entry
 from gla_jax.predict.one_key import ADVICE, MANY
 from gla_jax.support.files import write_json, write_png, write_text
 from gla_jax.support.version import VERSION

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -201,16 +201,19 @@ class Work:
         if mesh:
             parts = zip(_batch(self.canvas, self.data), BY_CANVAS, strict=True)
             canvas = Canvas(*(self.placed(part, spec) for part, spec in parts))
-            function = lambda params, canvas: ring_features(params, canvas, config, mesh)  # noqa: E731
-            return [Program("image", function, (self.placed(params), canvas))]
+            image = partial(ring_features, config=config, mesh=mesh)
+            return [Program("image", image, (self.placed(params), canvas))]
         if self.in_steps:
             recorder = Recorder(config, placed(self._first), tree_bytes(params))
             windows = jax.eval_shape(self.cut, self.canvas)
             jax.eval_shape(lambda p, w: segment_features(p, w, config, recorder), params, windows)
             cut = Program("cut_windows", self.cut, (self.placed(self.canvas),), beside=recorder.held)
             return [cut, *recorder.programs]
-        function = lambda params, canvas: segment_features(params, self.cut(canvas), config)  # noqa: E731
-        return [Program("image", function, self.placed((params, self.canvas)))]
+
+        def image(params: SegmenterParams, canvas: Canvas) -> jax.Array:
+            return segment_features(params, self.cut(canvas), config)
+
+        return [Program("image", image, self.placed((params, self.canvas)))]
 
     def _label_programs(self) -> Iterator[Program]:
         """From features to labels; on a mesh the devices of an image share its tiles, one after the other."""
@@ -219,11 +222,11 @@ class Work:
         text = self.placed(Shape((prompts, self.features.shape[2]), jnp.float32))
         if mesh:
             features = self.placed(_batch(self.features, self.data), BY_WINDOW)
-            function = lambda features, text: split_logits(features, text, mesh, precision)  # noqa: E731
-            yield Program("token_logits", function, (features, text), 1, held, mesh.size, "labels")
+            logits = partial(split_logits, mesh=mesh, precision=precision)
+            yield Program("token_logits", logits, (features, text), 1, held, mesh.size, "labels")
         else:
-            function = lambda features, text: token_logits(features, text, precision)  # noqa: E731
-            yield Program("token_logits", function, (self.placed(self.features), text), 1, held, part="labels")
+            logits = partial(token_logits, precision=precision)
+            yield Program("token_logits", logits, (self.placed(self.features), text), 1, held, part="labels")
         tiles: dict[int, list[Any]] = {}
         for down, _, rows, columns in layout(self.options.grid, tokens, self.options.size).tiles():
             tiles.setdefault(int(blocks_of(down)), []).append((rows, columns))

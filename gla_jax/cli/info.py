@@ -67,7 +67,7 @@ def _entries(folder: Path, kind: str) -> list[Path]:
     """The entries of a folder of the cache that this program wrote."""
     try:
         return [path for path in folder.iterdir() if CACHED[kind].fullmatch(path.name)]
-    except OSError:
+    except FileNotFoundError:
         return []
 
 

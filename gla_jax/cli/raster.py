@@ -9,7 +9,8 @@ from gla_jax.cli import options
 from gla_jax.cli.options import prepare_jax, results_folder
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
-from gla_jax.support.places import is_file
+from gla_jax.support.places import is_file, stamp
+from gla_jax.support.web import is_web
 
 
 def raster(
@@ -60,7 +61,12 @@ def raster(
     part = None if window is None else _numbers(window, "window", 4, int)
     if part and (min(part) < 0 or min(part[2:]) < 1):
         raise UserError(f"window {window} is no part of an image; give COLUMN,ROW,WIDTH,HEIGHT in pixels.")
-    if not is_file(source):
+    if is_web(source):
+        try:
+            stamp(source)  # of an address the answer says why there is no file
+        except OSError as error:
+            raise UserError(f"{source} cannot be read ({error.strerror or error}).") from None
+    elif not is_file(source):
         raise UserError(f"there is no file {source}; name a GeoTIFF.")
     from gla_jax.geo.raster import RasterTask, check_packages, segment_raster
 

@@ -50,7 +50,7 @@ def best_probabilities(
     classes: int,
     precision: str = "highest",
 ) -> Float[Array, " L"]:
-    """The best probability of every class over all pixels, those of `score_map` for the same arguments, on the device."""
+    """The best probability of every class over all pixels, on the device; with the arguments of `score_map`."""
     scale = None if logit_scale is None else np.float32(logit_scale)
     best, prompts = jnp.zeros(classes, jnp.float32), synonyms(class_of_prompt, classes)
     for down, across, rows, columns in where.tiles():

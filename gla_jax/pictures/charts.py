@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from gla_jax.pictures.drawing import BLUE, INK, QUIET, RED, Entry  # noqa: F401 (the colours of columns)
+from gla_jax.pictures.drawing import INK, QUIET, Entry
 from gla_jax.support.arrays import Float
 from gla_jax.support.errors import UserError
 

@@ -2,9 +2,8 @@
 
 import json
 import os
-import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,7 @@ from gla_jax.settings.options import check_choice
 from gla_jax.support.arrays import Bool, Integer
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import unfinished, write_beside, write_json, write_png, write_text
-from gla_jax.support.places import is_remote, make_folder, place
+from gla_jax.support.places import content_of, is_remote, make_folder, place
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _write_yolo(images: Images, classes: Sequence[str], background: str | None, 
 
 
 def _link(image: Path, target: Path) -> None:
-    """The image at another place: a link, or a copy where there are no links. An image that is gone is left out."""
+    """The image at another place: a link, or a copy where there are no links; a warning where it cannot be read."""
     if not (is_remote(image) or is_remote(target)):
         beside = unfinished(target)
         try:
@@ -158,8 +157,13 @@ def _link(image: Path, target: Path) -> None:
         else:
             os.replace(beside, target)
             return
-    with suppress(FileNotFoundError), image.open("rb") as file:
-        write_beside(target, lambda copy: shutil.copyfileobj(file, copy))
+    try:
+        content = content_of(image)
+    except OSError as error:
+        reason = error.strerror or error
+        warnings.warn(f"{image} cannot be read any more ({reason}) and is missing in {target.parent}", stacklevel=2)
+        return
+    write_beside(target, lambda copy: copy.write(content))
 
 
 def _write_voc(images: Images, classes: Sequence[str], background: str | None, folder: Path) -> None:

@@ -5,7 +5,6 @@ object appears at once or not at all, so nothing is written beside and renamed t
 created only where there is none.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -64,13 +63,8 @@ def is_remote(path: Any) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """True for a file or object; False, unlike Path's, for a name that is too long."""
-    if is_web(path):
-        with suppress(OSError):
-            stamp_of_web(str(path))
-            return True
-        return False
-    return path.is_file() if is_remote(path) else os.path.isfile(path)
+    """True for a file or object; False, unlike Path's, for a name that is too long, and for addresses of the web."""
+    return not is_web(path) and path.is_file() if is_remote(path) else os.path.isfile(path)
 
 
 def is_folder(path: Path) -> bool:
@@ -165,7 +159,7 @@ def held(folder: Path, message: str, name: str, wait: float = 0) -> Iterator[Non
         over.set()
         thread.join()
         for old in range(number + 1):
-            with suppress(FileNotFoundError, OSError):
+            with suppress(OSError):  # it is gone, or dies by its age
                 (folder / f"{name}.{old}").unlink()
 
 
@@ -204,8 +198,11 @@ def local_copy(path: Path, cache: Callable[[], Path]) -> Path:
     beside = target.parent / f".{target.name}-{secrets.token_hex(4)}.unfinished"
     try:
         _fetch(path, names, beside)
-        with contextlib.suppress(OSError):  # another process was faster, and its copy is as good
+        try:
             os.replace(beside, target)
+        except OSError:
+            if not target.exists():  # else another process was faster, and its copy is as good
+                raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target

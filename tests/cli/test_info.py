@@ -1,5 +1,6 @@
 """gla-jax info, and the help that needs no JAX."""
 
+import shutil
 import subprocess
 import sys
 
@@ -41,6 +42,13 @@ def test_clear_cache_removes_what_the_program_wrote_and_nothing_else(cache, caps
     assert not (folder / "models" / "dino-vitb8").is_symlink()
     assert "1 entries removed" in capsys.readouterr().out
     assert main(["info", "--clear-cache"]) == 0
+
+
+def test_a_cache_that_cannot_be_listed_is_not_called_empty(cache, capsys):
+    shutil.rmtree(cache[0] / "models")
+    (cache[0] / "models").write_bytes(b"")
+    assert main(["info", "--clear-cache"]) == 2
+    assert "models cannot be read or written (Not a directory)" in capsys.readouterr().err
 
 
 def test_help_loads_no_jax_and_eval_lists_its_commands():

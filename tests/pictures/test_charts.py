@@ -13,9 +13,7 @@ from PIL import Image
 
 from gla_jax.pictures import charts
 from gla_jax.pictures.charts import (
-    BLUE,
     GREY,
-    RED,
     Column,
     LogPanel,
     Series,
@@ -27,7 +25,7 @@ from gla_jax.pictures.charts import (
     shade,
     shorten,
 )
-from gla_jax.pictures.drawing import INK, Entry
+from gla_jax.pictures.drawing import BLUE, INK, RED, Entry
 from gla_jax.support.errors import UserError
 
 

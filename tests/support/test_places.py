@@ -1,5 +1,6 @@
 """What lies on an object store must be as safe as what lies on a disk: whole, locked, and fetched once."""
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -90,6 +91,19 @@ def test_a_folder_is_fetched_once_for_each_content(folder, tmp_path):
     assert places.local_copy(tmp_path, lambda: cache_folder("none")) is tmp_path
     with pytest.raises(UserError, match="does not exist or holds nothing"):
         places.local_copy(folder / "none", lambda: tmp_path)
+
+
+def test_a_copy_that_cannot_be_put_in_place_is_an_error(folder, tmp_path, monkeypatch):
+    """A folder that is not there would be called no model, whatever the disk said."""
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (folder / "config.json").write_bytes(b"{}")
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        places.local_copy(folder, lambda: tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_of_other_commands_go_to_stores(folder, capsys):

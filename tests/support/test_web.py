@@ -12,6 +12,7 @@ import gla_jax
 from gla_jax.cli import main
 from gla_jax.convert import convert
 from gla_jax.images.reading import read_image
+from gla_jax.results.dataset import FORMATS, Labelled
 from gla_jax.support import places, web
 from gla_jax.support.errors import ConversionError, ImageError, UserError
 from tests.eval import trees
@@ -130,6 +131,21 @@ def test_segment_takes_addresses_and_goes_on(site, files, tmp_path, capsys):
     assert main(["segment", address, *words, "--out", address]) == 2
     sentence = f"an https:// address is read as an image, a raster or weights alone; fetch {address} first."
     assert sentence in capsys.readouterr().err
+
+
+def test_images_of_a_yolo_data_set_come_from_addresses(site, files, tmp_path):
+    """Without a package that opens addresses as files; one that is gone is named, and the labels stay."""
+    labels = np.zeros(trees.SIZE, np.uint8)
+    FORMATS["yolo"]([Labelled(labels, f"{site}/photo.png", "photo")], ["sand"], None, tmp_path)
+    assert (tmp_path / "yolo/images/photo.png").read_bytes() == files["/photo.png"]
+    with pytest.warns(UserWarning, match=r"gone\.png cannot be read any more \(the server says 404 "):
+        FORMATS["yolo"]([Labelled(labels, f"{site}/gone.png", "gone")], ["sand"], None, tmp_path)
+    assert (tmp_path / "yolo/labels/gone.txt").exists()
+
+
+def test_a_raster_that_is_not_at_its_address_has_the_servers_reason(site, capsys):
+    assert main(["raster", f"{site}/gone.tif", "--classes", "sand", "--classes", "sea"]) == 2
+    assert f"{site}/gone.tif cannot be read (the server says 404 Not Found)." in capsys.readouterr().err
 
 
 def test_weights_have_the_hash_of_their_address(site, tmp_path):
