@@ -9,6 +9,7 @@ from typing import Any
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, Spec, write_checkpoint
 from gla_jax.convert.families import convert_state
+from gla_jax.convert.sentencepiece import sentencepiece_tokenizer
 from gla_jax.convert.siglip import trained_tokenizer
 from gla_jax.convert.sources import CONFIGS, PREPROCESSORS, TOKENIZERS, Source, open_source, sha256_of
 from gla_jax.support.errors import ConversionError, first_line
@@ -18,7 +19,9 @@ from gla_jax.support.places import is_url, on_disk, place
 from gla_jax.support.version import VERSION
 from gla_jax.text.embeddings import clip_tokenizer_files, openai_tokenizer_files
 from gla_jax.towers.clip import ClipTextSpec
+from gla_jax.towers.tips import TipsTextSpec
 
+TIPS_MODEL = "https://storage.googleapis.com/tips_data/v1_0/checkpoints/tokenizer.model"
 MANIFEST_FORMAT = "gla-jax manifest 1"
 
 
@@ -130,16 +133,19 @@ def tokenizer_files(
 ) -> tuple[Mapping[str, bytes], dict[str, str]]:
     """The tokenizer of a source with a text tower, and what had to be assumed of it.
 
-    It is in files or lies beside the weights or, of a CLIP, is built of their vocabulary and merges, or is OpenAI's.
+    It is in files or lies beside the weights or, of a CLIP, is built of their vocabulary and merges, or is OpenAI's; of
+    TIPSv2 it is built of a tokenizer.model too.
     Raises ConversionError when there is none, it is damaged or does not end texts as the text tower expects.
     """
     from tokenizers import Tokenizer
 
     files, assumed = files or _tokenizer_beside(source), {}
+    if not files and isinstance(spec.text, TipsTextSpec) and "tokenizer.model" in source.tokenizer:
+        files = {"tokenizer.json": sentencepiece_tokenizer((source.folder / "tokenizer.model").read_bytes())}
     if not files and not isinstance(spec.text, ClipTextSpec):
         raise ConversionError(
-            "no tokenizer.json lies beside the weights; put the model's own there (where there is a tokenizer.model, "
-            "transformers makes one of it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))."
+            "neither tokenizer.json nor tokenizer.model lies beside the weights; put the model's own there "
+            f"({TIPS_MODEL})."
         )
     if not files:
         files = openai_tokenizer_files()

@@ -31,7 +31,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 CONFIGS = ("config.json", "open_clip_config.json")
 # They say how pixels are normalised. The training's file goes first: what was exported from it may be a default.
 PREPROCESSORS = ("open_clip_config.json", "preprocessor_config.json", "processor_config.json", "config.json")
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
 # Dtypes of safetensors; fp8 is not read, for it comes with scales that every project names otherwise.
 SAFETENSORS_DTYPES: Mapping[str, Any] = {
     **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
@@ -142,7 +142,7 @@ def download(hub_id: str, *, offline: bool = False, reachable: bool = False) -> 
             folder = hub.snapshot_download(hub_id, allow_patterns=["config.json"])
             config = _read_object(Path(folder) / "config.json")
         weights = _choose(names, hub_id, config)
-        wanted = [weights, *dict.fromkeys((*CONFIGS, *PREPROCESSORS, *TOKENIZERS))]
+        wanted = [weights, *dict.fromkeys((*CONFIGS, *PREPROCESSORS, *_tokenizers(names)))]
         if weights.endswith(".index.json"):
             stem, suffix, *_ = weights.split(".")
             wanted.append(f"{stem}-*.{suffix}")
@@ -199,7 +199,7 @@ def _open(name: str, folder: Path, weights: str = "") -> Source:
     configs = [config for config in CONFIGS if config in beside]
     if weights.startswith("open_clip"):
         configs.reverse()
-    tokenizer = tuple(file for file in TOKENIZERS if file in beside)
+    tokenizer = _tokenizers(beside)
     for file in tokenizer:
         largest = MAX_TOKENIZER_BYTES if file == "tokenizer.json" else MAX_CONFIG_BYTES
         if (folder / file).stat().st_size > largest:
@@ -217,6 +217,12 @@ def _open(name: str, folder: Path, weights: str = "") -> Source:
         pixels=pixels,
         **script,
     )
+
+
+def _tokenizers(names: Collection[str]) -> tuple[str, ...]:
+    """The tokenizer files among names; a SentencePiece model where no tokenizer.json says the same."""
+    files = [file for file in TOKENIZERS if file in names]
+    return tuple(file for file in files if file != "tokenizer.model" or "tokenizer.json" not in files)
 
 
 def _pixels(folder: Path, beside: Collection[str]) -> tuple[Pixels | None, tuple[str, ...]]:

@@ -304,9 +304,11 @@ def test_a_download_takes_one_kind_of_weights(hub):
     folder, asked = hub
     save_file({"x": X}, folder / "model.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"another gigabyte")
+    for name in ("tokenizer.json", "tokenizer.model"):  # the latter says the same
+        (folder / name).write_text("{}")
     source = open_source("owner/name")
     assert source.revision == "0123abc"
-    beside = {*sources.CONFIGS, *sources.PREPROCESSORS, *sources.TOKENIZERS}
+    beside = {*sources.CONFIGS, *sources.PREPROCESSORS, "tokenizer.json"}
     assert asked == [("owner/name", ["model.safetensors", *asked[0][1][1:]])]
     assert sorted(asked[0][1][1:]) == sorted(beside)
     assert {"preprocessor_config.json", "open_clip_config.json"} <= beside

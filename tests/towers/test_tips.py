@@ -122,7 +122,7 @@ def test_without_its_tokenizer_it_is_refused(source, tmp_path):
     for path in source.iterdir():
         if path.name != "tokenizer.json":
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(ConversionError, match=r"no tokenizer\.json lies beside the weights"):
+    with pytest.raises(ConversionError, match=r"neither tokenizer\.json nor tokenizer\.model lies beside the weights"):
         convert("tipsv2", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
