@@ -14,6 +14,7 @@ from gla_jax.outputs.files import writing_to
 from gla_jax.settings.options import method_name, preset_name
 from gla_jax.support.errors import DataError, UserError
 from gla_jax.support.files import write_json, write_text
+from gla_jax.support.places import is_folder, place
 from gla_jax.support.version import VERSION
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def open_present(
     Each has a folder of `out` for its results. Raises UserError when no data is there.
     """
     present, opened, missing = [], [], {}
+    if not is_folder(place(jobs[0].data)):
+        raise UserError(f"{jobs[0].data} is not a folder; name the one that holds the benchmarks with --data.")
     for job in jobs:
         try:
             opened += open_data([job], out / job.benchmark, sharded=False)

@@ -68,12 +68,17 @@ def _folders(benchmark: str, data: Path, unlabelled: bool, kept: Path | None) ->
 
 
 def _names_of_folder(data: Path) -> ClassNames:
-    from gla_jax.text.prompts import parse_classes, read_lines
+    from gla_jax.text.prompts import check_enough, parse_classes, read_lines
 
     path, tables = data / CLASSES_FILE, {}
+    if path.is_file() and (data / CLASSES_JSON).is_file():
+        raise DataError(
+            f"{data} has both {CLASSES_FILE} and {CLASSES_JSON}; leave the one that names the labels' indices."
+        )
     if not path.is_file() and (data / CLASSES_JSON).is_file():
         lines, tables[NAMED] = _named_values(data / CLASSES_JSON)
         classes = parse_classes(dict.fromkeys(lines, ()))
+        check_enough(classes)
         return ClassNames(classes.names, None, {"sclip": tuple((name,) for name in classes.names)}, tables)
     if not path.is_file():
         raise DataError(
@@ -81,6 +86,7 @@ def _names_of_folder(data: Path) -> ClassNames:
             f'{CLASSES_JSON} with {{"index": "name"}}.'
         )
     classes = parse_classes(read_lines(path, "class"))
+    check_enough(classes)
     synonyms: list[list[str]] = [[] for _ in classes.names]
     for prompt, index in zip(classes.prompts, classes.class_of_prompt, strict=True):
         synonyms[index].append(prompt)
@@ -100,6 +106,8 @@ def _named_values(path: Path) -> tuple[list[str], dict[int, int]]:
         raise wrong
     if len(set(map(int, content))) < len(content):
         raise DataError(f"{path} names an index twice; name each once.")
+    if len(set(content.values())) < len(content):
+        raise DataError(f"{path} has one name for several indices; give each its own.")
     values = sorted(content, key=int)
     table = dict.fromkeys(range(IGNORE), IGNORE) | {int(value): index for index, value in enumerate(values)}
     return [content[value] for value in values], table

@@ -12,23 +12,31 @@ from gla_jax.cli import options
 from gla_jax.cli.options import prepare_jax, results_file
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
+from gla_jax.support.places import is_remote
 
 
 def export(
     model: Annotated[str, typer.Argument(help="As --model of gla-jax segment.")] = DEFAULT_MODEL,
     classes: options.ClassNames = None,
-    classes_file: Annotated[Path | None, typer.Option(help="A text file with one class a line.")] = None,
-    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold.")] = None,
-    threshold: Annotated[float, typer.Option(help="Probability below which a pixel is background.")] = 0.0,
+    classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
+    classes_from: options.ClassesFrom = None,
+    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Probability below which a pixel is background. [default: a tuned preset's, else 0]"),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="HxW, height and width of the images in pixels.")] = None,
     method: options.Method = "gla",
     preset: options.Preset = options.DEFAULT_PRESET,
     dtype: options.Dtype = "float32",
     precision: options.Precision = None,
     out: Annotated[
-        Path | None, typer.Option(help="The program to write; its weights lie beside it, NAME.safetensors.")
+        Path | None,
+        typer.Option(**options.URL, help="The program to write; its weights lie beside it, NAME.safetensors."),
     ] = None,
-    safetensors: Annotated[Path | None, typer.Option(help="Write all parameters of the model to this file.")] = None,
+    safetensors: Annotated[
+        Path | None, typer.Option(**options.URL, help="Write all parameters of the model to this file.")
+    ] = None,
     offline: options.Offline = False,
 ) -> None:
     """Write a program of one image size that runs without gla-jax, on CPU, CUDA and TPU; or a model's parameters.
@@ -47,9 +55,10 @@ def export(
     from gla_jax.outputs.files import writing_to
 
     if safetensors is not None:
-        if classes or classes_file or size or background or threshold:
+        if classes or classes_file or classes_from or size or background or threshold:
             raise UserError("--safetensors writes parameters alone; leave out classes and size, or name --out.")
         safetensors = results_file(safetensors, "--safetensors")
+        _check_own(safetensors, safetensors)
         parts = resolve(model, offline=offline)._asdict()
         flat = flatten_params({name: dict(part.params) for name, part in parts.items() if part})
         with writing_to(safetensors):
@@ -65,18 +74,40 @@ def export(
     from gla_jax.segmenter import Segmenter
     from gla_jax.settings.options import names_numbers, settings_from_options, with_fields
     from gla_jax.support.files import write_beside
+    from gla_jax.text.prompts import check_enough
 
-    parsed, out = options.typed_classes(classes, classes_file), results_file(out)
     config = settings_from_options(method=method, preset=preset, dtype=dtype)
+    parsed = options.typed_classes(classes, classes_file, classes_from)
+    background, threshold = options.typed_background(background, threshold, config)
+    check_enough(parsed, background)
+    out = results_file(out)
+    weights = out.with_suffix(".safetensors")
+    _check_own(out, weights)
     config = with_fields(config, {"threshold": threshold, "precision": precision})
     segmenter = Segmenter.from_pretrained(model, config, offline=offline, suit=not names_numbers(preset))
     names, question = segmenter.question(parsed, background)
     program = export_labels(segmenter.model, question, tuple(map(int, height_width.groups())))
     facts = {"model": segmenter.name, "size": size, "classes": json.dumps(names, ensure_ascii=False)}
     with writing_to(out):
-        _save(out.with_suffix(".safetensors"), exported_weights(segmenter.model), facts)
+        _save(weights, exported_weights(segmenter.model), facts)
         write_beside(out, lambda file: file.write(program.serialize()))
-    typer.echo(f"{out}: for {', '.join(program.platforms)}; weights in {out.with_suffix('.safetensors')}")
+    typer.echo(f"{out}: for {', '.join(program.platforms)}; weights in {weights}")
+
+
+def _check_own(file: Path, weights: Path) -> None:
+    """Raise UserError where a file, or the weights beside it, exists and is none that this command has written."""
+    from safetensors import SafetensorError, safe_open
+
+    there = [path for path in (file, weights) if path.exists()]
+    if not there or is_remote(file):
+        return
+    try:
+        with safe_open(weights, "np") as content:
+            own = "model" in (content.metadata() or ())
+    except (OSError, SafetensorError):
+        own = False
+    if not own:
+        raise UserError(f"{there[0]} exists and is no file of gla-jax export; choose another name, or remove it.")
 
 
 def _save(path: Path, arrays: dict, facts: dict[str, str]) -> None:

@@ -180,12 +180,7 @@ def locked_results(path: Path) -> Iterator[Path]:
 
     folder = results_folder(path)
     with folder_lock(folder, taken_message(folder)):
-        try:
-            yield folder
-        finally:
-            # A lock alone is no result: the folder goes if this command has made it.
-            if folder in _made and [part.name for part in folder.iterdir()] == [LOCK_FILE]:
-                (folder / LOCK_FILE).unlink()
+        yield folder
 
 
 def results_file(path: Path, option: str = "--out") -> Path:
@@ -196,7 +191,11 @@ def results_file(path: Path, option: str = "--out") -> Path:
 
 
 def remove_empty_folders() -> None:
-    """Remove the folders that were made for results and got none."""
+    """Remove the folders that were made for results and got none: a lock alone, which no other run holds, is none."""
     while _made:
-        with suppress(OSError):  # it holds results, or could not be made
-            _made.pop(0).rmdir()
+        folder = _made.pop(0)
+        with suppress(OSError, UserError):  # it holds results, could not be made, or another run has begun there
+            if [part.name for part in folder.iterdir()] == [LOCK_FILE]:
+                with folder_lock(folder, "taken"):
+                    (folder / LOCK_FILE).unlink()
+            folder.rmdir()

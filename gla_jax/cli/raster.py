@@ -87,7 +87,8 @@ def raster(
     for name, share in sorted(done["shares"].items(), key=lambda item: -item[1]):
         typer.echo(f"{name}: {100 * share:.1f} %", err=True)
     typer.echo(seams_line(done["edges"]), err=True)
-    typer.echo(f"{done['blocks']} blocks segmented; results in {folder}", err=True)
+    counted = "1 block" if done["blocks"] == 1 else f"{done['blocks']} blocks"
+    typer.echo(f"{counted} segmented; results in {folder}", err=True)
 
 
 def _numbers(text: str, what: str, count: int, kind: type) -> tuple:

@@ -90,7 +90,7 @@ def segment(
     background, threshold = options.typed_background(background, threshold, config)
     prompts = read_lines(templates, "templates") if templates else None
     paths = _find(images, out, recursive, classes)
-    wanted = check_formats(formats or ())
+    wanted = check_formats(formats or (), paths)
     if masks and not is_folder(masks):
         raise UserError(f"there is no folder {masks} with masks; write NAME.png or NAME.json for every image there.")
     masks = masks if masks is None or is_remote(masks) else masks.absolute()

@@ -6,6 +6,7 @@ blocks can show where an edge of windows cannot; run with other --block sizes te
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
@@ -98,6 +99,7 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
     holds the folder or has other settings, or the disk is full.
     """
     with (
+        _without_warnings(),
         on_disk(source) if is_web(source) else nullcontext(source) as there,
         _opened(there, source, task.bands, task.value_range) as raster,
         folder_lock(folder, taken_message(folder)),
@@ -109,6 +111,8 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
         blocks = cut_blocks(area, whole, task.block, task.segmenter.config)
         # Labelled images stand for blocks: their scale is that of a whole block, also at the edges of the raster.
         _, question = task.segmenter.question(task.classes, task.background)
+        if raster.crs is None:
+            say(f"{source} does not say where it lies on the ground, and neither will its labels.")
         remove_leftovers(folder, min_age=0)
         parts = folder / "blocks"
         claim_folder(folder, task.settings(source), parts.exists())
@@ -132,7 +136,22 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
                     write_regions(home / "labels.tif", task.names, home / "regions.gpkg")
             document = _document(task, source, area, len(blocks), counts) | {"edges": seams}
             write_json(folder / "results.json", document)
+        if not document["pixels"]:
+            say(
+                f"no pixel of {source} here holds data, so none has a label; see its nodata value, --bands and --range."
+            )
     return document
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leave out what rasterio and pyogrio say of a raster without a place on the ground: it is said once, above."""
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        yield
 
 
 @contextmanager
@@ -158,7 +177,8 @@ def _opened(
         raise ImageError(f"{source} cannot be read as a GeoTIFF ({first_line(error)}); name another file.") from None
     with raster:
         if missing := [band for band in bands if not 1 <= band <= raster.count]:
-            raise ImageError(f"{source} has {raster.count} bands and no band {missing[0]}; name three with --bands.")
+            count = "1 band" if raster.count == 1 else f"{raster.count} bands"
+            raise ImageError(f"{source} has {count} and no band {missing[0]}; name three with --bands, as in 1,1,1.")
         kinds = {raster.dtypes[band - 1] for band in bands}
         if kinds != {"uint8"} and value_range is None:
             raise ImageError(

@@ -22,34 +22,38 @@ def read_masks(source: Masks, size: tuple[int, int]) -> Iterator[Bool[np.ndarray
     source: bool arrays or COCO's {"size", "counts"}, alone or as "segmentation" of a dict; the path of a .json file
     with a list of the latter, or of an index PNG, where every value but 0 is a mask. Raises ImageError.
     """
+    where = ""
     if isinstance(source, str | Path) or is_remote(source):
         path = place(source)
         if path.suffix.lower() != ".json":
             return _of_index_png(path, size)
-        source = read_json(path, "the masks", "give a list of COCO's run lengths", ImageError)
+        where = f" of {path}"
+        source = read_json(path, "the file of masks", "give a list of COCO's run lengths", ImageError)
         if not isinstance(source, list):
             raise ImageError(f"the masks in {path} are not a list; give a list of COCO's run lengths.")
     if isinstance(source, Mapping) or not isinstance(source, Iterable) or getattr(source, "ndim", 3) < 3:
         raise ImageError(f"the masks are {type(source).__name__}, not a list of masks; {WAY_OUT}.")
-    return iter([_as_mask(mask, number, size) for number, mask in enumerate(source, 1)])
+    return iter([_as_mask(mask, f"mask {number}{where}", size) for number, mask in enumerate(source, 1)])
 
 
 def masks_of(folder: Path, name: str) -> Path:
-    """The file of an image's masks in a folder, NAME.png or NAME.json. Raises ImageError."""
-    for path in (folder / f"{name}{ending}" for ending in (".png", ".json")):
-        if is_file(path):
-            return path
-    raise ImageError(f"{folder} has neither {name}.png nor {name}.json; put the masks of every image there.")
+    """The file of an image's masks in a folder, NAME.png or NAME.json. Raises ImageError, also for both."""
+    there = [path for path in (folder / f"{name}{ending}" for ending in (".png", ".json")) if is_file(path)]
+    if len(there) > 1:
+        raise ImageError(f"{folder} has both {name}.png and {name}.json; leave the one whose masks count.")
+    if not there:
+        raise ImageError(f"{folder} has neither {name}.png nor {name}.json; put the masks of every image there.")
+    return there[0]
 
 
-def _as_mask(mask: Any, number: int, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def _as_mask(mask: Any, name: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     if isinstance(mask, Mapping) and "segmentation" in mask:  # as SAM's generator and COCO's annotations have it
         mask = mask["segmentation"]
     if isinstance(mask, Mapping):
-        mask = from_rle(mask, f"mask {number}", size)
+        mask = from_rle(mask, name, size)
     if not isinstance(mask, np.ndarray) or mask.dtype != bool:
-        raise ImageError(f"mask {number} is {getattr(mask, 'dtype', type(mask).__name__)}; {WAY_OUT}.")
-    _check_size(mask.shape, f"mask {number}", size)
+        raise ImageError(f"{name} is of type {getattr(mask, 'dtype', type(mask).__name__)}; {WAY_OUT}.")
+    _check_size(mask.shape, name, size)
     return mask
 
 
@@ -62,7 +66,7 @@ def _check_size(shape: Sequence[int], name: str, size: tuple[int, int]) -> None:
 def _of_index_png(path: Path, size: tuple[int, int]) -> Iterator[Bool[np.ndarray, "h w"]]:
     with opened(path) as picture:
         if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise ImageError(f"{path} has colours ({picture.mode}); give an index PNG, one number a mask.")
+            raise ImageError(f"it has colours ({picture.mode}); give an index PNG, one number a mask.")
         index = np.asarray(picture)
     _check_size(index.shape, str(path), size)
     return (index == value for value in np.unique(index) if value)

@@ -19,6 +19,7 @@ from gla_jax.images.masks import masks_of, read_masks
 from gla_jax.images.reading import read_image
 from gla_jax.images.windows import WindowGrid
 from gla_jax.outputs.files import (
+    SETTINGS_FILE,
     as_lines,
     checked_line,
     claim_folder,
@@ -155,6 +156,9 @@ def segment_files(
     with ExitStack() as stack:
         before = {}
         if processes.is_first:
+            if processes.count == 1 and not (folder / SETTINGS_FILE).exists():
+                # Classes that cannot be used must not claim the folder for themselves.
+                task.segmenter.question(task.classes, task.background, task.templates)
             if shard:  # all shards claim the folder, one after the other
                 with folder_lock(folder, taken_message(folder), wait=max(wait, SECONDS_TO_CLAIM)):
                     claim_folder(folder, task.settings(), any(folder.glob(LINES.format("*"))))

@@ -176,7 +176,7 @@ def _write_cvat(images: Images, classes: Sequence[str], background: str | None, 
     # CVAT reads black as background, under this name alone, and wants it listed.
     rows = [("background", [0, 0, 0])]
     for index, name in enumerate(classes):
-        if name == background:
+        if name in (background, "background"):
             colours[index] = 0
         else:
             rows.append((name, colours[index].tolist()))
@@ -215,10 +215,21 @@ FORMATS: Mapping[str, Writer] = MappingProxyType(
 NEEDS = MappingProxyType({"coco": "pycocotools", "coco-polygons": "rasterio", "yolo": "rasterio"})
 
 
-def check_formats(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of formats, each once. Raises UserError for an unknown one and one whose package is not installed."""
+LISTS = ("cvat", "voc")  # which name every image on a line
+
+
+def check_formats(names: Sequence[str], images: Iterable[Path] = ()) -> tuple[str, ...]:
+    """The names of formats, each once.
+
+    Raises UserError for an unknown one, for one whose package is missing, and for names of images that it cannot hold.
+    """
     for name in names:
         check_choice(name, FORMATS, "format")
         if name in NEEDS and not find_spec(NEEDS[name]):
             raise UserError(f'the format {name} needs {NEEDS[name]}; install it with pip install "gla-jax[formats]".')
+    for path in images if set(LISTS) & set(names) else ():
+        if len(path.stem.splitlines()) > 1:
+            raise UserError(
+                f"{path.name!r} has a line break, which ends a name in the lists of {' and '.join(LISTS)}; rename it."
+            )
     return tuple(dict.fromkeys(names))

@@ -21,30 +21,34 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from gla_jax.support.errors import UserError
+from gla_jax.support.errors import UserError, first_line
 from gla_jax.support.web import fetch_web, is_web, read_web, stamp_of_web
 
 SECONDS_OF_A_LOCK = 60.0  # without a sign of life
 SIGNS_IN_A_LOCK = 4
 THREADS = 16  # that fetch objects at once: waiting, not work
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+STORES = (*EXTRAS, "hf", "memory")  # fsspec knows more, which neither lock nor list as these do
 MAX_WEB_BYTES, MAX_FETCHED_BYTES = 2**28, 2**36  # from https:// into memory, and onto the disk
 
 
 def is_url(text: Any) -> bool:
     """True for text such as s3://bucket/folder."""
-    return isinstance(text, str) and re.match(r"[a-z][a-z0-9+]+://", text) is not None
+    return isinstance(text, str) and re.match(r"[a-z][a-z0-9+]+://", text, re.IGNORECASE) is not None
 
 
 def place(text: str | Path) -> Path:
     """A path, or for a URL an object with the methods of one; what is one already stays. Raises UserError."""
     if not is_url(text):
         return Path(text) if isinstance(text, str) else text
-    from upath import UPath
-
-    scheme = text.partition("://")[0]
+    scheme, _, rest = text.partition("://")
+    text = f"{(scheme := scheme.lower())}://{rest}"
     if scheme in ("file", "local"):
         raise UserError(f"{text} is a file of this machine; write its path without {scheme}://.")
+    if scheme not in STORES and not is_web(text):
+        raise UserError(f"{text} names no store that is known; use s3://, gs://, hf:// or a path.")
+    from upath import UPath
+
     try:
         path = UPath(text)
         if not is_web(text):  # it is read without fsspec
@@ -53,7 +57,7 @@ def place(text: str | Path) -> Path:
         advice = f'; pip install "gla-jax[{EXTRAS[scheme]}]"' if scheme in EXTRAS else ""
         raise UserError(f"{text} needs a package that is missing ({error}){advice}.") from None
     except ValueError as error:
-        raise UserError(f"{text} names no store that is known ({error}); use s3://, gs://, hf:// or a path.") from None
+        raise UserError(f"{text} is no address of a store ({first_line(error)}); write s3://BUCKET/PATH.") from None
     return path
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from gla_jax.checkpoints.model_folder import flatten_params
 from gla_jax.cli import main
@@ -19,6 +19,7 @@ from gla_jax.config import SegmenterConfig, WindowConfig
 from gla_jax.images.resize import resize_uint8, resize_uint8_traced
 from gla_jax.predict.export import PLATFORMS, export_labels, exported_weights
 from gla_jax.segmenter import Segmenter
+from gla_jax.settings.options import preset_content
 from gla_jax.support.errors import UserError
 from gla_jax.text.prompts import parse_classes
 from tests.small_models import random_pair
@@ -117,6 +118,8 @@ def test_parameters_read_back_equal(pair, tmp_path):
         (["--safetensors", "x", "--background", "sky"], "leave out classes and size"),
         (["--out", "x.safetensors", "--size", "9x9"], "choose another ending"),
         (["--safetensors", "x", "--size", "9x9"], "leave out classes and size"),
+        (["--out", "x.jax", "--size", "9x9", "--classes", "a; b"], "the class 'a' alone would take every pixel"),
+        (["--out", "ftp://x/y", "--size", "9x9"], "ftp://x/y names no store that is known"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_writes_nothing(words, sentence, tmp_path, monkeypatch, capsys):
@@ -124,6 +127,41 @@ def test_wrong_use_is_one_sentence_and_writes_nothing(words, sentence, tmp_path,
     assert main(["export", "tiny-world", *words]) != 0
     assert sentence in capsys.readouterr().err
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("photo.png", ["--size", "32x32"]), ("weights.jax", ["--size", "32x32"]), ("weights.safetensors", [])],
+)
+def test_a_file_of_others_is_not_replaced(pair, tmp_path, capsys, name, words):
+    """Such as weights of the same name beside the program, or the photo where the program was to be named."""
+    there = {path: tmp_path / path for path in ("photo.png", "weights.safetensors")}
+    Image.fromarray(IMAGE).save(there["photo.png"])
+    save_file({"x": IMAGE}, there["weights.safetensors"])
+    before = [path.read_bytes() for path in there.values()]
+    classes = [word for name in CLASSES for word in ("--classes", name)] if words else []
+    option = "--out" if words else "--safetensors"
+    assert main(["export", str(pair), *classes, *words, option, str(tmp_path / name)]) == 2
+    assert "exists and is no file of gla-jax export; choose another name" in capsys.readouterr().err
+    assert [path.read_bytes() for path in there.values()] == before
+    assert sorted(tmp_path.iterdir()) == sorted(there.values())
+
+
+def test_the_background_is_that_of_segment(pair, tmp_path):
+    """`none` is no class of that name, and a tuned preset says the threshold."""
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
+    words = [word for name in CLASSES for word in ("--classes", name)] + ["--size", "32x32"]
+    config = SegmenterConfig(windows=WindowConfig(48, 32, 16), threshold=0.4)
+    (tmp_path / "p.json").write_text(json.dumps(preset_content(config, "gla", "sclip-prompts", {})))
+    for option, extra, names in (
+        ("none", [], CLASSES),
+        ("wall", ["--preset", str(tmp_path / "p.json")], ["wall", *CLASSES]),
+    ):
+        out = tmp_path / f"{option}.jax"
+        assert main(["export", str(pair), *words, *extra, "--background", option, "--out", str(out)]) == 0
+        assert main(["export", str(pair), *words, *extra, "--background", option, "--out", str(out)]) == 0  # its own
+        with safe_open(out.with_suffix(".safetensors"), "np") as file:
+            assert json.loads(file.metadata()["classes"]) == [name.split(";")[0] for name in names]
 
 
 def test_settings_that_a_program_cannot_have_are_refused(pair):

@@ -39,6 +39,16 @@ def test_masks_label_regions_and_new_ones_are_read_again(tmp_path, capsys):
     labels = np.asarray(Image.open(out / "a.index.png"))
     assert all(len(np.unique(labels[half == halves.T])) == 1 for half in (1, 2))
 
+    (masks / "b.png").write_bytes((masks / "a.png").read_bytes())
+    (masks / "a.json").write_text(json.dumps([coco_rle(halves[:9] == 1)]))
+    (masks / "a.png").unlink()
+    Image.fromarray(halves).convert("RGB").save(masks / "c.png")
+    assert main([*words[:-3], str(tmp_path / "others"), *words[-2:]]) == 1
+    said = capsys.readouterr().err
+    assert f"mask 1 of {masks / 'a.json'} has 9 x 40 pixels, the image 40 x 40" in said
+    assert f"{masks} has both b.png and b.json; leave the one whose masks count" in said
+    assert f"{masks / 'c.png'}: it has colours (RGB)" in said
+
     assert main(words[:-2]) == 2
     assert "masks was" in capsys.readouterr().err
     assert main([*words[:-1], str(tmp_path / "nothing")]) == 2

@@ -62,6 +62,11 @@ def test_no_benchmark_and_no_row_of_the_paper_are_errors(tmp_path, capsys):
     assert BENCHMARKS["voc21"].origin in said
     assert main([*words, "--preset", "448-448-224", "--method", "sclip"]) == 2
     assert "the paper's table has no figures of sclip with 448-448-224" in capsys.readouterr().err
+    assert main(["reproduce", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said == f"error: {tmp_path / 'nowhere'} is not a folder; name the one that holds the benchmarks with --data.\n"
+    )
     assert not (tmp_path / "out").exists()
 
 

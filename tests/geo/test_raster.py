@@ -236,6 +236,31 @@ def test_other_files_are_refused(tmp_path, segmenter, source):
     assert not (tmp_path / "cut" / "labels.tif").exists()
 
 
+def test_a_raster_without_a_place_or_without_data_says_so(tmp_path, capsys, recwarn):
+    """In our words, once, and not as warnings of the libraries about matrices."""
+    save(tmp_path / "scene.tif", np.zeros((40, 50, 3), np.uint8), crs=None, transform=None, nodata=0)
+    words = [word for name in NAMES for word in ("--classes", name)] + ["--model", "tiny-world", "--vectors"]
+    assert main(["raster", str(tmp_path / "scene.tif"), *words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "scene.tif does not say where it lies on the ground, and neither will its labels." in said
+    assert "holds data, so none has a label" in said
+    assert "warning" not in said
+    assert "1 block segmented" in said
+
+
+def test_an_address_that_does_not_answer_gets_its_reason_and_no_folder_is_left(tmp_path, source, capsys):
+    words = [word for name in NAMES for word in ("--classes", name)] + ["--model", "tiny-world"]
+    out = ["--out", str(tmp_path / "new" / "out")]
+    for address, reason in (
+        ("https://127.0.0.1:1/x.tif", "Connection refused"),
+        ("http://x/y.tif", "http:// is not read"),
+    ):
+        assert main(["raster", address, *words, *out]) == 2
+        assert f"{address} cannot be read ({reason}" in capsys.readouterr().err
+    assert main(["raster", str(source), *words, *out, "--window", "0,0,999,9"]) == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_blocks_cover_an_area_once():
     native = replace(CONFIG, windows=replace(CONFIG.windows, short_side=None))
     blocks = cut_blocks(Area(10, 20, 205, 150), Area(0, 0, 400, 300), 100, native)

@@ -94,7 +94,7 @@ def test_arrays_pngs_run_lengths_and_what_sam_writes_are_the_same(segmenter, tmp
     ("masks", "reason"),
     [
         (MASKS[0], "are ndarray, not a list of masks"),
-        ([MASKS[0].astype(np.uint8)], "mask 1 is uint8; give bool arrays"),
+        ([MASKS[0].astype(np.uint8)], "mask 1 is of type uint8; give bool arrays"),
         ([MASKS[0], MASKS[0][:5]], "mask 2 has 5 x 31 pixels, the image 20 x 31"),
         ([{"size": [10**9, 10**9], "counts": [10**18]}], "mask 1 has 1000000000 x 1000000000 pixels"),
         ([{"size": SIZE, "counts": [1, -2, 621]}], "the run lengths of mask 1 are damaged"),

@@ -101,10 +101,19 @@ def test_classes_json_names_some_indices(pair, folder, tmp_path):
     segmenter = loaded(pair, "vfm")
     whole, _ = segmenter.embeddings(gla_jax.classes_from(folder))
     np.testing.assert_allclose(segmenter.embeddings(classes)[0], np.asarray(whole)[[0, 2]], atol=1e-6)
-    for text in ('["left"]', '{"left": 0}', '{"255": "left"}', '{"1": "left", "01": "below"}'):
+    for text in (
+        '["left"]',
+        '{"left": 0}',
+        '{"255": "left"}',
+        '{"1": "a", "01": "b"}',
+        '{"0": "a", "1": "a", "2": "b"}',
+    ):
         (tmp_path / "classes.json").write_text(text)
-        with pytest.raises(DataError, match="index"):
+        with pytest.raises(DataError, match=r"ind(ex|ices)\b"):
             gla_jax.classes_from(tmp_path)
+    (tmp_path / "classes.txt").write_text("left\nright\nbelow")
+    with pytest.raises(DataError, match=r"has both classes\.txt and classes\.json; leave the one"):
+        gla_jax.classes_from(tmp_path)
 
 
 def test_a_class_without_a_token_is_named_and_takes_no_pixel(pair, folder, tmp_path):
@@ -170,3 +179,21 @@ def test_segment_by_example_and_other_examples_are_another_run(pair, folder, tmp
     capsys.readouterr()
     assert main([*command, "--classes-from", str(others)]) == 2
     assert "other settings (examples" in capsys.readouterr().err
+
+
+def test_classes_that_cannot_be_used_leave_no_folder(pair, folder, tmp_path, capsys):
+    """Else the same command, after the labels are mended, would be refused for other settings than its own."""
+    shown, out = tmp_path / "shown", tmp_path / "new" / "out"
+    for name in ("images", "labels"):
+        (shown / name).mkdir(parents=True)
+        (shown / name / "0.png").write_bytes((folder / name / "0.png").read_bytes())
+    (shown / "classes.txt").write_text("\n".join(NAMES))
+    label = np.array(Image.open(shown / "labels" / "0.png"))
+    Image.fromarray(np.where(label == 0, label, 255).astype(np.uint8)).save(shown / "labels" / "0.png")
+    sizes = ["--short-side", "native", "--crop", "32", "--stride", "16", "--classes-from", str(shown)]
+    command = ["segment", str(folder / "images"), "--model", str(pair / "vfm"), *sizes, "--out", str(out)]
+    assert main(command) == 2
+    assert "label two at least" in capsys.readouterr().err
+    assert not out.parent.exists()
+    Image.fromarray(label).save(shown / "labels" / "0.png")
+    assert main(command) == 0

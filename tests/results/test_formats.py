@@ -132,6 +132,23 @@ def test_colours_of_the_masks_are_those_of_the_list(tmp_path, images, name, back
         assert (np.array(read) == np.array(expected)[image.labels]).all()
 
 
+def test_a_class_named_background_is_the_one_that_cvat_reads_as_black(tmp_path, images):
+    """Two rows of one name would be two labels."""
+    names = ["background" if name == "sky" else name for name in CLASSES]
+    FORMATS["cvat"](images, names, None, tmp_path)
+    rows = (tmp_path / "cvat" / "labelmap.txt").read_text().splitlines()[1:]
+    assert [row for row in rows if row.startswith("background:")] == ["background:0,0,0::"]
+    pixels = np.asarray(Image.open(tmp_path / "cvat" / "SegmentationClass" / f"{images[0].name}.png"))
+    assert (pixels[images[0].labels == names.index("background")] == 0).all()
+
+
+def test_a_name_with_a_line_break_does_not_become_two_in_a_list(tmp_path):
+    assert check_formats(["coco"], [Path("a\nb.png")]) == ("coco",)
+    for name in ("voc", "cvat"):
+        with pytest.raises(UserError, match=r"'a\\nb.png' has a line break"):
+            check_formats([name], [Path("a.png"), Path("a\nb.png")])
+
+
 def test_many_classes_have_a_colour_each(tmp_path):
     labels = np.arange(300, dtype=np.uint16).reshape(10, 30)
     names = [f"class {index}" for index in range(300)]

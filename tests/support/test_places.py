@@ -31,8 +31,14 @@ def test_local_paths_stay_what_they_are(tmp_path):
 
 
 def test_what_is_no_store_is_refused():
-    with pytest.raises(UserError, match="names no store that is known"):
-        places.place("nowhere://bucket/x")
+    for address in ("nowhere://bucket/x", "ftp://host/x", "sftp://host/x", "github://x"):
+        with pytest.raises(UserError, match=f"^{address} names no store that is known; use s3://"):
+            places.place(address)
+
+
+def test_a_scheme_in_capitals_is_no_folder_of_that_name():
+    assert places.is_remote(places.place("MEMORY://x"))
+    assert places.is_remote(places.place("HTTPS://example.org/x.png"))
 
 
 def test_files_are_written_and_read(folder):
