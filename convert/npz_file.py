@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from gla_jax.convert.rules import first_names
-from gla_jax.convert.zip_file import MappedZip
+from gla_jax.convert.zip_file import MappedZip, naming
 from gla_jax.support.errors import ConversionError
 
 PAIR = ("_vision.npz", "_text.npz")  # ends of the two files of a model, in the order in which they are read
@@ -50,7 +50,7 @@ def open_npz(path: Path) -> dict[str, np.ndarray]:
 
     Raises ConversionError, naming the file, for anything that is not plain numbers.
     """
-    try:
+    with naming(path):
         archive = MappedZip(path)
         foreign = [name for name in archive.entries if not name.endswith(".npy")]
         if foreign:
@@ -64,10 +64,6 @@ def open_npz(path: Path) -> dict[str, np.ndarray]:
             )
         names = [name.removesuffix(".npy") for name in archive.entries]
         return {name: _array(first_names([name]), archive.read(f"{name}.npy", first_names([name]))) for name in names}
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error.__cause__
-    except OSError as error:
-        raise ConversionError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _array(shown: str, content: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gla_jax.convert.rules import first_names
 from gla_jax.convert.torch_pickle import ScriptModule, Tensor, foreign_origin, unpickle
-from gla_jax.convert.zip_file import MappedZip
+from gla_jax.convert.zip_file import MappedZip, naming
 from gla_jax.support.errors import ConversionError
 
 # Where checkpoints of training runs keep the weights; DINO is evaluated with its teacher.
@@ -102,7 +102,7 @@ def open_torch_file(path: Path | str) -> TorchFile:
     Raises ConversionError, naming the file, for anything that is not plain tensors in PyTorch's zip format.
     """
     path = Path(path)
-    try:
+    with naming(path):
         if not zipfile.is_zipfile(path):
             raise ConversionError(_what_it_is(path))
         archive = _Archive(path)
@@ -120,10 +120,6 @@ def open_torch_file(path: Path | str) -> TorchFile:
         torchscript = archive.root + "constants.pkl" in archive.entries
         activation = archive.activation() if torchscript else None
         return TorchFile({name: archive.tensor(tensor) for name, tensor in tensors.items()}, torchscript, activation)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error.__cause__
-    except OSError as error:
-        raise ConversionError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _what_it_is(path: Path) -> str:

@@ -7,6 +7,8 @@ copied.
 import io
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,17 @@ import numpy as np
 from gla_jax.support.errors import ConversionError
 
 MAX_DIRECTORY = 1 << 22  # bytes of the list of entries; that of the largest CLIP with its optimizer has under 2^18
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What goes wrong within the block as a ConversionError that names the file."""
+    try:
+        yield
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error.__cause__
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 class _File(io.FileIO):

@@ -12,6 +12,14 @@ from gla_jax.towers.dino import DinoSpec
 
 IMAGE = ClipImageSpec(image_size=32, patch_size=16, width=16, depth=1, num_heads=2, mlp_width=16, embed_dim=8)
 VFM = DinoSpec(image_size=32, patch_size=8, width=8, depth=1, num_heads=2, mlp_width=8)
+# What tokenizers treat each in a way of its own: case, white space, apostrophes and digits, accents, other scripts.
+SPELLINGS = (
+    "a photo of a cat.",
+    "A  Photo of the\tCAT",
+    "it's the dog's 3 bones; 42nd street",
+    "naïve café, crème brûlée",
+    "日本の寺院 🏯",
+)
 
 
 def random_params(spec: Spec, seed: int) -> Params:

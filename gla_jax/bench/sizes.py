@@ -7,13 +7,9 @@ from gla_jax.checkpoints.model_folder import ClipSpec, VfmSpec, read_spec
 from gla_jax.models.pretrained import model_sources
 from gla_jax.models.registry import DEFAULT_MODEL, MODELS
 from gla_jax.support.errors import UserError
-from gla_jax.towers.clip import ClipImageSpec
-from gla_jax.towers.dino import DinoV2Spec
 from gla_jax.towers.dinoiser import DinoiserSpec
 from gla_jax.towers.kinds import FAMILIES
 from gla_jax.towers.layers import VisionSpec
-from gla_jax.towers.siglip import SiglipImageSpec
-from gla_jax.towers.tips import TipsImageSpec
 
 
 @dataclass(frozen=True)
@@ -45,31 +41,29 @@ VFM_SIZES = {
     "large": Size(1024, 24, 16, 4096),
     "giant": Size(1536, 40, 24, 4096),
 }
+SIZES = {"clip": CLIP_SIZES, "tipsv2": CLIP_SIZES, "siglip": SIGLIP_SIZES} | dict.fromkeys(
+    ("dino", "dinov2", "dinov3"), VFM_SIZES
+)
 DINO_LETTERS = {"s": "small", "b": "base", "l": "large"}
 REGISTERS = 4
 
 
 def named_spec(name: str) -> VisionSpec:
     """The sizes of a model of the models table; of a CLIP those of its image tower."""
-    model = MODELS[name]
-    sides = model.image_size, model.patch
-    if model.family == "clip":
-        size = CLIP_SIZES[re.search("|".join(CLIP_SIZES), name)[0]]
-        return ClipImageSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width, size.embed_dim)
-    if model.family == "siglip":
-        size = SIGLIP_SIZES[re.search("|".join(SIGLIP_SIZES), name)[0]]
-        return SiglipImageSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width)
-    if model.family == "tipsv2":
-        size = CLIP_SIZES[re.search("|".join(CLIP_SIZES), name)[0]]
-        return TipsImageSpec(*sides, size.width, size.depth, size.num_heads, size.mlp_width)
+    model, others = MODELS[name], {}
+    sizes = SIZES[model.family]
     if model.family in ("dino", "dinov3"):
-        size = VFM_SIZES[DINO_LETTERS[re.search("vit(.)", name)[1]]]
-        kind = FAMILIES[model.family].image
-        return kind(*sides, size.width, size.depth, size.num_heads, size.mlp_width)
-    letters = re.search("|".join(VFM_SIZES), name)[0]
-    size, registers = VFM_SIZES[letters], REGISTERS if name.endswith("-registers") else 0
-    activation = "swiglu" if letters == "giant" else "gelu"
-    return DinoV2Spec(*sides, size.width, size.depth, size.num_heads, size.mlp_width, activation, registers)
+        word = DINO_LETTERS[re.search("vit(.)", name)[1]]
+    else:
+        word = re.search("|".join(sizes), name)[0]
+    size = sizes[word]
+    if model.family == "clip":
+        others = {"embed_dim": size.embed_dim}
+    elif model.family == "dinov2":
+        registers = REGISTERS if name.endswith("-registers") else 0
+        others = {"activation": "swiglu" if word == "giant" else "gelu", "registers": registers}
+    kind, blocks = FAMILIES[model.family].image, (size.width, size.depth, size.num_heads, size.mlp_width)
+    return kind(model.image_size, model.patch, *blocks, **others)
 
 
 def model_specs(name: str) -> tuple[VisionSpec, VfmSpec | None]:

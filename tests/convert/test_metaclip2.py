@@ -13,13 +13,10 @@ from gla_jax.support.errors import ConversionError
 from gla_jax.text.embeddings import encode_texts, load_tokenizer
 from tests.convert import published
 from tests.convert.published import as_numpy, openai_names, saved
+from tests.small_models import SPELLINGS
 
 TEXTS = (
-    "a photo of a cat.",
-    "A  Photo of the\tCAT",
-    "it's the dog's 3 bones; 42nd street",
-    "naïve café, crème brûlée",
-    "日本の寺院 🏯",
+    *SPELLINGS,
     "a photo of the mask </s> and more",
     "",
 )

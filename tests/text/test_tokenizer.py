@@ -10,13 +10,10 @@ import transformers
 from gla_jax.support.errors import ModelError
 from gla_jax.text.embeddings import load_tokenizer, openai_tokenizer_files, openai_vocabulary
 from gla_jax.tiny_world.vocabulary import CONTEXT, tokenizer_files
+from tests.small_models import SPELLINGS
 
 TEXTS = (
-    "a photo of a cat.",
-    "A  Photo of the\tCAT",
-    "it's the dog's 3 bones; 42nd street",
-    "naïve café, crème brûlée",
-    "日本の寺院 🏯",
+    *SPELLINGS,
     "semi-automatic (a:b) <|startoftext|>",
     "",
 )
