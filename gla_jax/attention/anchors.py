@@ -58,6 +58,8 @@ def soft_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodC
 def positive_sums(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> AnchorSums:
     """Sum and count of the positives of every query among some keys."""
     buffer = for_anchors(buffer, method)
+    if buffer.key_parts is not None and buffer.weights is None and method.mask_temperature is None:
+        return _sums_of_parts(queries, buffer, method)
     mask = (positives if method.mask_temperature is None else soft_positives)(queries, buffer, method)
     if buffer.weights is None:
         return AnchorSums(key_sums(mask, buffer, method), mask.astype(jnp.float32).sum(1))
@@ -66,6 +68,21 @@ def positive_sums(queries: Float[Array, "q D"], buffer: Buffer, method: MethodCo
     split = mask.dtype == bool and buffer.key_parts is not None
     exact = weights.astype(buffer.key_parts.dtype) if split else weights
     return AnchorSums(key_sums(exact, buffer, method), weights.sum(1))
+
+
+def _sums_of_parts(queries: Array, buffer: Buffer, method: MethodConfig) -> AnchorSums:
+    """positive_sums by keys in parts, whose rows are 0 where a key is not valid."""
+    rho = uncalibrated(method.anchor_threshold, method)
+    dtype, positive = buffer.key_parts.dtype, similarities(queries, buffer) > rho
+    if dtype == jnp.float16:
+        # A GPU's product then ends in these 16 bits; booleans, which XLA prefers, would be written, read and converted.
+        ones, zeros = jax.lax.optimization_barrier((jnp.ones((), dtype), jnp.zeros((), dtype)))
+        mask = jax.lax.optimization_barrier(jnp.where(positive, ones, zeros))
+    else:
+        mask = positive.astype(dtype)
+    # Rows of 0 add nothing to a sum, and are counted where 0 is above the threshold.
+    padding = jnp.where(rho < 0, (~buffer.valid).astype(jnp.float32).sum(), 0.0)
+    return AnchorSums(key_sums(mask, buffer, method), mask.astype(jnp.float32).sum(1) - padding)
 
 
 @typed

@@ -50,7 +50,7 @@ def for_anchors(buffer: Buffer, method: MethodConfig) -> Buffer:
     """
     if method.products == "highest" or buffer.key_parts is not None:
         return buffer
-    return buffer._replace(key_parts=_key_parts(buffer.keys, method, 3))
+    return buffer._replace(key_parts=_key_parts(jnp.where(buffer.valid[:, None], buffer.keys, 0), method, 3))
 
 
 @typed

@@ -229,11 +229,11 @@ class Work:
             yield Program("token_logits", logits, (self.placed(self.features), text), 1, held, part="labels")
         tiles: dict[int, list[Any]] = {}
         for down, _, rows, columns in layout(self.options.grid, tokens, self.options.size).tiles():
-            tiles.setdefault(int(blocks_of(down)), []).append((rows, columns))
+            tiles.setdefault(blocks_of(down, self.devices[0].platform), []).append((rows, columns))
         rule = LabelRule(np.arange(prompts, dtype=np.int32), config.logit_scale, dtype=np.uint8)
         for blocks, each in tiles.items():
 
-            def tile(logits: jax.Array, rows: Any, columns: Any, blocks: int = blocks) -> jax.Array:
+            def tile(logits: jax.Array, rows: Any, columns: Any, blocks: Any = blocks) -> jax.Array:
                 return label_tile(logits, rows, columns, blocks, *rule.numbers(), False, precision, rule.dtype)
 
             shapes = Shape((self.padded, tokens, prompts), jnp.float32), *each[0]

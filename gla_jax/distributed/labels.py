@@ -76,14 +76,15 @@ def start_labels(
         precision: of the matrix product, in JAX's words.
     """
     devices, images = mesh.shape[WINDOW_AXIS], [list(where.tiles()) for where in places]
+    platform = mesh.devices.flat[0].platform
     rounds = []
     for first in range(0, max(map(len, images)), devices):
         tiles = []
         for own in images:
             for index in range(first, first + devices):
-                # An image without so many tiles has its last one again, of which nothing is computed.
+                # An image without so many tiles has its last one again, of which nothing is computed but on GPUs.
                 down, _, rows, columns = own[min(index, len(own) - 1)]
-                tiles.append((rows, columns, blocks_of(down) if index < len(own) else np.int32(0)))
+                tiles.append((rows, columns, blocks_of(down if index < len(own) else slice(0, 0), platform)))
         together = jax.tree.map(lambda *leaves: _stacked(leaves, (len(images), devices)), *tiles)
         placed = place_parts(together, mesh)
         static = {"thresholded": rule.threshold > 0, "precision": precision, "dtype": rule.dtype}

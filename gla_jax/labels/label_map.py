@@ -253,7 +253,7 @@ def label_tile(
     precision,
     dtype=np.int32,
 ):
-    """Labels [rows columns] of the first `blocks` blocks of rows of a tile, prompts in chunks."""
+    """Labels [rows columns] of the first `blocks` blocks of rows of a tile, None for all at once; prompts in chunks."""
     # Under jax.disable_jit what comes from the host is still NumPy's.
     rows, columns, class_of_prompt, logit_scale = jax.tree.map(
         jnp.asarray, (rows, columns, class_of_prompt, logit_scale)
@@ -266,12 +266,7 @@ def label_tile(
     chunks = padded.reshape(padded.shape[0], -1, size, padded.shape[2]).transpose(1, 0, 2, 3)
     classes = jnp.pad(class_of_prompt, (0, -prompts % size), constant_values=-1).reshape(-1, size)
 
-    def block(index: Array, labels: Array) -> Array:
-        first = index * ROW_BLOCK
-        taps, weights = (
-            jax.lax.dynamic_slice_in_dim(jnp.asarray(array), first, ROW_BLOCK) for array in (rows.taps, rows.weights)
-        )
-
+    def labels_of(taps: Array, weights: Array) -> Array:
         def best(chunk: Array, own: Array) -> PixelBest:
             return best_of(down_rows(chunk, taps, weights), own, logit_scale)
 
@@ -283,8 +278,15 @@ def label_tile(
 
             state = jax.lax.scan(step, state, (chunks[1:], classes[1:]))[0]
         # Without a threshold the denominator is unused, so XLA eliminates the exponentials.
-        block_labels = jnp.where(1.0 / state.total < threshold, background, state.label) if thresholded else state.label
-        return jax.lax.dynamic_update_slice_in_dim(labels, block_labels.astype(dtype), first, 0)
+        labels = jnp.where(1.0 / state.total < threshold, background, state.label) if thresholded else state.label
+        return labels.astype(dtype)
+
+    if blocks is None:
+        return labels_of(rows.taps, rows.weights)
+
+    def block(index: Array, labels: Array) -> Array:
+        own = labels_of(*(row_block(array, index) for array in (rows.taps, rows.weights)))
+        return jax.lax.dynamic_update_slice_in_dim(labels, own, index * ROW_BLOCK, 0)
 
     return jax.lax.fori_loop(0, blocks, block, jnp.zeros((TILE_SHAPE[0], columns.matrix.shape[1]), dtype))
 
@@ -311,8 +313,9 @@ def label_map(
         precision: of the matrix product, in JAX's words.
     """
     static = {"thresholded": rule.threshold > 0, "precision": precision, "dtype": rule.dtype}
+    platform = platform_of(logits)
     tiles = [
-        _label_tile(logits, rows, columns, blocks_of(down), *rule.numbers(), **static)
+        _label_tile(logits, rows, columns, blocks_of(down, platform), *rule.numbers(), **static)
         for down, _, rows, columns in where.tiles()
     ]
     for tile in tiles:
@@ -320,9 +323,22 @@ def label_map(
     return lambda: join_tiles(where, tiles, rule.dtype)
 
 
-def blocks_of(rows: slice) -> np.int32:
-    """Blocks of pixel rows that a tile has in the image."""
-    return np.int32(-(-(rows.stop - rows.start) // ROW_BLOCK))
+def platform_of(logits: Array) -> str:
+    """The platform of the device that holds an array, "" while a program is traced."""
+    return "" if isinstance(logits, jax.core.Tracer) else next(iter(logits.devices())).platform
+
+
+def blocks_of(rows: slice, platform: str = "") -> np.int32 | None:
+    """Blocks of pixel rows that a tile has in the image; None on GPUs, where the whole tile goes at once.
+
+    For a loop of unknown length a GPU asks its host after every block whether there is another, and the host waits.
+    """
+    return None if platform == "gpu" else np.int32(-(-(rows.stop - rows.start) // ROW_BLOCK))
+
+
+def row_block(array: Array, index: Array) -> Array:
+    """The rows of a block of pixel rows."""
+    return jax.lax.dynamic_slice_in_dim(array, index * ROW_BLOCK, ROW_BLOCK)
 
 
 def join_tiles(where: Layout, tiles: Sequence[Array | np.ndarray], dtype: type) -> Integer[np.ndarray, "h w"]:

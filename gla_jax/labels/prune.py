@@ -9,13 +9,15 @@ import numpy as np
 from gla_jax.config import Number
 from gla_jax.labels.label_map import (
     NOTHING,
-    ROW_BLOCK,
     Columns,
     Layout,
     Rows,
     across_columns,
+    blocks_of,
     class_probabilities,
     down_rows,
+    platform_of,
+    row_block,
     synonyms,
 )
 from gla_jax.support.arrays import Array, Float, Int, typed
@@ -53,9 +55,10 @@ def best_probabilities(
     """The best probability of every class over all pixels, on the device; with the arguments of `score_map`."""
     scale = None if logit_scale is None else np.float32(logit_scale)
     best, prompts = jnp.zeros(classes, jnp.float32), synonyms(class_of_prompt, classes)
+    platform = platform_of(logits)
     for down, across, rows, columns in where.tiles():
         shape = np.array([down.stop - down.start, across.stop - across.start], np.int32)
-        best = _best_in_tile(best, logits, rows, columns, shape, prompts, scale, precision)
+        best = _best_in_tile(best, logits, rows, columns, shape, blocks_of(down, platform), prompts, scale, precision)
     return best
 
 
@@ -66,21 +69,29 @@ def _best_in_tile(
     rows: Rows,
     columns: Columns,
     shape: Array,
+    blocks: Array | None,
     prompts: Array,
     logit_scale: Array | None,
     precision: str,
 ) -> Array:
-    """The larger of `best` [L] and the best probabilities in a tile whose first `shape` pixels lie in the image."""
+    """The larger of `best` [L] and the best probabilities in a tile whose first `shape` pixels lie in the image.
+
+    blocks: of label_tile.
+    """
     rows, columns, shape, prompts, logit_scale = jax.tree.map(jnp.asarray, (rows, columns, shape, prompts, logit_scale))
     across = across_columns(logits, rows, columns, precision)
     inside_columns = jnp.arange(across.shape[2], dtype=jnp.int32) < shape[1]
 
-    def block(index: Array, best: Array) -> Array:
-        first = index * ROW_BLOCK
-        taps, weights = (jax.lax.dynamic_slice_in_dim(array, first, ROW_BLOCK) for array in (rows.taps, rows.weights))
-        inside_rows = first + jnp.arange(ROW_BLOCK, dtype=jnp.int32) < shape[0]
-        inside = inside_rows[:, None, None] & inside_columns[None, None]
+    def best_of_rows(taps: Array, weights: Array, numbers: Array) -> Array:
+        inside = (numbers < shape[0])[:, None, None] & inside_columns[None, None]
         scores = class_probabilities(down_rows(across, taps, weights), prompts, logit_scale)
-        return jnp.maximum(best, jnp.where(inside, scores, 0.0).max((0, 2)))
+        return jnp.where(inside, scores, 0.0).max((0, 2))
 
-    return jax.lax.fori_loop(0, -(-shape[0] // ROW_BLOCK), block, best)
+    parts = rows.taps, rows.weights, jnp.arange(len(rows.taps), dtype=jnp.int32)
+    if blocks is None:
+        return jnp.maximum(best, best_of_rows(*parts))
+
+    def block(index: Array, best: Array) -> Array:
+        return jnp.maximum(best, best_of_rows(*(row_block(part, index) for part in parts)))
+
+    return jax.lax.fori_loop(0, blocks, block, best)
