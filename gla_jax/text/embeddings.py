@@ -22,7 +22,7 @@ from gla_jax.support.files import usable_cache, warn_unusable, write_beside
 from gla_jax.text.prompts import Classes, average_templates, check_templates, clean_text, imagenet_templates, quote
 from gla_jax.towers.kinds import build_tower
 from gla_jax.towers.layers import TextSpec, stack_blocks
-from gla_jax.towers.placement import platform_numbers
+from gla_jax.towers.placement import platform_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -203,8 +203,9 @@ def encode_texts(
         )
     lengths = spec.lengths(ids)
     order = np.argsort(lengths, kind="stable")
-    # Every length is a program: on accelerators the blocks compile as one.
-    params = stack_blocks(params, spec.depth) if platform_numbers(jax.local_devices()[0]).scan_blocks else dict(params)
+    # Every length is a program: on accelerators, whose compilers take long, the blocks compile as one.
+    scanned = platform_of(jax.local_devices()[0]) != "cpu"
+    params = stack_blocks(params, spec.depth) if scanned else dict(params)
     params = jax.tree.map(partial(jax.device_put, may_alias=True), params)
     features = np.empty((len(texts), spec.embed_dim), np.float32)
     for start in range(0, len(texts), TEXT_BATCH):

@@ -15,9 +15,9 @@ from gla_jax.towers.layers import (
     TextSpec,
     VisionSpec,
     multi_head_attention,
-    patch_tokens,
     transformer_blocks,
 )
+from gla_jax.towers.patches import patch_tokens
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 from gla_jax.support.arrays import Array, Float, typed
 from gla_jax.towers.attention import Rotation
-from gla_jax.towers.layers import LayerNorm, Tower, VisionSpec, patch_tokens, transformer_blocks
+from gla_jax.towers.layers import LayerNorm, Tower, VisionSpec, transformer_blocks
+from gla_jax.towers.patches import patch_tokens
 from gla_jax.towers.positions import PositionResize
 
 

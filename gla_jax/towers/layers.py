@@ -1,4 +1,4 @@
-"""Leaves and blocks shared by every tower: patch tokens, self-attention, MLP, pre-norm transformer block."""
+"""Leaves and blocks shared by every tower: self-attention, MLP, pre-norm transformer block."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,8 @@ import numpy as np
 
 from gla_jax.config import TowerAttention
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
-from gla_jax.support.arrays import Array, Bool, Float, Int, typed
+from gla_jax.support.arrays import Array, Bool, Float, Int
 from gla_jax.towers.attention import QKV, Rotation, multi_head_attention
-from gla_jax.towers.positions import PositionResize, resize_positions
 
 Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "swiglu"]
 Params = Mapping[str, Any]
@@ -116,66 +115,18 @@ class LayerNorm(nn.Module):
         return (normal * scale + bias).astype(self.dtype)
 
 
-class PatchTokens(nn.Module):
-    """Map pixels [B 3 h w] to tokens [B 1+registers+n C]: patch projection, class token, positions, registers.
-
-    grid_side: of the position table, None where there is none. Without class_token there are the n patches alone.
-    """
-
-    width: int
-    patch_size: int
-    grid_side: int | None
-    use_bias: bool = True
-    class_token: bool = True
-    registers: int = 0
-    position_resize: PositionResize = "bicubic"
-    position_offset: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    precision: str = "highest"
-
-    @nn.compact
-    @typed
-    def __call__(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B t C"]:
-        batch, channels, height, width = pixels.shape
-        p = self.patch_size
-        if height % p or width % p:
-            raise ValueError(f"a {height}x{width} input does not divide into patches of {p}x{p}")
-        rows, columns = height // p, width // p
-        # A convolution of stride p is a product with every flattened patch: [B 3 h w] -> [B n 3pp].
-        patches = pixels.reshape(batch, channels, rows, p, columns, p).transpose(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(batch, rows * columns, channels * p * p)
-        tokens = nn.Dense(
-            self.width, use_bias=self.use_bias, dtype=self.dtype, precision=self.precision, name="projection"
-        )(patches)
-
-        normal = nn.initializers.normal(0.02)
-        if self.class_token:
-            cls_token = self.param("class_token", normal, (self.width,))
-        if self.grid_side is not None:
-            if self.class_token:
-                cls_token = cls_token + self.param("class_position", normal, (self.width,))
-            positions = self.param("positions", normal, (self.grid_side**2, self.width))
-            # A loaded checkpoint holds NumPy arrays, which only jit turns into the arrays of jax that are checked for.
-            grid = rows, columns
-            positions = resize_positions(jnp.asarray(positions), grid, self.position_resize, self.position_offset)
-            tokens = tokens + positions.astype(self.dtype)[None]
-        if not self.class_token:
-            return tokens
-        first = [cls_token[None]]
-        if self.registers:
-            first.append(self.param("registers", normal, (self.registers, self.width)))
-        first = jnp.concatenate(first).astype(self.dtype)
-        return jnp.concatenate([jnp.broadcast_to(first[None], (batch, *first.shape)), tokens], axis=1)
-
-
 class SelfAttention(nn.Module):
-    """The four linear maps of an attention layer; the caller computes the attention between them."""
+    """The four linear maps of an attention layer; the caller computes the attention between them.
+
+    three_products: queries, keys and values each by a product that adds its bias, which GPUs do best.
+    """
 
     width: int
     use_bias: bool = True
     key_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     precision: str = "highest"
+    three_products: bool = False
 
     def setup(self):
         self.query, self.key, self.value = (
@@ -186,7 +137,11 @@ class SelfAttention(nn.Module):
 
     def project_in(self, x: Float[Array, "B t C"]) -> QKV:
         """Queries, keys and values of x, each [B t C]."""
-        return QKV(self.query(x), self.key(x), self.value(x))
+        inputs = x, x, x
+        if self.three_products:
+            # Of three products that share an operand XLA makes one, and a pass over memory for each bias.
+            inputs = jax.lax.optimization_barrier(inputs)
+        return QKV(*(project(own) for project, own in zip((self.query, self.key, self.value), inputs, strict=True)))
 
     def project_out(self, x: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
         """The output projection."""
@@ -247,7 +202,9 @@ class Block(nn.Module):
 
     def setup(self):
         self.norm_1 = LayerNorm(self.eps, self.dtype)
-        self.attention = SelfAttention(self.width, self.qkv_bias, self.key_bias, self.dtype, self.precision)
+        self.attention = SelfAttention(
+            self.width, self.qkv_bias, self.key_bias, self.dtype, self.precision, self.attention_form == "cudnn"
+        )
         self.norm_2 = LayerNorm(self.eps, self.dtype)
         self.mlp = Mlp(self.hidden, self.activation, self.dtype, self.precision)
         if self.layer_scale:
@@ -340,17 +297,6 @@ class Tower(nn.Module):
     def _detached_block(self) -> "Block":
         """A block that takes its parameters by apply."""
         return self.blocks[0].clone(parent=None, name=None)
-
-
-def patch_tokens(tower: Tower, table: bool = True, **options: Any) -> PatchTokens:
-    """The patch projection of a tower, for its setup.
-
-    table: there is a table of positions, of the pretraining size; options: other fields of PatchTokens.
-    """
-    spec = tower.spec
-    side = spec.image_size // spec.patch_size if table else None
-    options |= {"registers": spec.registers, "dtype": tower.dtype, "precision": tower.precision}
-    return PatchTokens(spec.width, spec.patch_size, side, **options)
 
 
 def transformer_blocks(tower: Tower) -> list[Block]:

@@ -18,9 +18,9 @@ from gla_jax.towers.layers import (
     TextSpec,
     VisionSpec,
     multi_head_attention,
-    patch_tokens,
     transformer_blocks,
 )
+from gla_jax.towers.patches import patch_tokens
 from gla_jax.towers.positions import PositionResize
 
 HALF = (0.5, 0.5, 0.5)  # mean and std of the pixels of every published model

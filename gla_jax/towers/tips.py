@@ -19,9 +19,9 @@ from gla_jax.towers.layers import (
     TextSpec,
     VisionSpec,
     multi_head_attention,
-    patch_tokens,
     transformer_blocks,
 )
+from gla_jax.towers.patches import patch_tokens
 
 PERIODS = 10_000  # the ratio of the longest period of a text's positions to the shortest
 
