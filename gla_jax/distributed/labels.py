@@ -1,4 +1,4 @@
-"""Labels of images on a mesh: the devices that hold an image label it, and nothing but its labels leaves them."""
+"""Labels of images that went through together: devices label the images they hold, and nothing else leaves them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,24 +9,28 @@ from jax.sharding import Mesh, NamedSharding
 
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.distributed.mesh import BY_IMAGE, BY_WINDOW, EVERYWHERE, place_parts
-from gla_jax.labels.label_map import LabelRule, Layout, blocks_of, join_tiles, label_tile
+from gla_jax.labels.label_map import LabelRule, Layout, blocks_of, join_tiles, label_tile, platform_of
 from gla_jax.pipeline import token_logits
 from gla_jax.support.arrays import Array, Bool, Float, Integer, have_directions
+
+MAX_TILES = 8  # of an image that one device labels in one program
 
 
 @partial(jax.jit, static_argnames=("mesh", "precision"))
 def split_logits(
-    features: Float[Array, "B W S E"], text_embeddings: Float[Array, "Q E"], mesh: Mesh, precision: str
+    features: Float[Array, "B W S E"], text_embeddings: Float[Array, "Q E"], mesh: Mesh | None, precision: str
 ) -> tuple[Float[Array, "B W S Q"], Bool[Array, " B"]]:
     """Token logits, those of an image on all of its devices, and whether the features of each are usable.
 
     Args:
-        features: of ring_features.
+        features: of Model.features_together.
         text_embeddings: a row of length one for every prompt, from the host.
-        mesh: that holds the features.
+        mesh: that holds the features, None for one device.
         precision: of the matrix product, in JAX's words.
     """
     logits = jax.vmap(partial(token_logits, precision=precision), in_axes=(0, None))(features, text_embeddings)
+    if mesh is None:
+        return logits, have_directions(features)
     for spec in (BY_WINDOW, BY_IMAGE):  # computed where the windows are, then brought together
         logits = jax.lax.with_sharding_constraint(logits, NamedSharding(mesh, spec))
     usable = have_directions(features)
@@ -35,24 +39,26 @@ def split_logits(
 
 @partial(jax.jit, static_argnames=("mesh", "thresholded", "precision", "dtype"))
 def label_tiles(logits, tiles, numbers, mesh, thresholded, precision, dtype) -> Integer[Array, "B d y x"]:
-    """Labels of d tiles of every image, one on each of its devices.
+    """Labels of d tiles of every image, on a mesh one on each of its devices.
 
     Args:
         logits: of split_logits.
         tiles: Rows, Columns and number of blocks of rows of every tile, each leaf [B d ...].
         numbers: of a LabelRule.
-        mesh: that holds the logits.
+        mesh: that holds the logits, None for one device.
         thresholded, precision, dtype: of label_tile.
     """
 
     def local(logits, tiles, numbers):
         def label(image):
-            own, tile = image
-            return label_tile(own, *tile, *numbers, thresholded, precision, dtype)
+            own, tiles = image
+            return jax.lax.map(lambda tile: label_tile(own, *tile, *numbers, thresholded, precision, dtype), tiles)
 
-        # This device's tile of each of its images.
-        return jax.lax.map(label, (logits, jax.tree.map(lambda leaf: leaf[:, 0], tiles)))[:, None]
+        # This device's tiles of each of its images.
+        return jax.lax.map(label, (logits, tiles))
 
+    if mesh is None:
+        return local(logits, tiles, numbers)
     specs = (BY_IMAGE, BY_WINDOW, EVERYWHERE)
     # Loops start from constants, which the check would want marked; nothing here crosses devices.
     split = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=BY_WINDOW, check_vma=False)
@@ -64,7 +70,7 @@ def label_tiles(logits, tiles, numbers, mesh, thresholded, precision, dtype) -> 
 
 
 def start_labels(
-    logits: Float[Array, "B W S Q"], places: Sequence[Layout], rule: LabelRule, mesh: Mesh, precision: str
+    logits: Float[Array, "B W S Q"], places: Sequence[Layout], rule: LabelRule, mesh: Mesh | None, precision: str
 ) -> list[Callable[[], Integer[np.ndarray, "h w"]]]:
     """Hand the labels of every image to its devices; one function an image waits for them.
 
@@ -72,27 +78,31 @@ def start_labels(
         logits: of split_logits.
         places: of the tokens of each of the B images among its pixels.
         rule: from logits to a label.
-        mesh: that holds the logits.
+        mesh: that holds the logits, None for one device.
         precision: of the matrix product, in JAX's words.
     """
-    devices, images = mesh.shape[WINDOW_AXIS], [list(where.tiles()) for where in places]
-    platform = mesh.devices.flat[0].platform
-    rounds = []
-    for first in range(0, max(map(len, images)), devices):
+    images, rounds = [list(where.tiles()) for where in places], []
+    most = max(map(len, images))
+    if mesh is None:
+        # A power of two, so that images of many sizes share a few programs.
+        together, platform = min(1 << (most - 1).bit_length(), MAX_TILES), platform_of(logits)
+    else:
+        together, platform = mesh.shape[WINDOW_AXIS], mesh.devices.flat[0].platform
+    for first in range(0, most, together):
         tiles = []
         for own in images:
-            for index in range(first, first + devices):
+            for index in range(first, first + together):
                 # An image without so many tiles has its last one again, of which nothing is computed but on GPUs.
                 down, _, rows, columns = own[min(index, len(own) - 1)]
                 tiles.append((rows, columns, blocks_of(down if index < len(own) else slice(0, 0), platform)))
-        together = jax.tree.map(lambda *leaves: _stacked(leaves, (len(images), devices)), *tiles)
-        placed = place_parts(together, mesh)
+        parts = jax.tree.map(lambda *leaves: _stacked(leaves, (len(images), together)), *tiles)
+        placed = parts if mesh is None else place_parts(parts, mesh)
         static = {"thresholded": rule.threshold > 0, "precision": precision, "dtype": rule.dtype}
         rounds.append(label_tiles(logits, placed, rule.numbers(), mesh, **static))
         rounds[-1].copy_to_host_async()
 
     def labels(image: int) -> Integer[np.ndarray, "h w"]:
-        own = [np.asarray(rounds[tile // devices])[image, tile % devices] for tile in range(len(images[image]))]
+        own = [np.asarray(rounds[tile // together])[image, tile % together] for tile in range(len(images[image]))]
         return join_tiles(places[image], own, rule.dtype)
 
     return [partial(labels, image) for image in range(len(images))]

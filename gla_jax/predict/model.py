@@ -233,6 +233,21 @@ class Model:
             return [_segment_features(self.params, self.canvas(images), self.config)]
         return list(_batch_features(self.params, self.canvas(images), self.config))
 
+    @property
+    def labels_together(self) -> bool:
+        """True where the images of a group are labelled by one program: what a processor gains by that is nothing."""
+        return self.mesh is not None or _first_device(None).platform != "cpu"
+
+    def features_together(
+        self, images: Sequence[Prepared], progress: Progress | None = None
+    ) -> Float[Array, "B W S E"]:
+        """`features` as one array; on a mesh B is padded to a multiple of its data axis."""
+        if self.mesh is not None:
+            return self.split_features(images)
+        if len(images) == 1 or images[0].grid.count > MAX_PROGRAM_WINDOWS:
+            return jnp.stack(self.features(images, progress))
+        return _batch_features(self.params, self.canvas(images), self.config)
+
     def foreground(self, images: Sequence[Prepared]) -> list[Float[Array, "W n"]]:
         """Logits of CLIP-DINOiser's background layer of every window token, image after image, on the first device."""
         params = self.params if self.mesh is None else jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params)

@@ -135,9 +135,11 @@ def start(
     config, padded = model.config, [*images, *[images[-1]] * (size - len(images))]
     precision = config.method.plain_precision
     from_scores = scores or question.area_threshold or config.background_margin
-    on_mesh = config.average == "logits" and not (from_scores or config.prune_below)
-    if model.mesh is not None and on_mesh:
-        features, embeddings = model.split_features(padded), np.asarray(question.text_embeddings)
+    plain = config.average == "logits" and not (from_scores or config.prune_below)
+    if model.labels_together and plain:
+        features, embeddings = model.features_together(padded, progress), question.text_embeddings
+        if model.mesh is not None:
+            embeddings = np.asarray(embeddings)
         logits, usable = split_logits(features, embeddings, model.mesh, precision)
         padded += [images[-1]] * (len(usable) - len(padded))
         places = [layout(image.grid, logits.shape[2], image.size) for image in padded]

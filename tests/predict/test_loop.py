@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -118,6 +119,32 @@ def test_sizes_share_the_program_of_their_number_of_windows(segmenter):
     for image in pictures(sizes):
         segmenter(image, CLASSES)
     assert module._segment_features._cache_size() - before <= len(counts) < len(sizes)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_a_gpu_labels_a_group_in_few_programs(segmenter, monkeypatch, threshold):
+    """With two programs an image the host waited for the device before it could hand it the next group."""
+    from gla_jax.distributed import labels as together
+
+    model = segmenter.model.with_config(replace(CONFIG, threshold=threshold))
+    rng, width = np.random.default_rng(1), model.params.joint_width
+    texts = rng.standard_normal((6, width), np.float32)
+    question = loop.Question(texts / np.linalg.norm(texts, axis=1, keepdims=True), np.array([0, 1, 1, 2, 3, 3]), 4)
+    images = [model.prepare(image) for image in pictures([(400, 600), (700, 1100), (400, 600)])]
+    features = rng.standard_normal((3, images[0].count, 16, width), np.float32)  # a random model's are all alike
+    monkeypatch.setattr(
+        module.Model, "features", lambda model, group, progress: list(jnp.asarray(features[: len(group)]))
+    )
+    monkeypatch.setattr(module.Model, "features_together", lambda *given: jnp.asarray(features))
+    expected = [found.labels for found in loop.predict(model, images, question)]
+    calls, label_tiles = [], together.label_tiles
+    monkeypatch.setattr(module.Model, "labels_together", True)
+    monkeypatch.setattr(together, "platform_of", lambda logits: "gpu")
+    monkeypatch.setattr(together, "label_tiles", lambda *given, **own: calls.append(0) or label_tiles(*given, **own))
+    for found, labels in zip(loop.predict(model, images, question), expected, strict=True):
+        assert len(np.unique(labels)) == 4
+        assert (found.labels == labels).mean() > 0.9999
+    assert len(calls) == 2  # the largest has 2 x 5 tiles, at most 8 of which go together
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
