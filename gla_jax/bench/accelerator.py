@@ -8,12 +8,16 @@ Random weights, bfloat16 towers: no download is needed, and none of the programs
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from gla_jax.bench.measure import machine
 from gla_jax.bench.memory import device_peak, machine_memory
@@ -35,6 +39,7 @@ from gla_jax.support.progress import counter
 FORMAT = "gla-jax accelerator 1"
 FILES = "accelerator.json", "accelerator.md"
 THREADS = 4  # that resize images ahead
+COMPILING = 6  # programs that compile at once, before the first of a group is measured
 LEFT_OUT = "left out: no time was left"
 
 
@@ -59,7 +64,7 @@ class Series:
     repeats: int = 5
     ceiling_sizes: tuple[int, ...] = ACCELERATOR_CEILING_SIZES
     minutes: float = 10.0
-    stream_seconds: float = 3.0
+    stream_seconds: float = 2.0
 
 
 SERIES = Series()
@@ -74,6 +79,19 @@ class Case:
     precision: str
     batch: int
     large: bool = False
+
+
+class Job(NamedTuple):
+    """A measurement.
+
+    rows: the list that takes its rows; fixed: fields that all of them have; warm: runs its programs once, which
+    compiles them; measure: from what warm returned, None without, to the rows.
+    """
+
+    rows: list[dict[str, Any]]
+    fixed: dict[str, Any]
+    warm: Callable[[], Any] | None
+    measure: Callable[[Any], list[dict[str, Any]]]
 
 
 @dataclass
@@ -113,21 +131,48 @@ def run_accelerator(series: Series, command: str, folder: Path) -> tuple[Acceler
     result, models = Accelerator(series, head), {}
     # All parts are compared with the ceiling of the towers' dtype, whatever they are computed in.
     bench = Bench(series.repeats, machine_memory(device), dict.fromkeys(("float32", dtype), ceiling))
-    with counter("cases measured") as advance:
-        total = _count(series)
-        for done, (rows, fixed, measure) in enumerate(_cases(result, models, bench)):
-            advance(done, total)
-            if time.monotonic() - begun > 60 * series.minutes:
-                rows.append(fixed | {"error": LEFT_OUT})
-            else:
-                try:
-                    rows += [fixed | row for row in measure()]
-                except Exception as error:  # such as too little memory: the cases after it are still of use
-                    rows.append(fixed | {"error": f"{type(error).__name__}: {first_line(error)}"})
-            result.head["minutes"] = (time.monotonic() - begun) / 60
-            written = write_accelerator(result, folder)
+    done, total = 0, _count(series)
+    with counter("cases measured") as advance, ThreadPoolExecutor(COMPILING) as pool, _compiled_once():
+        for group in _groups(result, models, bench):
+            late = _late(begun, series)
+            warm = [None if late or job.warm is None else pool.submit(job.warm) for job in group]
+            wait([each for each in warm if each])
+            for job, ready in zip(group, warm, strict=True):
+                advance(done, total)
+                job.rows.extend(_rows(job, ready, _late(begun, series)))
+                result.head["minutes"] = (time.monotonic() - begun) / 60
+                written, done = write_accelerator(result, folder), done + 1
         advance(total, total)
     return result, written
+
+
+def _late(begun: float, series: Series) -> bool:
+    return time.monotonic() - begun > 60 * series.minutes
+
+
+def _rows(job: Job, ready: Future | None, late: bool) -> list[dict[str, Any]]:
+    if late:
+        return [job.fixed | {"error": LEFT_OUT}]
+    try:
+        return [job.fixed | row for row in job.measure(ready.result() if ready else None)]
+    except Exception as error:  # such as too little memory: the cases after it are still of use
+        return [job.fixed | {"error": f"{type(error).__name__}: {first_line(error)}"}]
+
+
+@contextmanager
+def _compiled_once() -> Iterator[None]:
+    """With a cache of programs for the moment, where JAX has none: parts compile anew when they are measured."""
+    before = jax.config.jax_compilation_cache_dir
+    with TemporaryDirectory() as folder:
+        if before is None:
+            jax.config.update("jax_compilation_cache_dir", folder)
+            compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            if before is None:
+                jax.config.update("jax_compilation_cache_dir", None)
+                compilation_cache.reset_cache()
 
 
 def _count(series: Series) -> int:
@@ -135,38 +180,34 @@ def _count(series: Series) -> int:
     return streams + len(series.models) * len(series.large)
 
 
-def _cases(
-    result: Accelerator, models: dict[str, Model], bench: Bench
-) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any], Callable[[], list[dict[str, Any]]]]]:
-    """For each case the list that takes its rows, its fixed fields, and its measurement; the most important first."""
+def _groups(result: Accelerator, models: dict[str, Model], bench: Bench) -> Iterator[list[Job]]:
+    """Jobs whose programs compile together, the most important first."""
     series, first = result.series, result.series.precisions[0]
 
-    def image(case: Case) -> tuple:
-        fixed = asdict(case)
-        return result.images, fixed, lambda: [_image_row(series, _model(series, models, case.model), case, bench)]
+    def image(case: Case) -> Job:
+        model = _model(series, models, case.model)
+        warm = partial(_first_seconds, series, model, case)
+        measure = partial(_image_row, series, model, case, bench)
+        return Job(result.images, asdict(case), None if case.large else warm, lambda seconds: [measure(seconds)])
 
-    def parts(model: str, size: tuple[int, int]) -> tuple:
-        fixed = {"model": model, "size": size, "precision": first}
-        return result.parts, fixed, lambda: _part_rows(series, _model(series, models, model), model, size, bench)
+    def parts(name: str, size: tuple[int, int]) -> Job:
+        model, once = _model(series, models, name), replace(bench, repeats=1)
+        fixed = {"model": name, "size": size, "precision": first}
+        measure = partial(_part_rows, series, model, name, size)
+        return Job(result.parts, fixed, partial(measure, once), partial(measure, bench))
 
-    for model in series.models:
-        for size in series.sizes:
-            yield from (image(Case(model, size, first, batch)) for batch in series.batches)
-            yield parts(model, size)
-    for model in series.models:
-        yield from (image(Case(model, size, first, 1, large=True)) for size in series.large)
+    pairs = [(model, size) for model in series.models for size in series.sizes]
+    yield [job for pair in pairs for job in (*(image(Case(*pair, first, n)) for n in series.batches), parts(*pair))]
+    yield [image(Case(model, size, first, 1, large=True)) for model in series.models for size in series.large]
+    # The best batch has been measured by now.
+    batches = {pair: dict.fromkeys((1, result.best_batch(*pair))) for pair in pairs}
     for precision in series.precisions[1:]:
-        for model in series.models:
-            for size in series.sizes:
-                # The best batch has been measured by now.
-                for batch in dict.fromkeys((1, result.best_batch(model, size))):
-                    yield image(Case(model, size, precision, batch))
+        yield [image(Case(*pair, precision, batch)) for pair in pairs for batch in batches[pair]]
 
 
 def _model(series: Series, models: dict[str, Model], name: str) -> Model:
-    """A model on the device under the first precision; one at a time is there."""
+    """A model on the device under the first precision."""
     if name not in models:
-        models.clear()
         config = with_fields(series.config, {"precision": series.precisions[0]})
         models[name] = Model.place(random_params(*model_specs(name)), config)
     return models[name]
@@ -177,8 +218,15 @@ def _subject(series: Series, model: Model, name: str, size: tuple[int, int]) -> 
     return Subject.of(options, model)
 
 
-def _part_rows(series: Series, model: Model, name: str, size: tuple[int, int], bench: Bench) -> list[dict[str, Any]]:
-    """The parts of one image, each a program of its own."""
+def _part_rows(
+    series: Series,
+    model: Model,
+    name: str,
+    size: tuple[int, int],
+    bench: Bench,
+    compiled: list[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """The parts of one image, each a program of its own; compiled: rows of the run that compiled them."""
 
     def figures(row: Row) -> dict[str, Any]:
         fixed = {"part": row.part, "name": row.name, "windows": row.windows, "tflop": row.total_flops / 1e12}
@@ -188,17 +236,28 @@ def _part_rows(series: Series, model: Model, name: str, size: tuple[int, int], b
         return fixed | share | {"compile_seconds": row.compile_seconds, "device_peak": row.device_peak}
 
     subject = _subject(series, model, name, size)
-    return [figures(run()) for run in part_rows(subject, bench, ("blockwise",))]
+    rows = [figures(run()) for run in part_rows(subject, bench, ("blockwise",))]
+    for row, before in zip(rows, compiled or rows, strict=True):
+        row |= {key: before[key] for key in ("compile_seconds",) if key in before}
+    return rows
 
 
-def _image_row(series: Series, model: Model, case: Case, bench: Bench) -> dict[str, Any]:
-    """A stream of images of one size from bytes to labels, as every command runs it, after one that compiles."""
+def _case_subject(series: Series, model: Model, case: Case) -> Subject:
     model = model.with_config(with_fields(model.settings, {"precision": case.precision}))
-    subject = _subject(series, model, case.model, case.size)
-    device = jax.devices()[0]
-    before = device_peak(device)
+    return _subject(series, model, case.model, case.size)
+
+
+def _first_seconds(series: Series, model: Model, case: Case) -> float:
+    """Seconds of the first group of images, which compiles its programs."""
+    return _stream_seconds(_case_subject(series, model, case), case.batch, case.batch)
+
+
+def _image_row(series: Series, model: Model, case: Case, bench: Bench, first: float | None) -> dict[str, Any]:
+    """A stream of images of one size from bytes to labels, as every command runs it; first: of _first_seconds."""
+    subject, device = _case_subject(series, model, case), jax.devices()[0]
+    model, before = subject.model, device_peak(device)
     stream = partial(_stream_seconds, subject, case.batch)
-    first = stream(case.batch)
+    first = stream(case.batch) if first is None else first
     again = stream(case.batch)
     # A large image takes seconds by itself: one is enough.
     groups = 1 if case.large else max(1, math.ceil(series.stream_seconds / again))
@@ -245,8 +304,8 @@ def markdown(result: Accelerator) -> str:
         f"{size_text(on['memory'])}, {on['processor']}, {on['cores']} cores; {head['minutes']:.1f} minutes.",
         f"Random weights, {head['ceiling']['dtype']} towers, {result.series.prompts} prompts. Ceiling: the best square "
         f"matrix product, {ceiling}; TFLOP: matrix products by formulas, each counted once. Images from bytes to "
-        "labels in a stream, the next one resized meanwhile; parts are programs of their own. Device: the highest use "
-        "of its memory, where it rose.",
+        "labels in a stream, the next one resized meanwhile; parts are programs of their own. Compile: beside up to "
+        f"{COMPILING - 1} other programs. Device: the highest use of its memory, where it rose.",
         "\n".join(table([COLUMNS, *map(_image_cells, result.images)])),
         "\n".join(table([PART_COLUMNS, *map(_part_cells, result.parts)])),
     ]
