@@ -14,6 +14,7 @@ from gla_jax.attention.products import for_anchors, for_attention, similarities,
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
 
+ALIGNED, FROM_SIZE = 16, 2048  # entries of a block, from this largest block on
 State = TypeVar("State")
 Part = TypeVar("Part")
 
@@ -138,8 +139,12 @@ def shard_index() -> int:
 
 
 def balanced(length: int, max_size: int) -> int:
-    """Block size that splits `length` into the fewest equal blocks of at most `max_size`, so that little is padding."""
-    return -(-length // -(-length // max_size))
+    """Block size that splits `length` into the fewest equal blocks of at most `max_size`, so that little is padding.
+
+    Larger ones than a processor's are multiples of ALIGNED: a GPU's fast products want rows of whole 16 bytes.
+    """
+    size = -(-length // -(-length // max_size))
+    return size if max_size < FROM_SIZE else -(-size // ALIGNED) * ALIGNED
 
 
 def split_blocks(tree: State, size: int) -> State:

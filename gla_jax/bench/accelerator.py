@@ -84,13 +84,13 @@ class Case:
 class Job(NamedTuple):
     """A measurement.
 
-    rows: the list that takes its rows; fixed: fields that all of them have; warm: runs its programs once, which
-    compiles them; measure: from what warm returned, None without, to the rows.
+    rows: the list that takes its rows; fixed: fields that all of them have; compile: its programs, which are not run;
+    measure: gives the rows, from the seconds that compiling took, None where nothing was compiled ahead.
     """
 
     rows: list[dict[str, Any]]
     fixed: dict[str, Any]
-    warm: Callable[[], Any] | None
+    compile: Callable[[], Any] | None
     measure: Callable[[Any], list[dict[str, Any]]]
 
 
@@ -135,9 +135,10 @@ def run_accelerator(series: Series, command: str, folder: Path) -> tuple[Acceler
     with counter("cases measured") as advance, ThreadPoolExecutor(COMPILING) as pool, _compiled_once():
         for group in _groups(result, models, bench):
             late = _late(begun, series)
-            warm = [None if late or job.warm is None else pool.submit(job.warm) for job in group]
-            wait([each for each in warm if each])
-            for job, ready in zip(group, warm, strict=True):
+            # Nothing runs meanwhile: CUDA records a program's first run as a graph, which work beside it spoils.
+            compiled = [None if late or job.compile is None else pool.submit(job.compile) for job in group]
+            wait([each for each in compiled if each])
+            for job, ready in zip(group, compiled, strict=True):
                 advance(done, total)
                 job.rows.extend(_rows(job, ready, _late(begun, series)))
                 result.head["minutes"] = (time.monotonic() - begun) / 60
@@ -161,7 +162,7 @@ def _rows(job: Job, ready: Future | None, late: bool) -> list[dict[str, Any]]:
 
 @contextmanager
 def _compiled_once() -> Iterator[None]:
-    """With a cache of programs for the moment, where JAX has none: parts compile anew when they are measured."""
+    """With a cache for the moment, where JAX has none, from which what is measured takes its compiled programs."""
     before = jax.config.jax_compilation_cache_dir
     with TemporaryDirectory() as folder:
         if before is None:
@@ -186,15 +187,16 @@ def _groups(result: Accelerator, models: dict[str, Model], bench: Bench) -> Iter
 
     def image(case: Case) -> Job:
         model = _model(series, models, case.model)
-        warm = partial(_first_seconds, series, model, case)
-        measure = partial(_image_row, series, model, case, bench)
-        return Job(result.images, asdict(case), None if case.large else warm, lambda seconds: [measure(seconds)])
+        compile_, measure = (partial(each, series, model, case) for each in (_compile_image, _image_row))
+        return Job(result.images, asdict(case), compile_, lambda seconds: [measure(bench, seconds)])
 
     def parts(name: str, size: tuple[int, int]) -> Job:
-        model, once = _model(series, models, name), replace(bench, repeats=1)
         fixed = {"model": name, "size": size, "precision": first}
-        measure = partial(_part_rows, series, model, name, size)
-        return Job(result.parts, fixed, partial(measure, once), partial(measure, bench))
+        compile_, measure = (
+            partial(each, _subject(series, _model(series, models, name), name, size), bench)
+            for each in (_compile_parts, _part_rows)
+        )
+        return Job(result.parts, fixed, compile_, measure)
 
     pairs = [(model, size) for model in series.models for size in series.sizes]
     yield [job for pair in pairs for job in (*(image(Case(*pair, first, n)) for n in series.batches), parts(*pair))]
@@ -218,28 +220,26 @@ def _subject(series: Series, model: Model, name: str, size: tuple[int, int]) -> 
     return Subject.of(options, model)
 
 
-def _part_rows(
-    series: Series,
-    model: Model,
-    name: str,
-    size: tuple[int, int],
-    bench: Bench,
-    compiled: list[dict[str, Any]] | None = None,
-) -> list[dict[str, Any]]:
-    """The parts of one image, each a program of its own; compiled: rows of the run that compiled them."""
+def _compile_parts(subject: Subject, bench: Bench) -> dict[str, float | None]:
+    """Seconds of compiling each part that is one program."""
+    parts = subject._replace(options=replace(subject.options, parts=("towers", "attention")))
+    # A program that needs more than no memory is compiled and not run.
+    rows = (run() for run in part_rows(parts, replace(bench, memory_limit=0.0), ("blockwise",)))
+    return {row.name: row.compile_seconds for row in rows}
+
+
+def _part_rows(subject: Subject, bench: Bench, compiled: dict[str, float | None] | None) -> list[dict[str, Any]]:
+    """The parts of one image, each a program of its own; compiled: of _compile_parts."""
 
     def figures(row: Row) -> dict[str, Any]:
         fixed = {"part": row.part, "name": row.name, "windows": row.windows, "tflop": row.total_flops / 1e12}
         if row.stopped:
             return fixed | {"error": "needs more memory than there is"}
         share = {"seconds": row.median, "share_of_ceiling": row.share_of_ceiling}
-        return fixed | share | {"compile_seconds": row.compile_seconds, "device_peak": row.device_peak}
+        compiling = (compiled or {}).get(row.name, row.compile_seconds)
+        return fixed | share | {"compile_seconds": compiling, "device_peak": row.device_peak}
 
-    subject = _subject(series, model, name, size)
-    rows = [figures(run()) for run in part_rows(subject, bench, ("blockwise",))]
-    for row, before in zip(rows, compiled or rows, strict=True):
-        row |= {key: before[key] for key in ("compile_seconds",) if key in before}
-    return rows
+    return [figures(run()) for run in part_rows(subject, bench, ("blockwise",))]
 
 
 def _case_subject(series: Series, model: Model, case: Case) -> Subject:
@@ -247,18 +247,21 @@ def _case_subject(series: Series, model: Model, case: Case) -> Subject:
     return _subject(series, model, case.model, case.size)
 
 
-def _first_seconds(series: Series, model: Model, case: Case) -> float:
-    """Seconds of the first group of images, which compiles its programs."""
-    return _stream_seconds(_case_subject(series, model, case), case.batch, case.batch)
+def _compile_image(series: Series, model: Model, case: Case) -> float | None:
+    """Seconds of compiling the program of a group of images; None for those that go through in steps."""
+    subject = _case_subject(series, model, case)
+    begun = time.perf_counter()
+    prepared = subject.model.prepare(subject.image)
+    compiled = subject.model.compile_features([prepared] * case.batch)
+    return None if compiled is None else time.perf_counter() - begun
 
 
-def _image_row(series: Series, model: Model, case: Case, bench: Bench, first: float | None) -> dict[str, Any]:
-    """A stream of images of one size from bytes to labels, as every command runs it; first: of _first_seconds."""
+def _image_row(series: Series, model: Model, case: Case, bench: Bench, compiling: float | None) -> dict[str, Any]:
+    """A stream of images of one size from bytes to labels, as every command runs it; compiling: of _compile_image."""
     subject, device = _case_subject(series, model, case), jax.devices()[0]
     model, before = subject.model, device_peak(device)
     stream = partial(_stream_seconds, subject, case.batch)
-    first = stream(case.batch) if first is None else first
-    again = stream(case.batch)
+    first, again = stream(case.batch), stream(case.batch)
     # A large image takes seconds by itself: one is enough.
     groups = 1 if case.large else max(1, math.ceil(series.stream_seconds / again))
     seconds = again if groups == 1 else stream(groups * case.batch)
@@ -272,7 +275,7 @@ def _image_row(series: Series, model: Model, case: Case, bench: Bench, first: fl
         "seconds": seconds / images,
         "tflop": flops / 1e12,
         "share_of_ceiling": flops * rate / bench.ceiling[model.config.dtype],
-        "compile_seconds": max(first - again, 0.0),
+        "compile_seconds": max(first - again, 0.0) if compiling is None else compiling,
         "device_peak": peak if peak != before else None,
     }
 

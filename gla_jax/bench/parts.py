@@ -36,7 +36,7 @@ from gla_jax.predict.cost import (
     vfm_flops,
 )
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
-from gla_jax.predict.predict import Question, label_logits, predict
+from gla_jax.predict.predict import Question, label_logits, predict, start_together
 from gla_jax.support.arrays import Array, l2_normalize
 from gla_jax.support.errors import UserError
 from gla_jax.support.progress import track
@@ -106,6 +106,8 @@ class Subject(NamedTuple):
     def labels(self, features: Array) -> np.ndarray:
         """The label map of the image by features [W S E]."""
         config = self.model.config
+        if self.model.labels_together:
+            return start_together(self.model, features[None], [self.prepared], self.question).labels[0]().labels
         logits = whole_logits(features, self.question.text_embeddings, config.method.plain_precision)
         return label_logits(logits, self.prepared, self.question, config).labels
 

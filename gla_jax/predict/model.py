@@ -248,6 +248,13 @@ class Model:
             return jnp.stack(self.features(images, progress))
         return _batch_features(self.params, self.canvas(images), self.config)
 
+    def compile_features(self, images: Sequence[Prepared]) -> jax.stages.Compiled | None:
+        """The program of `features`, compiled and not run; None on a mesh and for images that go through in steps."""
+        if self.mesh is not None or images[0].grid.count > MAX_PROGRAM_WINDOWS:
+            return None
+        program = _segment_features if len(images) == 1 else _batch_features
+        return program.lower(self.params, self.canvas(images), self.config).compile()
+
     def foreground(self, images: Sequence[Prepared]) -> list[Float[Array, "W n"]]:
         """Logits of CLIP-DINOiser's background layer of every window token, image after image, on the first device."""
         params = self.params if self.mesh is None else jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params)

@@ -137,14 +137,7 @@ def start(
     from_scores = scores or question.area_threshold or config.background_margin
     plain = config.average == "logits" and not (from_scores or config.prune_below)
     if model.labels_together and plain:
-        features, embeddings = model.features_together(padded, progress), question.text_embeddings
-        if model.mesh is not None:
-            embeddings = np.asarray(embeddings)
-        logits, usable = split_logits(features, embeddings, model.mesh, precision)
-        padded += [images[-1]] * (len(usable) - len(padded))
-        places = [layout(image.grid, logits.shape[2], image.size) for image in padded]
-        labels = start_labels(logits, places, question.rule(config), model.mesh, precision)
-        return Started(usable, [lambda own=own: Prediction(own()) for own in labels], config.dtype)
+        return start_together(model, model.features_together(padded, progress), padded, question)
     features = model.features(padded, progress)[: len(images)]
     layer = model.foreground(images) if config.foreground_below else [None] * len(images)
     labels = []
@@ -152,6 +145,26 @@ def start(
         logits = whole_logits(own, question.text_embeddings, precision)
         labels.append(start_label(logits, image, question, config, scores, foreground))
     return Started([_usable(own) for own in features], labels, config.dtype)
+
+
+def start_together(
+    model: Model, features: Float[Array, "B W S E"], images: Sequence[Prepared], question: Question
+) -> Started:
+    """Hand the labels of a group to the device that has its features, in a few programs for all images.
+
+    Args:
+        model: settings, of a softmax over plain logits.
+        features: of Model.features_together.
+        images: the group, without what the features were padded with.
+        question: prompts and classes.
+    """
+    mesh, precision = model.mesh, model.config.method.plain_precision
+    embeddings = question.text_embeddings if mesh is None else np.asarray(question.text_embeddings)
+    logits, usable = split_logits(features, embeddings, mesh, precision)
+    padded = [*images, *[images[-1]] * (len(usable) - len(images))]
+    places = [layout(image.grid, logits.shape[2], image.size) for image in padded]
+    labels = start_labels(logits, places, question.rule(model.config), mesh, precision)
+    return Started(usable, [lambda own=own: Prediction(own()) for own in labels], model.config.dtype)
 
 
 def start_label(

@@ -7,10 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from gla_jax.attention.attend import aggregate_values
-from gla_jax.attention.blockwise import SoftmaxPartial, attend_block, attend_next_block, empty_softmax, fold_shards
+from gla_jax.attention.blockwise import (
+    SoftmaxPartial,
+    attend_block,
+    attend_next_block,
+    balanced,
+    empty_softmax,
+    fold_shards,
+)
 from gla_jax.attention.buffer import fill_buffer, l2_normalize, neighbourhood_queries
 from gla_jax.attention.normalize import Normalization
 from gla_jax.attention.ring import WINDOW_AXIS
@@ -127,6 +136,27 @@ def test_split_products_equal_the_oracle(form, part_dtype, name):
     rounded = jnp.asarray(values, jnp.bfloat16)  # two parts of the weights alone
     expected = oracle_values(features, np.asarray(rounded, np.float32), method)
     assert_rows_agree(gathered(arrays[0], rounded, arrays[2], method), expected, 3e-5)
+
+
+@pytest.mark.parametrize("part_dtype", ["float16", "bfloat16"])
+def test_padding_is_no_positive_of_split_products(part_dtype):
+    """Keys of padded windows are rows of 0 there, whose cosine of 0 is above a negative threshold."""
+    method = replace(GLA, attention="blockwise", block_size=7, precision="high", part_dtype=part_dtype)
+    method = replace(method, anchor_threshold=-0.2)
+    features, values = clustered(3, 4, width=48)
+    padded = (jnp.asarray(np.concatenate([x, np.full((3, *x.shape[1:]), 50, np.float32)])) for x in (features, values))
+    found = gathered(*padded, jnp.arange(7) < 4, method)
+    assert_rows_agree(found[:4], oracle_values(features, values, method), 3e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 600_000), st.sampled_from([512, 4096, 16384]))
+def test_blocks_are_equal_and_a_gpu_s_rows_whole(length, largest):
+    """Blocks of 15,966 keys, an image of 2160x3840, made rows that a GPU's fast products do not take."""
+    size = balanced(length, largest)
+    assert size <= largest
+    assert -(-length // size) == -(-length // largest)
+    assert largest == 512 or size % 16 == 0
 
 
 def test_gradients_of_split_products_are_those_of_float32():
