@@ -15,6 +15,7 @@ class ColourModel:
     """Features are the mean colours of SIDE x SIDE cells."""
 
     mesh = None
+    labels_together = False
 
     def __init__(self, config: SegmenterConfig, seconds: float = 0.0):
         self.config = config
