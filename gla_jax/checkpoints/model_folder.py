@@ -259,13 +259,11 @@ def _check_sizes(folder: Path, spec: Spec, params: Params) -> None:
             sizes = _layer_sizes(own) if isinstance(spec, DinoiserSpec) else _tower_sizes(own)
         except (KeyError, TypeError, IndexError, ValueError):
             raise ModelError(f"{path} describes another family than the parameters are of; convert again.") from None
-        implied = {
-            "grid_side": getattr(tower, "image_size", 0) // getattr(tower, "patch_size", 1),
-            "layer_scale": getattr(tower, "layer_scale", False),
-            "gated": getattr(tower, "activation", "gelu") == "swiglu",
-        }
         for name, value in sizes.items():
-            stated = implied[name] if name in implied else getattr(tower, name, value)
+            if name == "grid_side":
+                stated = tower.image_size // tower.patch_size
+            else:
+                stated = tower.activation == "swiglu" if name == "gated" else getattr(tower, name, None)
             if stated != value:
                 raise ModelError(f"{path} says {part}{name} {stated}, the parameters have {value}; convert again.")
 

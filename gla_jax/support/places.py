@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -151,9 +152,16 @@ def held(folder: Path, message: str, name: str, wait: float = 0) -> Iterator[Non
     lock, over = folder / f"{name}.{number}", threading.Event()
 
     def renew() -> None:
+        dies, warned = time.monotonic() + SECONDS_OF_A_LOCK, False
         while not over.wait(SECONDS_OF_A_LOCK / SIGNS_IN_A_LOCK):
-            with suppress(Exception):  # a store that does not answer now may answer the next sign
+            try:
                 upload(lock, _sign(mine))
+                dies = time.monotonic() + SECONDS_OF_A_LOCK
+            except Exception as error:  # a store that does not answer now may answer the next sign
+                if time.monotonic() > dies and not warned:
+                    warned = True
+                    text = f"{folder} cannot be kept locked ({first_line(error)}): another run may write there too"
+                    warnings.warn(text, stacklevel=2)
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()

@@ -84,6 +84,21 @@ def test_a_dead_owner_s_lock_is_taken_over_and_a_living_one_s_is_not(folder, mon
             pass
 
 
+def test_a_lock_that_cannot_be_renewed_is_a_warning(folder, monkeypatch):
+    """Another run takes it over after a minute, and both would write."""
+
+    def gone(*words, **more):
+        raise OSError("the store is gone")
+
+    monkeypatch.setattr(places, "SECONDS_OF_A_LOCK", 0.2)
+    with folder_lock(folder, "taken"):
+        monkeypatch.setattr(places, "upload", gone)
+        with pytest.warns(
+            UserWarning, match=r"cannot be kept locked \(the store is gone\): another run may write there"
+        ):
+            time.sleep(0.6)
+
+
 def test_a_folder_is_fetched_once_for_each_content(folder, tmp_path):
     for name, content in (("config.json", b"{}"), ("params/d/x", b"1")):
         (folder / name).write_bytes(content)
