@@ -71,11 +71,11 @@ def is_timm(config: Config | None) -> bool:
     return config is not None and not is_transformers(config) and "architecture" in config
 
 
-def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConfig":
-    """A Hugging Face configuration with every field, those the file leaves out as transformers defines them."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is no news here
-    import transformers
+def check_model_type(config: Config, model_types: Mapping[str, str]) -> None:
+    """Raise ConversionError where a Hugging Face configuration is one of another family.
 
+    model_types: those of the family, as in read_config.
+    """
     kind = str(config["model_type"])
     if kind == "siglip2":
         raise ConversionError(
@@ -83,10 +83,19 @@ def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConf
             "resolution, such as google/siglip2-base-patch16-224."
         )
     if kind not in model_types:
+        own = f"this family ({' or '.join(model_types)})" if model_types else "this family"
         raise ConversionError(
-            f"its config.json says it is a {short(kind)} model, which this family ({' or '.join(model_types)}) is "
-            "not; convert it as another family."
+            f"its config.json says it is a {short(kind)} model, which {own} is not; convert it as another family."
         )
+
+
+def _complete(config: Config, model_types: Mapping[str, str]) -> "PreTrainedConfig":
+    """A Hugging Face configuration with every field, those the file leaves out as transformers defines them."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is no news here
+    import transformers
+
+    kind = str(config["model_type"])
+    check_model_type(config, model_types)
     if config.get("quantization_config"):
         raise ConversionError("its config.json has a quantization_config: quantised weights are not converted.")
     # transformers lists every layer and every label, and looks each layer up among those of a backbone.

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Params, Spec, write_checkpoint
-from gla_jax.convert.families import convert_state
+from gla_jax.convert.configs import check_model_type, is_transformers
+from gla_jax.convert.families import FAMILIES, convert_state
 from gla_jax.convert.sentencepiece import sentencepiece_tokenizer
 from gla_jax.convert.siglip import trained_tokenizer
 from gla_jax.convert.sources import CONFIGS, PREPROCESSORS, TOKENIZERS, Source, open_source, sha256_of
@@ -105,6 +106,8 @@ def read_model(
             )
     try:
         tokenizer: Mapping[str, bytes] = {}
+        if is_transformers(opened.config):
+            check_model_type(opened.config, FAMILIES[family].model_types)
         if family == "siglip":  # what ends and pads its texts stands in no configuration
             tokenizer, implied = trained_tokenizer(_tokenizer_beside(opened))
         converted = convert_state(family, opened.state, opened.config, pixels=opened.pixels, **options, **implied)

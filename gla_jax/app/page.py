@@ -65,6 +65,13 @@ def downloads(result: Segmentation, folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.iterdir())
 
 
+def upload(**options: Any) -> gr.Image:
+    """An image whose file goes to our reader as it was uploaded: Gradio's makes 16 bits white, and has no sentences."""
+    image = gr.Image(type="filepath", image_mode=None, **options)
+    image.preprocess = lambda payload: payload and payload.path
+    return image
+
+
 def build_page(answers: Answers, folder: Path) -> gr.Blocks:
     """The page.
 
@@ -133,11 +140,7 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
         state = gr.State()
         with gr.Row():
             with gr.Column():
-                image = gr.Image(
-                    type="filepath",
-                    sources=["upload", "clipboard"],
-                    label="Image; a click asks about a point",
-                )
+                image = upload(sources=["upload", "clipboard"], label="Image; a click asks about a point")
                 classes = gr.Textbox(
                     label="Classes, by lines or commas; synonyms by semicolons",
                     lines=4,
@@ -173,7 +176,7 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
 
         # The API: an image, classes, model and method in; an index PNG and shares out.
         with gr.Group(visible=False):
-            api_inputs = [gr.Image(type="filepath"), gr.Textbox(), gr.Textbox("tiny-world"), gr.Textbox("gla")]
+            api_inputs = [upload(), gr.Textbox(), gr.Textbox("tiny-world"), gr.Textbox("gla")]
             api_outputs = [gr.File(), gr.Textbox()]
             gr.Button().click(
                 api_segment,

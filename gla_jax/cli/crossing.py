@@ -44,7 +44,7 @@ def crossing(
     samples, read = measuring.find_samples(images, labels, limit)
     name = model or (measuring.TINY_WORLD if images == [measuring.TINY_WORLD] else DEFAULT_MODEL)
     if out:
-        results_file(out)
+        results_file(out, begins=b'{\n "images":')
     suit = anchor_threshold is None and not names_numbers(preset)
     segmenter = Segmenter.from_pretrained(name, config, offline=offline, suit=suit)
     figures = measuring.summary(measuring.crossings(segmenter, *read(each)) for each in track(samples, "images"))

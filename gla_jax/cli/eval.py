@@ -194,12 +194,12 @@ def compare(
     from gla_jax.eval.report.compare import comparison_html, comparison_tables
     from gla_jax.outputs.files import writing_to
     from gla_jax.support.files import write_text
-    from gla_jax.support.places import make_folder
 
+    reports = [folder / "report.html" for folder in (first, second)]
+    options.results_file(out, begins=b"<!doctype html>", inputs=reports)
     comparison = compared(first, second)
     Console().print(comparison_tables(comparison))
     with writing_to(out):
-        make_folder(out.parent)
         write_text(out, comparison_html(comparison))
     typer.echo(f"page: {out}")
 

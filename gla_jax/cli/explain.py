@@ -54,7 +54,8 @@ def explain(
 
     attention_stages(config.method)
     request = read_request(image, at, mask, classes or (), boundaries, out)
-    results_file(out)
+    for path in (out, out.with_suffix(".boundaries.png")) if boundaries else (out,):
+        results_file(path, inputs=(image, mask))
     suit = anchor_threshold is None and not names_numbers(preset)
     segmenter = Segmenter.from_pretrained(model, config, offline=offline, suit=suit)
     for line in write_pictures(segmenter, request, out):

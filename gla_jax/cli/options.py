@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ from gla_jax.support.devices import check_devices as check_devices
 from gla_jax.support.devices import prepare_jax as prepare_jax
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import LOCK_FILE, folder_lock
-from gla_jax.support.places import check_writable, is_remote, place
+from gla_jax.support.places import check_writable, content_of, is_file, is_remote, place, same_file
 from gla_jax.support.web import is_web
 
 if TYPE_CHECKING:
@@ -183,10 +183,24 @@ def locked_results(path: Path) -> Iterator[Path]:
         yield folder
 
 
-def results_file(path: Path, option: str = "--out") -> Path:
-    """A file for results, whose folder is created where it is missing; before the work, like results_folder."""
+def results_file(path: Path, option: str = "--out", begins: bytes = b"", inputs: Iterable[Path | None] = ()) -> Path:
+    """A file for results, whose folder is created where it is missing; before the work, like results_folder.
+
+    Args:
+        path: of the file.
+        option: that names it.
+        begins: how files of this command begin; one that begins otherwise, and is not empty, is not replaced.
+        inputs: files that the command reads, which are not replaced either.
+
+    Raises UserError.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with {option}.")
+    if any(source and same_file(path, source) for source in inputs):
+        raise UserError(f"{path} is read by this command and would be replaced; choose another {option}.")
+    there = content_of(path, len(begins)) if begins and is_file(path) else b""
+    if there and not there.startswith(begins):
+        raise UserError(f"{path} exists and is no file of this command; choose another {option}, or remove it.")
     return results_folder(path.parent, option) / path.name
 
 

@@ -10,6 +10,8 @@ from gla_jax.cli.options import prepare_jax, results_file
 from gla_jax.models.registry import DEFAULT_MODEL
 from gla_jax.support.errors import UserError
 
+BEGINS = b'{\n "format": "gla-jax preset'
+
 
 def tune(
     benchmark: options.Benchmark = "tiny-world",
@@ -32,7 +34,7 @@ def tune(
         raise UserError(f"{out} does not end with .json, by which --preset knows a file; choose another --out.")
     if hold_out != hold_out:  # NaN passes the limits of the option
         raise UserError("--hold-out nan is no share; give a number from 0 to 0.9.")
-    results_file(out)
+    results_file(out, begins=BEGINS)
     prepare_jax()
     from gla_jax.analysis import tune as tuning
     from gla_jax.eval.benchmarks import TINY_WORLD

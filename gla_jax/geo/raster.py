@@ -30,7 +30,7 @@ from gla_jax.support.arrays import Bool, Integer, UInt8
 from gla_jax.support.batches import Stopwatch, read_ahead
 from gla_jax.support.errors import ImageError, UserError, first_line
 from gla_jax.support.files import folder_lock, remove_leftovers, unfinished, write_json, write_png
-from gla_jax.support.places import content_of, is_remote, make_folder, on_disk, stamp, written_on_disk
+from gla_jax.support.places import content_of, is_remote, make_folder, on_disk, same_file, stamp, written_on_disk
 from gla_jax.support.progress import counter
 from gla_jax.support.web import is_web
 from gla_jax.text.prompts import Classes, with_background
@@ -104,6 +104,8 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
         _opened(there, source, task.bands, task.value_range) as raster,
         folder_lock(folder, taken_message(folder)),
     ):
+        if same_file(source, folder / "labels.tif"):
+            raise UserError(f"{source} is the file that the labels go to; choose another --out.")
         whole = Area(0, 0, raster.height, raster.width)
         area = task.area or whole
         if area.row + area.height > whole.height or area.column + area.width > whole.width:

@@ -108,19 +108,24 @@ def _folders(part: str) -> list[Path]:
     if part and os.path.exists(folder) and not os.path.isdir(folder):
         raise ModelError(f"{part} is a pipe, a socket or a device; name a model folder or one of gla-jax models.")
     if not part or not os.path.isdir(folder):
-        # A mistyped folder is more like one beside it than like a name.
-        beside = [str(path) for path in folder.parent.glob("*") if os.path.isdir(path)] if os.sep in part else []
-        close = difflib.get_close_matches(str(folder), beside, n=1)
+        # A mistyped folder is more like a model's beside it than like a name.
+        beside = [path.name for path in folder.parent.glob("*") if _is_model(path)] if os.sep in part else []
+        close = [str(folder.with_name(name)) for name in difflib.get_close_matches(folder.name, beside, n=1)]
         close = close or difflib.get_close_matches(part.lower(), [EMBEDDED, *MODELS], n=3)
-        advice = f"did you mean {' or '.join(close)}" if close else "gla-jax models lists the names"
-        raise ModelError(f"{part!r} is neither a model folder nor a named model; {advice}.")
+        advice = f"did you mean {' or '.join(close)}?" if close else "gla-jax models lists the names."
+        raise ModelError(f"{part!r} is neither a model folder nor a named model; {advice}")
     if (folder / "config.json").exists():
         return [folder]
-    if all((folder / name).is_dir() for name in PAIR):
+    if _is_model(folder):
         return [folder / name for name in (*PAIR, LAYERS) if name in PAIR or (folder / name).is_dir()]
     if any(path.suffix in PUBLISHED_WEIGHTS for path in folder.iterdir()):
         raise ModelError(f"{folder} holds weights as they are published; convert them first: {command}.")
     raise ModelError(f"{folder} is not a model folder: it holds neither config.json nor the folders clip and vfm.")
+
+
+def _is_model(folder: Path) -> bool:
+    """True for a model folder, and for one that holds the folders of a pair."""
+    return (folder / "config.json").exists() or all((folder / name).is_dir() for name in PAIR)
 
 
 def _read_cached(name: str, offline: bool, cache_dir: Path | str | None) -> Checkpoint:

@@ -72,6 +72,13 @@ def is_file(path: Path) -> bool:
     return not is_web(path) and path.is_file() if is_remote(path) else os.path.isfile(path)
 
 
+def same_file(first: Path, second: Path) -> bool:
+    """True for two names of one file or object that exists."""
+    if is_remote(first) or is_remote(second):
+        return str(first) == str(second)
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+
+
 def is_folder(path: Path) -> bool:
     """True for a folder, or for the beginning of objects' names; False for a name that is too long."""
     return not is_web(path) and path.is_dir() if is_remote(path) else os.path.isdir(path)

@@ -11,7 +11,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
+from PIL import Image
 
 gradio_client = pytest.importorskip("gradio_client", reason="the extra app is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -109,6 +111,21 @@ def test_the_api_answers_in_batches_with_sentences(address):
     assert answers[0]["classes"][0] == "wood"
     assert sum(answers[1]["shares"].values()) == pytest.approx(1)
     assert "class" in answers[2]["error"]
+
+
+def test_the_api_reads_images_as_the_command_line_does(address, tmp_path):
+    """Gradio's reader turned 16 bits white without a word, and answered files that are no images in its own words."""
+    grey = np.asarray(Image.open(SCENE).convert("L"))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    client = gradio_client.Client(address, verbose=False)
+    answers = []
+    for name in ("8.png", "16.png", "broken.png"):
+        image = gradio_client.handle_file(str(tmp_path / name))
+        answers.append(json.loads(client.predict(image, CLASSES, "tiny-world", "gla", api_name="/segment")[1]))
+    assert answers[0] == answers[1]
+    assert answers[2]["error"].startswith("broken.png cannot be read as an image")
 
 
 def post(url, body, content="application/json"):

@@ -1,6 +1,7 @@
 """Odd command lines: each gets a sentence and exit status 2, none a traceback."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -177,6 +178,33 @@ def test_an_odd_command_line_is_a_sentence(words, places, tmp_path, monkeypatch,
     assert "Traceback" not in said
     errors = [line for line in said.splitlines() if line.lower().startswith("error: ")]
     assert len(errors) == 1, said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["explain", "photo.png", "--at", "1,1", "--out", "photo.png"],
+        ["explain", "photo.png", "--boundaries", *T[:4], "--out", "photo.png", "--mask", "photo.boundaries.png"],
+        ["explain", "photo.boundaries.png", "--boundaries", *T[:4], "--out", "photo.png"],
+        ["tune", "--out", "classes.json"],
+        ["crossing", "photo.png", "--out", "classes.json"],
+        ["eval", "compare", "a", "b", "--out", "photo.png"],
+        ["eval", "compare", "a", "b", "--out", "a/report.html"],
+    ],
+    ids=lambda words: " ".join(words)[:60],
+)
+def test_a_file_of_the_user_is_not_replaced(words, tmp_path, monkeypatch, capsys):
+    """Such as the photo itself, or the results that a page was to be drawn from."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    for name in ("photo.png", "photo.boundaries.png"):
+        Image.fromarray(np.zeros((40, 60, 3 if name == "photo.png" else 1), np.uint8).squeeze()).save(name)
+    (tmp_path / "classes.json").write_text('{"0": "sand"}')
+    (tmp_path / "a/report.html").write_text("<!doctype html>\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert main(words) == 2
+    assert re.search("is read by this command and would|exists and is no file of this command", capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_the_default_preset_is_the_settings():

@@ -1,6 +1,8 @@
 """SigLIP 2 as the hub has it: lower case, Gemma's tokens, texts filled up to the context, towers without CLS."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,3 +153,13 @@ def test_naflex_is_refused_by_name(tmp_path):
     state, config = saved(published.siglip_model(), tmp_path)
     with pytest.raises(ConversionError, match=r"is a NaFlex model of SigLIP 2, .* google/siglip2-base-patch16-224"):
         convert_state("siglip", state, {**config, "model_type": "siglip2"})
+
+
+def test_a_folder_of_another_family_is_named_before_its_tokenizer_is_missed(tmp_path):
+    """Else a user would look for a tokenizer that the folder does not need."""
+    recorded = Path(__file__).parents[1] / "peers" / "data"
+    for family, folder, own in (("siglip", "clip", "this family (siglip)"), ("clip-dinoiser", "dino", "this family")):
+        with pytest.raises(
+            ConversionError, match=re.escape(f"model, which {own} is not; convert it as another family")
+        ):
+            convert(family, recorded / f"transformers_{folder}", tmp_path / "out")

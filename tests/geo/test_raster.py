@@ -261,6 +261,14 @@ def test_an_address_that_does_not_answer_gets_its_reason_and_no_folder_is_left(t
     assert not (tmp_path / "new").exists()
 
 
+def test_the_raster_itself_is_not_replaced_by_its_labels(tmp_path, segmenter, source):
+    source.rename(tmp_path / "labels.tif")
+    before = (tmp_path / "labels.tif").read_bytes()
+    with pytest.raises(UserError, match=r"labels\.tif is the file that the labels go to; choose another --out"):
+        run(segmenter, tmp_path / "labels.tif", tmp_path)
+    assert (tmp_path / "labels.tif").read_bytes() == before
+
+
 def test_blocks_cover_an_area_once():
     native = replace(CONFIG, windows=replace(CONFIG.windows, short_side=None))
     blocks = cut_blocks(Area(10, 20, 205, 150), Area(0, 0, 400, 300), 100, native)

@@ -294,8 +294,9 @@ def test_the_embedded_pair_lies_in_the_package(folders, monkeypatch, tmp_path):
         ("", "'' names no model; give a folder, or one or two of tiny-world"),
         ("{folders}/clip+", "'' is neither a model folder nor a named model"),
         ("{folders}/" + "x" * 300, "is neither a model folder nor a named model"),
-        ("{folders}/pari", "/pari' is neither a model folder nor a named model; did you mean {folders}/pair."),
-        ("{folders}/clip+{folders}/dinno", "did you mean {folders}/dino."),
+        ("{folders}/pari", "/pari' is neither a model folder nor a named model; did you mean {folders}/pair?"),
+        ("{folders}/pytorc", "; gla-jax models lists the names"),  # a folder that is no model is no advice
+        ("{folders}/clip+{folders}/dinno", "did you mean {folders}/dino?"),
         ("{folders}", "holds neither config.json nor the folders clip and vfm"),
         ("{hub}/somebody/some-clip", "gla-jax convert"),
         ("{hub}/somebody/some-dino/model.safetensors", "convert it first: gla-jax convert"),
