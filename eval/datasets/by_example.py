@@ -11,7 +11,7 @@ from gla_jax.eval.benchmarks import FOLDER, TINY_WORLD
 from gla_jax.eval.datasets.dataset import CLASSES_FILE, CLASSES_JSON, Dataset, examples, open_dataset
 from gla_jax.predict.examples import ExampleClasses, Labelled
 from gla_jax.support.errors import DataError
-from gla_jax.support.places import is_folder, place
+from gla_jax.support.places import is_folder, is_remote, place
 from gla_jax.text.prompts import quote
 
 
@@ -26,6 +26,8 @@ def classes_from(folder: Path | str, benchmark: str = FOLDER) -> ExampleClasses:
 
     Raises DataError for what cannot be used, ClassesError for names.
     """
+    if not isinstance(folder, str | Path) and not is_remote(folder):
+        raise DataError(f"classes_from takes the path of a folder, not a value of type {type(folder).__name__}.")
     home = place(str(folder))
     if home.suffix != ".tar" and not is_folder(home):
         raise DataError(

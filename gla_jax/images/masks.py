@@ -51,6 +51,7 @@ def _as_mask(mask: Any, name: str, size: tuple[int, int]) -> Bool[np.ndarray, "h
         mask = mask["segmentation"]
     if isinstance(mask, Mapping):
         mask = from_rle(mask, name, size)
+    mask = np.asarray(mask) if hasattr(mask, "__array__") else mask  # of JAX or PyTorch
     if not isinstance(mask, np.ndarray) or mask.dtype != bool:
         raise ImageError(f"{name} is of type {getattr(mask, 'dtype', type(mask).__name__)}; {WAY_OUT}.")
     _check_size(mask.shape, name, size)

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 from gla_jax.pictures.drawing import index_image, overlay, palette, palette_image
 from gla_jax.results.dataset import FORMATS, Labelled, check_formats, coco_document, label_studio_tasks, yolo_lines
 from gla_jax.support.arrays import Float, Int, UInt8
+from gla_jax.support.errors import UserError
 from gla_jax.support.files import write_beside, write_png
 from gla_jax.support.places import make_folder, place
 
@@ -80,6 +81,8 @@ class Segmentation:
         """
         folder, count = place(folder), len(self.classes)
         check_formats(formats)
+        if not name or PurePath(name).name != name:
+            raise UserError(f"the name {name!r:.200} is no plain name of a file; give the folder apart from it.")
         make_folder(folder)
         pictures = index_image(self.labels, count), palette_image(self.labels, self.classes), self.overlay()
         for ending, picture in zip(ENDINGS, pictures, strict=True):

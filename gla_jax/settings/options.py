@@ -195,7 +195,7 @@ def check_calibrated(config: SegmenterConfig, method: str) -> SegmenterConfig:
     if config.method.calibration and not config.method.reads_vfm:
         raise UserError(
             f"{config.method.calibration} calibrates features of a vision foundation model, and the method {method} "
-            "compares none; leave it out of the preset, or choose gla."
+            "compares none; leave it out, or choose gla."
         )
     return config
 
@@ -266,7 +266,7 @@ def with_fields(config: SegmenterConfig, fields: Mapping[str, Any]) -> Segmenter
         return {name: fields[name] for name in names if name in fields}
 
     try:
-        return replace(
+        changed = replace(
             config,
             method=replace(method, **parts(METHOD_FIELDS)),
             windows=replace(config.windows, **parts(WINDOW_FIELDS)),
@@ -274,3 +274,5 @@ def with_fields(config: SegmenterConfig, fields: Mapping[str, Any]) -> Segmenter
         )
     except ValueError as error:
         raise UserError(f"{error}.") from None
+    # One that came with a preset goes without a word where a method of `fields` compares nothing.
+    return check_calibrated(changed, fields.get("method", method.baseline)) if fields.get("calibration") else changed

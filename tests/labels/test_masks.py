@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,7 +85,8 @@ def test_arrays_pngs_run_lengths_and_what_sam_writes_are_the_same(segmenter, tmp
     (tmp_path / "a.json").write_text(json.dumps([coco_rle(mask) for mask in apart]))
     sam = [{"segmentation": apart[0], "area": 3}, {"segmentation": coco_rle(apart[1])}, apart[2]]
     expected = by_pixel(plain.labels, plain.scores, apart, 0.4, 0)
-    for masks in (apart, np.stack(apart), tmp_path / "a.png", str(tmp_path / "a.json"), sam):
+    others = [jnp.asarray(apart[0]), *apart[1:]]
+    for masks in (apart, np.stack(apart), others, tmp_path / "a.png", str(tmp_path / "a.json"), sam):
         result = segmenter(IMAGE, ["sand; gravel", "water"], masks=masks, **options)
         np.testing.assert_array_equal(result.labels, expected)
         assert result.scores is None

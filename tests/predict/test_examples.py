@@ -162,6 +162,8 @@ def test_what_the_images_show_is_known_by_their_pixels_and_classes(folder, tmp_p
     assert digest(image, left=0, below=1)[0] != first
     with pytest.raises(DataError, match="nowhere is not a folder of labelled images"):
         gla_jax.classes_from(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="takes the path of a folder, not a value of type ndarray"):
+        gla_jax.classes_from(image)
 
 
 def test_segment_by_example_and_other_examples_are_another_run(pair, folder, tmp_path, capsys):

@@ -167,6 +167,9 @@ def test_a_result_is_saved_and_shown(tmp_path):
     assert "37 x 53" in repr(result)
     with pytest.raises(UserError, match=r"'coca' is not a format; did you mean coco\?"):
         result.save(tmp_path / "other", "photo", ["coca"])
+    for name in ("", "../photo", "a/photo", str(tmp_path / "photo")):
+        with pytest.raises(UserError, match="is no plain name of a file; give the folder apart"):
+            result.save(tmp_path / "other", name)
     assert not (tmp_path / "other").exists()
 
 

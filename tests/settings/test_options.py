@@ -82,6 +82,15 @@ def test_an_unknown_field_gets_its_nearest():
         with_fields(SegmenterConfig(), {"anchor_treshold": 0.5})
 
 
+@pytest.mark.parametrize("method", ["maskclip", "sclip", "gla-clearclip"])
+def test_a_calibration_that_a_method_cannot_take_is_refused_from_python_too(method):
+    """It did nothing, without a word."""
+    with pytest.raises(UserError, match=f"the method {method} compares none; leave it out, or choose gla"):
+        with_fields(SegmenterConfig(), {"calibration": "centred", "method": method})
+    calibrated = with_fields(SegmenterConfig(), {"calibration": "centred"})
+    assert with_fields(calibrated, {"method": method}).method.calibration is None  # one that is only there goes
+
+
 @pytest.mark.parametrize(
     "content",
     [
