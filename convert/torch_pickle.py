@@ -197,7 +197,10 @@ class _Unpickler(pickle._Unpickler):
     del dispatch[pickle.LONG4[0]]  # numbers of millions of digits
     names_left = MAX_NAMES
 
-    @cache  # noqa: B019 (an unpickler lives for one file)
+    def __init__(self, file: _Steps):
+        super().__init__(file)
+        self.find_class = cache(self.find_class)  # of this file alone
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGE_DTYPES:
             return name

@@ -122,8 +122,8 @@ def test_products_split_by_hand_and_bfloat16_ones_are_one_pass_each():
     half = jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)
 
     def split(mask, high, low):
-        dot = lambda part: jnp.matmul(mask, part, precision="highest", preferred_element_type=jnp.float32)  # noqa: E731
-        return dot(high) + dot(low)
+        options = {"precision": "highest", "preferred_element_type": jnp.float32}
+        return jnp.matmul(mask, high, **options) + jnp.matmul(mask, low, **options)
 
     for platform in ("gpu", "tpu"):
         assert counted(split, half, half, half, platform=platform).flops == {(REST, Way("bfloat16")): 2 * ONE}
@@ -154,8 +154,8 @@ def test_every_part_of_an_image_is_named_and_costs_what_the_formulas_say():
     params = SegmenterParams(clip, IMAGE, abstract_params(VFM), VFM)
     windows = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, cost.blank_windows(6, config)))
     text = jax.ShapeDtypeStruct((3, IMAGE.embed_dim), jnp.float32)
-    function = lambda p, w, t: segment_logits(p, w, t, config)  # noqa: E731
-    found = count_products(jax.make_jaxpr(function)(params, windows, text).jaxpr, "tpu").flops
+    program = jax.make_jaxpr(lambda p, w, t: segment_logits(p, w, t, config))(params, windows, text)
+    found = count_products(program.jaxpr, "tpu").flops
     parts = dict.fromkeys(PARTS, 0.0)
     for (part, _), flops in found.items():
         parts[part] += flops

@@ -179,6 +179,10 @@ def scenic_block(x, arrays, name, activation):
     return x + activation(hidden) @ arrays[f"{down}/kernel"] + arrays[f"{down}/bias"]
 
 
+def tanh_gelu(y):
+    return 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+
+
 def test_towers_of_scenic_arrays_follow_its_formulas(model, tmp_path):
     images, texts = ({name: x.astype(np.float64) for name, x in each.items()} for each in scenic_arrays(model))
     found = read(write_pair(tmp_path, scenic_arrays(model)))
@@ -190,7 +194,6 @@ def test_towers_of_scenic_arrays_follow_its_formulas(model, tmp_path):
     x = (x + images[f"{start}posembed_input"][0]).reshape(9, 32)
     x = np.concatenate([images[f"{start}cls"][0], x])
     for i in range(2):
-        tanh_gelu = lambda y: 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))  # noqa: E731
         x = scenic_block(x, images, f"encoder/transformer/encoderblock_{i}", tanh_gelu)
     tokens = layer_norm(x, images, "encoder/encoder_norm")
     y = texts["token_emb/emb_var"][ids] * math.sqrt(32)

@@ -1,3 +1,4 @@
+import gc
 import io
 import os
 import pickle
@@ -173,6 +174,13 @@ def test_a_pickle_cannot_write_to_the_reader_itself(code):
 def test_absurd_pickles_are_damaged(code, reason):
     with pytest.raises(ConversionError, match=reason):
         unpickle(code)
+
+
+def test_what_was_read_is_let_go_of():
+    """A process that converts many files would keep the pickle of each."""
+    unpickle(pickle.dumps(OrderedDict(a=1), protocol=2))
+    gc.collect()
+    assert not [left for left in gc.get_objects() if type(left) is torch_pickle._Unpickler]
 
 
 def test_a_memo_of_gigabytes_is_not_allocated():

@@ -22,8 +22,7 @@ DINOV2 = DinoV2Spec(image_size=28, patch_size=14, width=32, depth=2, num_heads=2
 
 def random_params(spec):
     random = np.random.default_rng(0)
-    leaves = lambda leaf: 0.2 * random.standard_normal(leaf.shape, np.float32)  # noqa: E731
-    return jax.tree.map(leaves, abstract_params(spec))
+    return jax.tree.map(lambda leaf: 0.2 * random.standard_normal(leaf.shape, np.float32), abstract_params(spec))
 
 
 def apply(tower, params, given):
