@@ -1,12 +1,13 @@
 """Data sets as users have them: mmsegmentation's folder layouts, read directly."""
 
 import hashlib
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gla_jax.eval.benchmarks import Benchmark, FolderLayout
+from gla_jax.eval.benchmarks import FOLDER, Benchmark, FolderLayout
 from gla_jax.eval.datasets.ids import checked_id
 from gla_jax.images.reading import files_below
 from gla_jax.support.batches import read_ahead
@@ -82,18 +83,20 @@ def find_folders(benchmark: Benchmark, data: Path, labelled: bool = True) -> Dat
     labelled: with a label for every image. Raises DataError with the layout expected and the first path that is
     missing.
     """
-    missing: list[Path] = []
+    missing, own = list[Path](), benchmark.key == FOLDER
     for root in (*(data / name for name in benchmark.roots), data):
         for layout in benchmark.layouts:
             pairs = _pairs_of(root, layout, labelled, missing)
             if pairs:
-                _check_complete(f"{benchmark.key} in {root}", pairs)
+                _check_complete(str(root) if own else f"{benchmark.key} in {root}", pairs)
+                if own and labelled:
+                    _warn_of_labels_alone(root, layout, pairs)
                 return DataFiles(root, layout, pairs)
     # A path that is missing beside files that exist says more than the first guess at a root.
     beside = [path for path in missing if path.parent.is_dir() and path.parent != data]
+    what = f"{data} holds no{' labelled' * labelled} images" if own else f"{benchmark.key} is not in {data}"
     raise DataError(
-        f"{benchmark.key} is not in {data}: {(beside or missing)[0]} does not exist or holds no such files; it expects "
-        f"{describe(benchmark)}."
+        f"{what}: {(beside or missing)[0]} does not exist or holds no such files; it expects {describe(benchmark)}."
     )
 
 
@@ -171,6 +174,18 @@ def _check_complete(name: str, pairs: tuple[Pair, ...]) -> None:
         if pair.image_id in seen:
             raise DataError(f"{name} names the image {pair.image_id} twice; keep one of the two.")
         seen.add(pair.image_id)
+
+
+def _warn_of_labels_alone(root: Path, layout: FolderLayout, pairs: tuple[Pair, ...]) -> None:
+    """Warn of labels that no image goes with, such as those of images of a kind that is not read."""
+    there = (path for path in files_below(root / layout.labels) if not path.name.startswith("."))
+    labels = {path for path in there if path.name.endswith(layout.label_suffix)}
+    if alone := sorted(labels - {pair.label for pair in pairs}):
+        warnings.warn(
+            f"{len(alone)} of {len(labels)} labels in {root / layout.labels} are left out, as no image goes with them "
+            f"({', '.join(layout.image_suffixes)}); the first is {alone[0].name}",
+            stacklevel=2,
+        )
 
 
 def find_copy(benchmark: str, data: Path) -> Path | None:

@@ -70,3 +70,24 @@ def test_copies_of_another_version_are_refused(version, tmp_path):
         folders.find_copy("voc21", tmp_path)
     (tmp_path / "dataset_info.json").write_text(json.dumps({**info, "version": folders.COPY_VERSION}))
     assert folders.find_copy("voc21", tmp_path) == tmp_path
+
+
+def test_labels_whose_images_are_of_a_kind_that_is_not_read_are_named(tmp_path):
+    """Images vanished without a word, and the figures were those of the others."""
+    data = trees.folder(tmp_path / "mine", 3, [0, 1])
+    (data / "images" / "three.tif").write_bytes((data / "images" / "one.png").read_bytes())
+    for name in ("three.png", ".hidden.png"):
+        (data / "labels" / name).write_bytes((data / "labels" / "one.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"1 of 3 labels in .*labels are left out, .* the first is three\.png$"):
+        dataset = open_dataset("folder", data)
+    assert dataset.ids == ("one", "two")
+
+
+def test_a_folder_of_the_user_is_named_and_not_a_benchmark(tmp_path):
+    data = trees.folder(tmp_path / "mine", 3, [0, 1])
+    (data / "labels" / "two.png").unlink()
+    with pytest.raises(DataError, match=r"^\S+/mine is incomplete: 1 of 2 labels are missing"):
+        open_dataset("folder", data)
+    (data / "labels" / "one.png").unlink()
+    with pytest.raises(DataError, match=r"^\S+/mine holds no labelled images: \S+/one\.png does not exist"):
+        open_dataset("folder", data)
