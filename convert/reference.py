@@ -302,10 +302,10 @@ def _clip_image_stages(model: Any, pixels: Any) -> dict[str, Any]:
     }
 
 
-def _clip_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
+def _clip_text_stages(model: Any, token_ids: Any, **options: Any) -> dict[str, Any]:
     import torch
 
-    out = model.text_model(input_ids=token_ids, output_hidden_states=True)
+    out = model.text_model(input_ids=token_ids, output_hidden_states=True, **options)
     return {
         **named_stages("text embedded", "text block", out.hidden_states[:-1]),
         "text tokens": out.last_hidden_state,
@@ -333,12 +333,7 @@ def _tips_image_stages(model: Any, pixels: Any) -> dict[str, Any]:
 
 
 def _tips_text_stages(model: Any, token_ids: Any) -> dict[str, Any]:
-    out = model.text_model(input_ids=token_ids, attention_mask=(token_ids != 0).long(), output_hidden_states=True)
-    return {
-        **named_stages("text embedded", "text block", out.hidden_states[:-1]),
-        "text tokens": out.last_hidden_state,
-        "text feature": out.pooler_output,
-    }
+    return _clip_text_stages(model, token_ids, attention_mask=(token_ids != 0).long())
 
 
 # By model_type: the stages of images and of texts.
