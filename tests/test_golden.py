@@ -17,15 +17,16 @@ FILES = list({path.name: path for path in [*OWN, *(sorted(Path(FOLDER).rglob("*.
 
 
 @pytest.mark.parametrize(
-    ("path", "form", "precision"),
+    ("path", "form", "precision", "part_dtype"),
     # The form of one device runs whole; the other two, which compute the same, on recorded features alone.
-    [(path, "blockwise", "highest") for path in FILES]
-    + [(path, form, "highest") for path in FILES if "attention" in path.stem for form in ("dense", "ring")]
-    + [(path, "blockwise", "high") for path in OWN],
+    [(path, "blockwise", "highest", None) for path in FILES]
+    + [(path, form, "highest", None) for path in FILES if "attention" in path.stem for form in ("dense", "ring")]
+    # As GPUs and as TPUs compute it by default.
+    + [(path, "blockwise", "high", part_dtype) for path in FILES for part_dtype in ("float16", "bfloat16")],
     ids=lambda value: getattr(value, "stem", value),
 )
-def test_every_case_is_within_the_limits(path, form, precision):
-    results = list(golden.check_file(path, form, precision))
+def test_every_case_is_within_the_limits(path, form, precision, part_dtype):
+    results = list(golden.check_file(path, form, precision, part_dtype))
     assert [str(result) for result in results if not result.passed] == []
 
 

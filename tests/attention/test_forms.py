@@ -20,8 +20,9 @@ from gla_jax.attention.blockwise import (
     empty_softmax,
     fold_shards,
 )
-from gla_jax.attention.buffer import fill_buffer, l2_normalize, neighbourhood_queries
+from gla_jax.attention.buffer import Buffer, fill_buffer, l2_normalize, neighbourhood_queries
 from gla_jax.attention.normalize import Normalization
+from gla_jax.attention.products import for_anchors, for_attention, similarities
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import NUMBER_SETTINGS, MethodConfig, WindowConfig, without_gla
 from gla_jax.images.windows import token_overlaps, window_grid
@@ -157,6 +158,17 @@ def test_blocks_are_equal_and_a_gpu_s_rows_whole(length, largest):
     assert size <= largest
     assert -(-length // size) == -(-length // largest)
     assert largest == 512 or size % 16 == 0
+
+
+@pytest.mark.parametrize("prepare", [for_anchors, for_attention])
+@pytest.mark.parametrize("part_dtype", ["float16", "bfloat16"])
+def test_cosines_of_narrow_rows_are_as_exact_as_those_of_float32(part_dtype, prepare):
+    """Entries within a cosine's error of rho or of the shift flip; few numbers a row average little of it out."""
+    keys = l2_normalize(jnp.asarray(clustered(6, 20, width=48)[0].reshape(-1, 48)))
+    buffer = Buffer(keys, keys[:, :0], jnp.ones(len(keys), bool))
+    split = prepare(buffer, MethodConfig(precision="high", part_dtype=part_dtype))
+    exact = np.asarray(keys, np.float64) @ np.asarray(keys, np.float64).T
+    assert np.abs(similarities(keys, split) - exact).max() < 5e-7
 
 
 def test_gradients_of_split_products_are_those_of_float32():
