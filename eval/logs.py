@@ -12,7 +12,7 @@ from gla_jax.eval.results import without_nan
 from gla_jax.eval.tally import Tally, columns_of_records
 from gla_jax.outputs.files import LineObjects, writing_to
 from gla_jax.support.errors import UserError
-from gla_jax.support.places import is_remote, put_files
+from gla_jax.support.places import content_of, is_file, is_remote, put_files
 
 Log = Callable[[ImageRecord], None]
 SECONDS_TO_UPLOAD = 30.0  # between two copies of TensorBoard's file on an object store
@@ -52,6 +52,8 @@ def image_lines(path: Path, classes: int) -> Iterator[Log]:
         file = LineObjects(path)
         add = file.append
     else:
+        if is_file(path) and content_of(path, 1) not in (b"", b"{"):
+            raise UserError(f"{path} is no log of this command, which would add lines to it; choose another --log.")
         with writing_to(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a", buffering=1)

@@ -24,7 +24,7 @@ from gla_jax.eval.protocols import Protocol, common_windows, protocol, without_d
 from gla_jax.eval.records import Counts, ImageRecord, image_record, parse_line, read_records, record_file
 from gla_jax.eval.tally import Tally, tally_of
 from gla_jax.images.windows import WindowGrid
-from gla_jax.outputs.files import claim_folder, deciding_settings, writing_to
+from gla_jax.outputs.files import SETTINGS_FILE, claim_folder, deciding_settings, writing_to
 from gla_jax.predict.examples import ExampleClasses
 from gla_jax.predict.model import image_grid
 from gla_jax.predict.one_key import image_one_key
@@ -186,6 +186,8 @@ def measure(
     Raises UserError when the folder holds another run or more images of this one, or data cannot be read.
     """
     processes, folder = processes or Processes(), run.folder
+    if processes.count == 1 and not (folder / SETTINGS_FILE).exists():
+        run.question()  # classes that cannot be used must not claim the folder for themselves
     with ExitStack() as stack:
         if not processes.is_first:
             processes.wait("claimed")

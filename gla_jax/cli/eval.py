@@ -104,6 +104,7 @@ def run(
     keys = list(dict.fromkeys([*(benchmarks or ()), *(PAPER_BENCHMARKS if every else ())]))
     if not keys:
         raise UserError("no benchmark is named; gla-jax eval --list shows them, --all takes the paper's eight.")
+    options.check_actors(ray, actors, cpus_per_actor)
     part = shard and read_shard(shard)
     values = {
         "data": data and str(data),

@@ -139,6 +139,12 @@ def typed_background(
     return background, threshold
 
 
+def check_actors(ray: str | None, *of_actors: int | None) -> None:
+    """Raise UserError for options of actors without --ray, which would be ignored."""
+    if not ray and any(of_actors):
+        raise UserError("--actors and --cpus-per-actor belong to --ray; add it, or leave them out.")
+
+
 def warn_renamed(old: str, new: str, used: bool) -> None:
     """Warn where the old name of an option is used."""
     if used:

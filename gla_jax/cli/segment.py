@@ -84,6 +84,7 @@ def segment(
     )
     fields = {"prune_below": prune_below, "background_margin": background_margin, "merge_overlaps": merge_overlaps}
     config = with_fields(config, fields)
+    options.check_actors(ray, actors, cpus_per_actor)
     if ray and classes_from and not is_remote(classes_from):
         classes_from = classes_from.absolute()  # actors have a working folder of their own
     parsed = options.typed_classes(classes, classes_file, classes_from)

@@ -122,3 +122,15 @@ def test_stages_under_a_calibration_begin_with_the_published_baseline():
     others = {setting.name: setting.config.method for setting in ablation.baselines(base).settings}
     assert others["clearclip + GLA"] == METHODS["gla-clearclip"]
     assert others["proxyclip + GLA"] == base.method
+
+
+def test_eval_by_examples_that_cannot_be_used_leaves_no_folder(pair, data, tmp_path, capsys):
+    """Else the same command, after the labels are mended, would be refused for other settings than its own."""
+    shown = write(tmp_path / "shown", 1)
+    label = np.asarray(Image.open(shown / "labels/0.png"))
+    Image.fromarray(np.where(label == 0, label, 255).astype(np.uint8)).save(shown / "labels/0.png")
+    sizes = ["--model", str(pair), "--classes-from", str(shown), "--method", "maskclip"]
+    words = ["eval", "folder", "--data", str(data), *sizes, "--limit", "1", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "label two at least" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

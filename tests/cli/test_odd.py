@@ -45,6 +45,8 @@ ODD = [
     ["segment", "[", *T],
     ["segment", "**", *T],
     [*SEGMENT, "--background", "b\udcff"],
+    [*SEGMENT, "--actors", "2"],
+    [*EVAL, "--cpus-per-actor", "2"],
     [*SEGMENT, "--background", "rest"],
     [*SEGMENT, "--background", ""],
     [*SEGMENT, "--threshold", "nan"],

@@ -6,6 +6,7 @@ import pytest
 
 from gla_jax.eval.logs import image_lines, logs, scalars
 from gla_jax.eval.runner import measure
+from gla_jax.support.errors import UserError
 from gla_jax.support.places import place
 from tests.eval import trees
 from tests.eval.test_runner import IMAGES, make_run
@@ -27,6 +28,17 @@ def test_a_line_an_image_and_none_for_those_of_an_earlier_run(data, tmp_path):
     assert [line["miou"] for line in lines] == outcome.tally.miou.tolist()
     assert lines[0]["size"] == list(trees.SIZE)
     assert {"read", "features", "labels"} <= set(lines[0]["seconds"])
+
+
+def test_a_file_that_is_no_log_gets_no_lines(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match=r"photo\.png is no log of this command"), image_lines(path, 21):
+        pass
+    assert path.read_bytes() == b"\x89PNG"
+    path.write_bytes(b"")  # of mktemp
+    with image_lines(path, 21):
+        pass
 
 
 def test_logs_on_a_store_are_those_of_the_disk(data, tmp_path):
