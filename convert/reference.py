@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gla_jax.checkpoints.model_folder import ClipSpec, Spec
+from gla_jax.convert.reference_tips import tips_config, tips_tensors
 from gla_jax.support.arrays import Float, Int
 from gla_jax.support.errors import ConversionError, first_line
 from gla_jax.towers.clip import ClipImageSpec
@@ -23,6 +24,7 @@ from gla_jax.towers.siglip import SiglipImageSpec
 from gla_jax.towers.tips import TipsImageSpec
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 Stages = dict[str, np.ndarray]
@@ -127,9 +129,12 @@ def build_reference(state: Mapping[str, np.ndarray], spec: Spec, timm: bool = Fa
     require_torch()
     import torch
 
+    if isinstance(spec, ClipSpec) and isinstance(spec.image, TipsImageSpec):
+        named = tips_tensors(state, spec.image.width)
+        return _load(_model_class(spec), spec, None, config=tips_config(spec), state_dict=_float32(named))
     if type(spec.image if isinstance(spec, ClipSpec) else spec) not in RENAMED:
         raise ConversionError("Verifying runs this family's files as transformers saves them; verify with those.")
-    tensors = {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in rename(state, spec)}
+    tensors = _float32(dict(rename(state, spec)))
     # transformers wants them too; no stage reads them.
     unread = {"logit_scale": ()} if isinstance(spec, ClipSpec) else {"embeddings.mask_token": (1, spec.width)}
     tensors |= {name: torch.zeros(shape) for name, shape in unread.items() if not isinstance(spec, DinoSpec)}
@@ -141,6 +146,12 @@ def build_reference(state: Mapping[str, np.ndarray], spec: Spec, timm: bool = Fa
     if not isinstance(spec, ClipSpec) and (timm or not spec.registers):
         model.embeddings.interpolate_pos_encoding = partial(_resized_positions, model.embeddings, timm)
     return model
+
+
+def _float32(tensors: Mapping[str, np.ndarray]) -> "dict[str, torch.Tensor]":
+    import torch
+
+    return {name: torch.from_numpy(np.array(tensor, np.float32, order="C")) for name, tensor in tensors.items()}
 
 
 def _resized_positions(embeddings: Any, timm: bool, tokens: Any, height: int, width: int) -> Any:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from gla_jax.checkpoints.model_folder import read_checkpoint
 from gla_jax.convert import convert
-from gla_jax.convert.verify import tower_stages
+from gla_jax.convert.verify import tower_stages, verify
 from gla_jax.support.errors import ConversionError
 from tests.convert import published
 from tests.towers.random_models import randomise
@@ -153,6 +153,19 @@ def test_scenic_arrays_are_the_same_numbers(model, expected, tmp_path):
     assert (found.spec.image.activation, found.spec.text.layer_norm_eps) == ("gelu_pytorch_tanh", 1e-6)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert {"tips_v2_b14_vision.npz", "tips_v2_b14_text.npz", "tokenizer.json"} == manifest["files"].keys()
+
+
+@pytest.mark.parametrize("kind", ["scenic", "pytorch"])
+def test_verify_runs_either_kind_of_arrays_in_pytorch(kind, model, tmp_path):
+    arrays = scenic_arrays(model) if kind == "scenic" else pytorch_arrays(model, tmp_path / "saved")
+    folder = write_pair(tmp_path / "npz", arrays)
+    read(folder, **({} if kind == "scenic" else HEADS))
+    result = verify(folder / "out", folder / "tips_v2_b14_vision.npz")
+    assert result.passed, result.errors
+    assert {"image block 1", "patch tokens", "image feature", "text feature"} <= result.errors.keys()
+    other = read_checkpoint(folder / "out")
+    other.params["text"]["blocks_1"]["mlp"]["up"]["bias"][0] += 1
+    assert not verify(other, folder / "tips_v2_b14_vision.npz").passed
 
 
 def layer_norm(x, arrays, name):
