@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD, Channels
 from gla_jax.support.arrays import Array, Bool, Float, Int
+from gla_jax.towers.activations import Activation
 from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
-    Activation,
     LayerNorm,
     TextSpec,
     VisionSpec,
@@ -47,7 +48,11 @@ class ClipImage(ImageTower):
 
     def embed(self, pixels: Float[Array, "B 3 h w"]) -> Float[Array, "B t C"]:
         """The patches and CLS after the LayerNorm before the first block."""
-        return self.norm_pre(self.patch_tokens(pixels.astype(self.dtype)))
+        tokens = self.patch_tokens(pixels.astype(self.dtype))
+        if self.attention_form == "chunked":
+            # XLA for TPUs would else put CLS and patches together anew in each of the LayerNorm's passes.
+            tokens = jax.lax.optimization_barrier(tokens)
+        return self.norm_pre(tokens)
 
     def to_joint(self, tokens: Float[Array, "B t C"]) -> Float[Array, "B t E"]:
         """Tokens of the last block in the joint space: ln_post, proj."""

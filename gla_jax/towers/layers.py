@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,21 +12,10 @@ import numpy as np
 from gla_jax.config import TowerAttention
 from gla_jax.images.windows import IMAGENET_MEAN, IMAGENET_STD
 from gla_jax.support.arrays import Array, Bool, Float, Int
+from gla_jax.towers.activations import ACTIVATIONS, Activation
 from gla_jax.towers.attention import QKV, Rotation, multi_head_attention
 
-Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "swiglu"]
 Params = Mapping[str, Any]
-
-
-def quick_gelu(x: Array) -> Array:
-    """OpenAI CLIP's activation, x * sigmoid(1.702 x); same shape and dtype."""
-    return x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x)
-
-
-def gelu(x: Array) -> Array:
-    """The exact GELU, x * Phi(x), by erf as PyTorch takes it; same shape and dtype."""
-    half = jnp.asarray(0.5, x.dtype)
-    return x * (half + half * jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
 
 
 class BlocksSpec:
@@ -149,12 +138,16 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The feed-forward half of a block. "swiglu" gates: down(silu(a) * b) with a, b = split(up(x))."""
+    """The feed-forward half of a block. "swiglu" gates: down(silu(a) * b) with a, b = split(up(x)).
+
+    hidden_apart: the hidden units become an array between both products on every platform.
+    """
 
     hidden: int
     activation: Activation
     dtype: jnp.dtype = jnp.float32
     precision: str = "highest"
+    hidden_apart: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B t C"]) -> Float[Array, "B t C"]:
@@ -165,14 +158,11 @@ class Mlp(nn.Module):
             # Both halves come from one product.
             gate, hidden = jnp.split(hidden, 2, axis=-1)
             hidden = jax.nn.silu(gate) * hidden
-        elif self.activation == "quick_gelu":
-            hidden = quick_gelu(hidden)
-        elif self.activation == "gelu_pytorch_tanh":
-            hidden = jax.nn.gelu(hidden, approximate=True)
-        elif self.activation == "relu":
-            hidden = jax.nn.relu(hidden)
         else:
-            hidden = gelu(hidden)
+            hidden = ACTIVATIONS[self.activation](hidden)
+        if self.hidden_apart:
+            # XLA for TPUs would else compute the activation inside the product below: as many bytes, more to compile.
+            hidden = jax.lax.optimization_barrier(hidden)
         return nn.Dense(x.shape[-1], dtype=self.dtype, precision=self.precision, name="down")(hidden)
 
 
@@ -206,7 +196,7 @@ class Block(nn.Module):
             self.width, self.qkv_bias, self.key_bias, self.dtype, self.precision, self.attention_form == "cudnn"
         )
         self.norm_2 = LayerNorm(self.eps, self.dtype)
-        self.mlp = Mlp(self.hidden, self.activation, self.dtype, self.precision)
+        self.mlp = Mlp(self.hidden, self.activation, self.dtype, self.precision, self.attention_form == "chunked")
         if self.layer_scale:
             self.scale_1, self.scale_2 = LayerScale(), LayerScale()
 

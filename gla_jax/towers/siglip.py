@@ -8,10 +8,10 @@ import numpy as np
 
 from gla_jax.images.windows import Channels
 from gla_jax.support.arrays import Array, Float, Int
+from gla_jax.towers.activations import Activation
 from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
     QKV,
-    Activation,
     LayerNorm,
     Mlp,
     SelfAttention,

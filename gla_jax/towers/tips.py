@@ -12,9 +12,9 @@ import numpy as np
 
 from gla_jax.images.windows import Channels
 from gla_jax.support.arrays import Array, Bool, Float, Int, typed
+from gla_jax.towers.activations import Activation
 from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
-    Activation,
     LayerNorm,
     TextSpec,
     VisionSpec,

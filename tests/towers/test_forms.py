@@ -171,3 +171,13 @@ def test_scanned_parameters_differentiate_and_map():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), unstack_blocks(slopes), plain)
     two = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
     np.testing.assert_allclose(jax.jit(jax.vmap(loss))(two)[0], jax.jit(loss)(params), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("form", "barriers"), [("chunked", 2), ("head_by_head", 0)], ids=["tpu", "processor"])
+def test_arrays_are_kept_apart_on_tpus_alone(form, barriers):
+    """Behind the patches and in the first block's MLP: without, a TPU's program is larger and compiles longer."""
+    tower = build_tower(IMAGE, attention_form=form)
+    encode = partial(tower.apply, method="encode")
+    params = random_params(CLIP)["image"]
+    program = jax.jit(encode).trace({"params": params}, pixels(2, 3, 32, 40)).lower(lowering_platforms=("tpu",))
+    assert program.as_text().count("optimization_barrier") == barriers
