@@ -98,7 +98,8 @@ def damaged_zip(content: bytes, rng: random.Random) -> bytes:
     result = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(result, "w") as after:
         names = before.namelist()
-        chosen = rng.choice([name for name in names if name.endswith("data.pkl")] if rng.random() < 0.8 else names)
+        pickles = [name for name in names if name.endswith("data.pkl")]
+        chosen = rng.choice(pickles if pickles and rng.random() < 0.8 else names)
         for name in names:
             data = before.read(name)
             change = rng.random() if name == chosen else 1.0

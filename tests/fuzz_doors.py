@@ -302,12 +302,27 @@ def checkpoints(seeds: Path) -> Door:
         state = published.as_torch(load_file(seeds / name / "model.safetensors"))
         torch.save({"teacher": state, "args": {"lr": 0.1}, "epoch": 3}, seeds / f"{name}.pt")
     published.write_tokenizer(seeds / "clip")
+    (seeds / "tipsv2").mkdir()
+    pair = published.tips_arrays(published.tips_model(vocab_size=600), seeds / "transformers")
+    for tower, arrays in zip(("vision", "text"), pair, strict=True):
+        np.savez(seeds / "tipsv2" / f"tips_{tower}.npz", **arrays)
+    tokenizer = Path(__file__).parent / "peers" / "tokenizers" / "bpe.model"
+    shutil.copy(tokenizer, seeds / "tipsv2" / "tokenizer.model")
     write_checkpoint(seeds / "own", VFM, random_params(VFM, 1), {"source": "random"})
     own_files = sorted(path for path in (seeds / "own").rglob("*") if path.is_file())
 
     def door(rng: random.Random, folder: Path) -> Call:
         family = rng.choice(("dino", "dinov2", "clip"))
-        way = rng.randrange(5)
+        way = rng.randrange(6)
+        if way == 5:  # NumPy's archives and their tokenizer
+            shutil.copytree(seeds / "tipsv2", folder / "in")
+            path = folder / "in" / rng.choice(("tips_vision.npz", "tips_text.npz", "tokenizer.model"))
+            content = path.read_bytes()
+            whole = path.suffix == ".npz" and rng.random() < 0.7
+            path.unlink()
+            write_odd(path, damaged_zip(content, rng) if whole else damaged(content, rng), rng)
+            options = {"num_heads": 4, "text_heads": 4, "offline": True}
+            return lambda: read_model("tipsv2", folder / "in", folder / "out", **options)
         if way == 0:  # a zip of PyTorch
             path = folder / "a.pt"
             content = (seeds / f"{family}.pt").read_bytes()

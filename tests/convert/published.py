@@ -93,6 +93,16 @@ def saved(model: transformers.PreTrainedModel, folder: Path) -> tuple[dict[str, 
     return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
 
 
+def tips_arrays(model: transformers.Tipsv2Model, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Images and texts under the names of the release's PyTorch modules; folder takes transformers' files."""
+    state, _ = saved(model, folder)
+    images, texts = (
+        {name.removeprefix(tower): x for name, x in state.items() if name.startswith(tower)}
+        for tower in ("vision_encoder.", "text_encoder.")
+    )
+    return images, {**texts, "temperature": np.float32(0.005)}
+
+
 def write_tokenizer(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(VOCABULARY))
     (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")

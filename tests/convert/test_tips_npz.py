@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from gla_jax.checkpoints.model_folder import read_checkpoint
 from gla_jax.convert import convert
@@ -44,17 +43,6 @@ def expected(model, tmp_path_factory):
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     convert("tipsv2", folder, folder / "out")
     return read_checkpoint(folder / "out")
-
-
-def pytorch_arrays(model, folder: Path) -> tuple[Arrays, Arrays]:
-    """Images and texts under the names of the release's PyTorch modules."""
-    model.save_pretrained(folder)
-    state = load_file(folder / "model.safetensors")
-    images, texts = (
-        {name.removeprefix(tower): x for name, x in state.items() if name.startswith(tower)}
-        for tower in ("vision_encoder.", "text_encoder.")
-    )
-    return images, {**texts, "temperature": np.float32(0.005)}
 
 
 def scenic_arrays(model) -> tuple[Arrays, Arrays]:
@@ -131,7 +119,7 @@ def refused(source: Path, **options) -> str:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_pytorch_arrays_are_the_model_of_transformers(save, model, expected, tmp_path):
-    arrays = pytorch_arrays(model, tmp_path / "saved")
+    arrays = published.tips_arrays(model, tmp_path / "saved")
     assert {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.1.ls2.gamma"} <= arrays[0].keys()
     assert {"transformer.resblocks.0.attn.in_proj_weight", "ln_final.bias"} <= arrays[1].keys()
     found = read(write_pair(tmp_path / "npz", arrays, "tips_v2_oss_b14", save), **HEADS)
@@ -140,7 +128,7 @@ def test_pytorch_arrays_are_the_model_of_transformers(save, model, expected, tmp
 
 
 def test_names_of_dinov2_for_the_mlp_are_read_too(model, expected, tmp_path):
-    images, texts = pytorch_arrays(model, tmp_path / "saved")
+    images, texts = published.tips_arrays(model, tmp_path / "saved")
     images = {re.sub(r"c_fc|fc1", "fc1", re.sub(r"c_proj|fc2", "fc2", name)): x for name, x in images.items()}
     assert "blocks.0.mlp.fc1.weight" in images
     np.testing.assert_equal(read(write_pair(tmp_path / "npz", (images, texts)), **HEADS).params, expected.params)
@@ -157,7 +145,7 @@ def test_scenic_arrays_are_the_same_numbers(model, expected, tmp_path):
 
 @pytest.mark.parametrize("kind", ["scenic", "pytorch"])
 def test_verify_runs_either_kind_of_arrays_in_pytorch(kind, model, tmp_path):
-    arrays = scenic_arrays(model) if kind == "scenic" else pytorch_arrays(model, tmp_path / "saved")
+    arrays = scenic_arrays(model) if kind == "scenic" else published.tips_arrays(model, tmp_path / "saved")
     folder = write_pair(tmp_path / "npz", arrays)
     read(folder, **({} if kind == "scenic" else HEADS))
     result = verify(folder / "out", folder / "tips_v2_b14_vision.npz")
