@@ -9,7 +9,7 @@ from beartype.door import is_bearable
 
 from gla_jax.distributed.shards import FOLDER
 from gla_jax.eval.benchmarks import TINY_WORLD
-from gla_jax.eval.datasets.by_example import benchmark_examples
+from gla_jax.eval.datasets.by_example import benchmark_examples, warn_of_measured_examples
 from gla_jax.eval.datasets.dataset import Dataset
 from gla_jax.eval.protocols import Protocol, with_steps
 from gla_jax.eval.runner import Run, open_benchmark
@@ -94,6 +94,8 @@ def runs_of(jobs: Sequence[Job], data: Sequence[tuple[Dataset, Protocol, Path]])
         fields = {"precision": job.precision, "merge_overlaps": job.merge_overlaps}
         config = with_fields(row.config(job.method, job.dtype), fields)
         shown = job.classes_from and benchmark_examples(job.classes_from, job.benchmark, row.classes)
+        if shown:
+            warn_of_measured_examples(shown, dataset)
         opened.append(
             (job, dataset, row, home, config, shown or None, job.mesh and read_mesh(job.mesh, spanning=False))
         )

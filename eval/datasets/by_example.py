@@ -1,6 +1,8 @@
 """Labelled images that show classes, in place of names: a folder of one's own or a part of a benchmark."""
 
 import hashlib
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +67,16 @@ def benchmark_examples(folder: Path | str, benchmark: str, classes: Sequence[str
         return image, table[label]
 
     return replace(shown, names=tuple(classes), read=read)
+
+
+def warn_of_measured_examples(shown: ExampleClasses, dataset: Dataset) -> None:
+    """Warn where the images to be measured show the classes themselves: the figures would be too good."""
+    if os.path.realpath(shown.origin) == os.path.realpath(dataset.origin):
+        warnings.warn(
+            f"the images in {shown.origin} both show the classes and are measured, so the figures are too good; name "
+            "others with --classes-from, or let gla-jax ablate --folds split them",
+            stacklevel=2,
+        )
 
 
 def _content(dataset: Dataset) -> str:

@@ -66,7 +66,7 @@ def ablate(
     from gla_jax.analysis import ablation
     from gla_jax.analysis.ablate import run_ablation
     from gla_jax.eval.benchmarks import TINY_WORLD
-    from gla_jax.eval.datasets.by_example import benchmark_examples
+    from gla_jax.eval.datasets.by_example import benchmark_examples, warn_of_measured_examples
     from gla_jax.eval.runner import open_benchmark
     from gla_jax.models.suited import suited
     from gla_jax.segmenter import Segmenter
@@ -81,6 +81,8 @@ def ablate(
     baseline = check_choice(baseline or "proxyclip", ablation.gla_baselines(), "baseline of GLA")
     dataset, row = open_benchmark(benchmark, data, preset)
     shown = classes_from and benchmark_examples(classes_from, benchmark, row.classes)
+    if shown:
+        warn_of_measured_examples(shown, dataset)
 
     def chosen_of(base: "SegmenterConfig") -> ablation.Ablation:
         if baselines:

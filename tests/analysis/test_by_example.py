@@ -97,8 +97,18 @@ def test_ablate_and_eval_by_the_images_of_another_folder(pair, data, tmp_path, c
     results = json.loads((tmp_path / "e/results.json").read_text())
     assert results["classes_from"] == content["classes_from"]
     assert results["figures"]["miou"] == pytest.approx(content["settings"][-1]["figures"]["miou"])
+    assert "too good" not in capsys.readouterr().err
     assert main(["ablate", *options, "--folds", "2"]) == 2
     assert "choose one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["ablate", "eval"])
+def test_images_that_are_measured_by_their_own_labels_are_warned_of(pair, data, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "same").symlink_to(data)
+    options = ["folder", "--data", str(data), "--model", str(pair / "vfm"), "--classes-from", "same", "--limit", "1"]
+    assert main([command, *options, "--out", "a", *(["--grid", "rho=0.55"] if command == "ablate" else [])]) == 0
+    assert "both show the classes and are measured, so the figures are too good" in capsys.readouterr().err
 
 
 def test_a_folder_may_show_some_of_a_benchmarks_classes(tmp_path):
