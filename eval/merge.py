@@ -225,7 +225,7 @@ def _columns(group: Sequence[MeasuredShard]) -> Iterator[Columns]:
 
 
 def _counts(line: str) -> str:
-    """A record's line without its seconds, which differ each time."""
+    """A record's line without its seconds, which differ each time, and one_key, which records of before lack."""
     return line.rpartition(',"seconds":')[0]
 
 

@@ -27,6 +27,7 @@ _FIELDS = {
     **{key: [COUNT] * 2 for key in ("size", "resized")},
     **{key: [COUNT] * 4 for key in ("errors", "pairs", "common_errors", "common_pairs")},
     "seconds": {ANY_KEY: Number(high=1e9)},
+    "one_key": (None, [COUNT] * 2),
 }
 
 
@@ -44,7 +45,8 @@ class ImageRecord:
 
     areas: (class, intersection, prediction, label) for the classes that occur; errors and pairs: its boundary counts at
     the edges of the run's windows, common_errors and common_pairs at those of GLA's; seconds: per stage; size and
-    resized: (height, width) in pixels.
+    resized: (height, width) in pixels; one_key: tokens that keep one single key and all that attend by features, None
+    in records of before they were counted.
     """
 
     image_id: str
@@ -56,6 +58,7 @@ class ImageRecord:
     common_errors: tuple[int, ...]
     common_pairs: tuple[int, ...]
     seconds: dict[str, float]
+    one_key: tuple[int, int] | None = None
 
     def counts(self, classes: int) -> Counts:
         """The counts as arrays, with a row for every class."""
@@ -68,12 +71,18 @@ class ImageRecord:
 
     def line(self) -> str:
         """The record as one line of a file."""
-        content = json.dumps(asdict(self), separators=(",", ":"))
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        content = json.dumps(fields, separators=(",", ":"))
         return f"{content}\t{zlib.crc32(content.encode()):08x}\n"
 
 
 def image_record(
-    image_id: str, size: tuple[int, int], resized: tuple[int, int], counts: Counts, seconds: dict[str, float]
+    image_id: str,
+    size: tuple[int, int],
+    resized: tuple[int, int],
+    counts: Counts,
+    seconds: dict[str, float],
+    one_key: tuple[int, int],
 ) -> ImageRecord:
     """The record of an image from its counts: the inverse of ImageRecord.counts.
 
@@ -83,12 +92,13 @@ def image_record(
         resized: height and width of the image that was cut into windows.
         counts: as arrays.
         seconds: per stage.
+        one_key: tokens that keep one single key, and all that attend by features.
     """
     occurring = np.flatnonzero(counts.areas.prediction + counts.areas.label)
     rows = np.column_stack([occurring, *(area[occurring] for area in counts.areas)]).tolist()
     boundaries = (tuple(row.tolist()) for boundary in counts[1:] for row in boundary)
     rounded = {stage: round(value, 6) for stage, value in seconds.items()}
-    return ImageRecord(image_id, size, resized, tuple(map(tuple, rows)), *boundaries, rounded)
+    return ImageRecord(image_id, size, resized, tuple(map(tuple, rows)), *boundaries, rounded, one_key)
 
 
 def parse_line(line: str) -> ImageRecord | None:
@@ -100,11 +110,15 @@ def parse_line(line: str) -> ImageRecord | None:
         fields = json.loads(content)
     except (ValueError, RecursionError):
         return None
+    fields = {"one_key": None} | fields if isinstance(fields, dict) else fields  # until 0.1 there was none
     if first_fault(fields, _FIELDS) or not _possible(fields["areas"], *fields["size"]):
+        return None
+    one_key = None if fields["one_key"] is None else tuple(fields["one_key"])
+    if one_key and one_key[0] > one_key[1]:
         return None
     lists = {name: tuple(fields[name]) for name, kind in _FIELDS.items() if isinstance(kind, list)}
     areas = tuple(map(tuple, fields["areas"]))
-    return ImageRecord(fields["image_id"], **lists | {"areas": areas}, seconds=fields["seconds"])
+    return ImageRecord(fields["image_id"], **lists | {"areas": areas}, seconds=fields["seconds"], one_key=one_key)
 
 
 def _possible(areas: list[list[int]], height: int, width: int) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gla_jax.config import PRESET_ALIASES, settings_as_dict
+from gla_jax.config import METHODS, PRESET_ALIASES, settings_as_dict
 from gla_jax.eval.paper import PAPER_SOURCE, not_comparable, paper_miou
 from gla_jax.eval.protocols import common_windows, duplicates
 from gla_jax.eval.records import COUNT
@@ -20,6 +20,7 @@ from gla_jax.eval.runner import Outcome, Run
 from gla_jax.eval.schema import ANY_KEY, Number, first_fault
 from gla_jax.eval.tally import Tally
 from gla_jax.outputs.files import writing_to
+from gla_jax.predict.one_key import one_key_percent, one_key_warning
 from gla_jax.support.errors import UserError
 from gla_jax.support.files import read_json, write_json, write_text
 from gla_jax.support.version import VERSION
@@ -130,6 +131,7 @@ def results_of(facts: dict[str, Any], tally: Tally, processes: int, machine: dic
     """
     areas, boundary, common_boundary = tally.counts
     scores = areas.scores()
+    percent = None if tally.uncounted else one_key_percent(*tally.one_key)
     columns = ("class", "iou", "accuracy", "intersection", "prediction", "label")
     per_class = zip(
         facts["classes"], scores.iou.tolist(), scores.accuracy.tolist(), *map(np.ndarray.tolist, areas), strict=True
@@ -141,8 +143,8 @@ def results_of(facts: dict[str, Any], tally: Tally, processes: int, machine: dic
         "benchmark": facts["benchmark"],
         "method": facts["method"],
         "figures": {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc, **boundary.rates()},
-        "one_key": None,  # runner.one_key_of, where the model is at hand
-        "warnings": label_warnings(facts, tally),
+        "one_key": None if percent is None else {"percent": percent, "images": len(tally.image_ids)},
+        "warnings": [*label_warnings(facts, tally), *one_key_warnings(facts["method"], tally, percent)],
         "paper": facts["paper"],
         "not_comparable_with_paper": facts["not_comparable_with_paper"],
         "common_edges": {"windows": facts["common_windows"], **common_boundary.rates()},
@@ -166,6 +168,20 @@ def label_warnings(facts: dict[str, Any], tally: Tally) -> list[str]:
     share = 100 - 100 * labelled.sum() / max(tally.pixels, 1)
     ignored = f"; {share:.1f} % of all pixels are ignored, as those of value {facts['ignore']}" if share else ""
     return [f"no pixel is labelled {names} ({len(missing)} of {len(labelled)} classes){ignored}"]
+
+
+def one_key_warnings(method: str, tally: Tally, percent: float | None) -> list[str]:
+    """A sentence where many tokens keep one single key, and one where records of before do not say how many do.
+
+    percent: of the tokens that do, None where that is unknown or the method does not attend by features.
+    """
+    if tally.uncounted and (method not in METHODS or METHODS[method].attends_by_features):
+        return [
+            f"{tally.uncounted} of {len(tally.image_ids)} images were measured before tokens that keep one single key "
+            "were counted, so their share is left out; measure into another --out to have it"
+        ]
+    sentence = one_key_warning(percent)
+    return [sentence] if sentence else []
 
 
 def write_results(out: Path, content: dict[str, Any]) -> None:

@@ -27,8 +27,7 @@ from gla_jax.images.windows import WindowGrid
 from gla_jax.outputs.files import SETTINGS_FILE, claim_folder, deciding_settings, writing_to
 from gla_jax.predict.examples import ExampleClasses
 from gla_jax.predict.model import image_grid
-from gla_jax.predict.one_key import image_one_key
-from gla_jax.predict.predict import Question, Ready, label_images, predict
+from gla_jax.predict.predict import Prediction, Question, Ready, label_images, predict
 from gla_jax.settings.options import check_choice
 from gla_jax.support.arrays import Integer
 from gla_jax.support.batches import Stopwatch, read_ahead
@@ -221,14 +220,15 @@ def _segment(run: Run, indices: list[int]) -> Iterator[ImageRecord]:
     # The pixels of an image are counted while the next one is on the device.
     with ThreadPoolExecutor(1) as pool:
         before = None
-        for example, (labels, _) in label_images(run.segmenter.model, images, run.question(), watch, batch=run.batch):
+        options = {"batch": run.batch, "counting": True}
+        for example, prediction in label_images(run.segmenter.model, images, run.question(), watch, **options):
             if values is not None:
                 path = prediction_path(run.out, example.image_id)
                 with writing_to(run.out):
                     make_folder(path.parent)
-                    write_beside(path, partial(write_label, label=values[labels]))
+                    write_beside(path, partial(write_label, label=values[prediction.labels]))
                 watch.mark("save")
-            now = pool.submit(_counted, run, example, labels, watch.take())
+            now = pool.submit(_counted, run, example, prediction, watch.take())
             if before:
                 record = before.result()
                 watch.mark("metrics")
@@ -239,9 +239,9 @@ def _segment(run: Run, indices: list[int]) -> Iterator[ImageRecord]:
             yield before.result()
 
 
-def _counted(run: Run, example: Example, labels: Integer[np.ndarray, "h w"], seconds: dict[str, float]) -> ImageRecord:
-    """The record of an image: its areas, and its boundaries at the edges of the run's windows and of GLA's."""
-    size, ignore = example.image.shape[:2], run.dataset.ignore
+def _counted(run: Run, example: Example, prediction: Prediction, seconds: dict[str, float]) -> ImageRecord:
+    """The record of an image: its areas, its boundaries at the edges of the run's windows and of GLA's, its one_key."""
+    size, ignore, labels = example.image.shape[:2], run.dataset.ignore, prediction.labels
 
     def resized(windows: WindowConfig) -> tuple[int, int]:
         grid = image_grid(size, windows)
@@ -254,7 +254,8 @@ def _counted(run: Run, example: Example, labels: Integer[np.ndarray, "h w"], sec
     own = boundary(windows)
     areas = image_areas(labels, example.label, len(run.row.classes), ignore)
     counts = Counts(areas, own, own if common == windows else boundary(common))
-    return image_record(example.image_id, size, resized(windows), counts, seconds)
+    one_key = tuple(map(int, prediction.one_key or (0, 0)))  # none where no token attends by features
+    return image_record(example.image_id, size, resized(windows), counts, seconds, one_key)
 
 
 def labels_of(run: Run, index: int) -> tuple[Example, Integer[np.ndarray, "h w"], WindowGrid]:
@@ -262,17 +263,6 @@ def labels_of(run: Run, index: int) -> tuple[Example, Integer[np.ndarray, "h w"]
     example, prepared = run.read(index)
     (prediction,) = predict(run.segmenter.model, [prepared], run.question())
     return example, prediction.labels, prepared.grid
-
-
-def one_key_of(run: Run, images: int = 4) -> dict[str, Any] | None:
-    """Percent of the tokens that keep one single key, over a few images spread over a run, and their number.
-
-    None where it is not counted: see image_one_key.
-    """
-    indices = sorted({place * run.images // images for place in range(images)})
-    shares = [image_one_key(run.segmenter.model, run.dataset.read(index).image) for index in indices]
-    counted = [share for share in shares if share is not None]
-    return {"percent": sum(counted) / len(counted), "images": len(counted)} if counted else None
 
 
 def prediction_path(out: Path, image_id: str) -> Path:

@@ -25,9 +25,10 @@ _STAGE = r'"[ a-z]+":\d{1,8}(?:\.\d+)?(?:e-\d+)?'
 _USUAL = re.compile(
     rf'(\{{"image_id":"([^"\\]+)","size":({_TWO}),"resized":{_TWO},"areas":(\[(?:{_FOUR}(?:,(?=\[)|(?=\])))*\]),'
     rf'"errors":({_FOUR}),"pairs":({_FOUR}),"common_errors":({_FOUR}),"common_pairs":({_FOUR}),'
-    rf'"seconds":(\{{(?:{_STAGE}(?:,(?=")|(?=\}})))*\}})\}})\t([0-9a-f]{{8}})\n',
+    rf'"seconds":(\{{(?:{_STAGE}(?:,(?=")|(?=\}})))*\}})(?:,"one_key":({_TWO}))?\}})\t([0-9a-f]{{8}})\n',
     re.ASCII,
 )
+_UNCOUNTED = (-1, -1)
 _PUNCTUATION = str.maketrans("[],", "   ")
 
 
@@ -35,7 +36,8 @@ class Columns(NamedTuple):
     """Records of N images side by side.
 
     sizes int64 [N 2], boundary int64 [N 4 4] (errors, pairs, common errors, common pairs), areas int64 [rows 4] (class,
-    intersection, prediction, label) with the number of rows of each image in lengths int64 [N].
+    intersection, prediction, label) with the number of rows of each image in lengths int64 [N]; one_key int64 [N 2]
+    (tokens that keep one single key, all), -1 where a record of before has none.
     """
 
     image_ids: list[str]
@@ -44,6 +46,7 @@ class Columns(NamedTuple):
     lengths: np.ndarray
     areas: np.ndarray
     seconds: list[dict[str, float]]
+    one_key: np.ndarray
 
     def impossible(self, classes: int) -> str | None:
         """The first image whose counts cannot be those of an image of its size with that many classes."""
@@ -52,6 +55,7 @@ class Columns(NamedTuple):
         bad = (intersection > np.minimum(*both)) | (index >= classes)
         sums = [np.bincount(owner, column, minlength=len(self.lengths)) for column in both]
         wrong = np.maximum(*sums) > self.sizes.prod(1)
+        wrong |= self.one_key[:, 0] > self.one_key[:, 1]
         wrong[owner[bad]] = True
         twice = np.unique(owner * max(classes, 1) + np.minimum(index, classes - 1), return_index=True)[1]
         wrong[np.delete(owner, twice)] = True
@@ -71,6 +75,7 @@ def columns_of_records(records: Sequence[ImageRecord]) -> Columns:
         np.array([len(record.areas) for record in records], np.int64),
         np.array(list(chain.from_iterable(record.areas for record in records)), np.int64).reshape(-1, 4),
         [record.seconds for record in records],
+        np.array([record.one_key or _UNCOUNTED for record in records], np.int64).reshape(-1, 2),
     )
 
 
@@ -79,7 +84,9 @@ def columns_of_lines(lines: Sequence[str]) -> Columns:
     matches = [_USUAL.fullmatch(line) for line in lines]
     if not all(matches):
         return columns_of_records(list(filter(None, map(parse_line, lines))))
-    _, image_ids, sizes, areas, *boundary, seconds, _ = zip(*(match.groups() for match in matches), strict=True)
+    _, image_ids, sizes, areas, *boundary, seconds, one_key, _ = zip(
+        *(match.groups() for match in matches), strict=True
+    )
     return Columns(
         list(image_ids),
         _numbers(sizes).reshape(-1, 2),
@@ -87,13 +94,14 @@ def columns_of_lines(lines: Sequence[str]) -> Columns:
         np.array([text.count("[") - 1 for text in areas], np.int64),
         _numbers(areas).reshape(-1, 4),
         list(map(json.loads, seconds)),
+        _numbers(text or str(_UNCOUNTED)[1:-1] for text in one_key).reshape(-1, 2),
     )
 
 
 def line_id(line: str) -> str | None:
     """The image of a record's line, None when the line is cut or damaged."""
     if match := _USUAL.fullmatch(line):
-        return match[2] if f"{zlib.crc32(match[1].encode()):08x}" == match[10] else None
+        return match[2] if f"{zlib.crc32(match[1].encode()):08x}" == match[11] else None
     record = parse_line(line)
     return record and record.image_id
 
@@ -106,7 +114,8 @@ class Tally:
     """The sums so far.
 
     counts: over all images; image_ids and miou: of every image in the order they came, percent; pixels: of all images;
-    seconds: sum of every stage; image_seconds: of all stages of an image.
+    seconds: sum of every stage; image_seconds: of all stages of an image; one_key: tokens that keep one single key, and
+    all; uncounted: images whose records lack these.
     """
 
     def __init__(self, classes: int):
@@ -116,6 +125,7 @@ class Tally:
         self.pixels = 0
         self.seconds: dict[str, float] = {}
         self.image_seconds: list[float] = []
+        self.one_key, self.uncounted = (0, 0), 0
         self._miou: list[Float[np.ndarray, " images"]] = []
 
     def add(self, columns: Columns) -> "Tally":
@@ -126,6 +136,9 @@ class Tally:
             for stage, value in seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + value
             self.image_seconds.append(sum(seconds.values()))
+        counted = columns.one_key[columns.one_key[:, 0] >= 0]
+        self.one_key = tuple((counted.sum(0) + self.one_key).tolist())
+        self.uncounted += len(columns.one_key) - len(counted)
         boundary = columns.boundary.sum(0)
         index, *areas = columns.areas.T
         for counts, column in zip(self.counts.areas, areas, strict=True):

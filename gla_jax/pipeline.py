@@ -4,6 +4,10 @@ Pure functions: they jit, vmap and differentiate. The same functions run as one 
 over chunks of windows and queries (segment_in_steps).
 """
 
+from collections.abc import Iterator
+from functools import reduce
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +15,7 @@ from gla_jax.attention.attend import FORMS, attend_alone, attend_buffer, by_wind
 from gla_jax.attention.baselines import window_attention
 from gla_jax.attention.buffer import Buffer, neighbourhood_queries, resample_tokens
 from gla_jax.attention.merging import merged_rows
+from gla_jax.attention.one_key import Attended, OneKeyCount, one_key_count
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig
 from gla_jax.images.windows import Windows
 from gla_jax.support.arrays import Array, Float, inverse_norms, typed
@@ -22,6 +27,13 @@ from gla_jax.window_tokens import encode_windows as encode_windows  # the step b
 
 QUERY_CHUNK = 4096  # queries of a step, at least
 STEP_BLOCKS = 4  # of queries, at least: what a step prepares of all keys is for as many
+
+
+class Counted(NamedTuple):
+    """Rows of every token, or images of them; one_key: its tokens that keep one single key, None if not counted."""
+
+    rows: Float[Array, "*B _"]
+    one_key: OneKeyCount | None = None
 
 
 def query_chunk(method: MethodConfig) -> int:
@@ -83,21 +95,48 @@ def aggregate_windows(
         method: baseline and stages of GLA.
         count: W of the image, where these windows are a part of it.
     """
+    return _aggregate(tokens, windows, params, method, count, counting=False).rows
+
+
+def _aggregate(
+    tokens: WindowTokens,
+    windows: Windows,
+    params: SegmenterParams,
+    method: MethodConfig,
+    count: Array | None,
+    counting: bool,
+) -> Counted:
+    """aggregate_windows with the counts of every token of attention, where counting; other methods have none."""
     if not method.attends_by_features and tokens.qkv is None:
-        return tokens.values  # MaskCLIP's attention, the identity: the only one a foundation model alone takes
+        return Counted(tokens.values)  # MaskCLIP's attention, the identity: the only one a foundation model alone takes
     if not method.attends_by_features:
         row = BASELINES[method.baseline]
         heads, prefix, precision = params.clip_spec.num_heads, tokens.prefix_tokens, method.plain_precision
-        return tokens.patches(window_attention(tokens.qkv, row, heads, precision, prefix))
-    count = window_count(windows, method) if count is None else count
-    if not method.global_buffer:
-        return sum(
-            attend_alone(features, tokens.values, count, method, first_queries(features, windows, params, method))
-            for features in tokens.compared(method)
-        )
-    # The passes of a baseline are summed (SCLIP compares queries, then keys).
-    passes = (attend_buffer(buffer, count, method, first) for buffer, first in buffers(tokens, windows, params, method))
-    return by_window(sum(passes), jnp.asarray(windows.valid), method, windows.overlaps)
+        return Counted(tokens.patches(window_attention(tokens.qkv, row, heads, precision, prefix)))
+    count, valid = window_count(windows, method) if count is None else count, jnp.asarray(windows.valid)
+
+    def passes() -> Iterator[tuple[Attended, Array]]:
+        """Every pass of a baseline, and which of its tokens are valid."""
+        if method.global_buffer:
+            for buffer, first in buffers(tokens, windows, params, method):
+                yield attend_buffer(buffer, count, method, first, counting=counting), buffer.valid
+            return
+        for features in tokens.compared(method):
+            first = first_queries(features, windows, params, method)
+            yield attend_alone(features, tokens.values, count, method, first, counting), valid[:, None]
+
+    rows, counts = 0, []
+    for attended, tokens_valid in passes():  # they are summed (SCLIP compares queries, then keys)
+        rows = rows + attended.values
+        counts.append(one_key_count(attended.kept, tokens_valid))
+    rows = by_window(rows, valid, method, windows.overlaps) if method.global_buffer else rows
+    return Counted(rows, reduce(OneKeyCount.merge, counts) if counting else None)
+
+
+@typed
+def total_count(counts: OneKeyCount, method: MethodConfig) -> OneKeyCount:
+    """The sums over all tokens, on all devices that share an image."""
+    return OneKeyCount(*(FORMS[method.attention].sum_over_shards(each.sum(dtype=jnp.int32)) for each in counts))
 
 
 @jax.named_scope("gla-projection")
@@ -155,10 +194,31 @@ def segment_features(
         config: method, dtype and what depends on the platform.
         run: as one program or in steps.
     """
+    return counted_features(params, windows, config, run, counting=False).rows
+
+
+@typed
+def counted_features(
+    params: SegmenterParams,
+    windows: Windows,
+    config: SegmenterConfig,
+    run: OneProgram | Steps = ONE_PROGRAM,
+    counting: bool = True,
+) -> Counted:
+    """segment_features and, by the same pass of attention, how many tokens keep one single key.
+
+    Args:
+        params: both image towers.
+        windows: as in segment_features.
+        config: a method that does not attend by features counts nothing.
+        run: as one program or in steps.
+        counting: False for features alone.
+    """
     method, valid, overlaps = config.method, jnp.asarray(windows.valid), windows.overlaps
     if not (method.global_buffer or method.stitches):
         # Windows do not see each other: every chunk goes all the way by itself, with W as an argument.
-        return run.windows(_segment_alone, (windows,), params, config, run.whole(window_count, windows, method))
+        count = run.whole(window_count, windows, method)
+        return _totalled(run.windows(_segment_alone, (windows,), params, config, count, counting=counting), method, run)
     cut = windows._replace(overlaps=None)  # which are of the image as a whole
     # Features of one or more passes (SCLIP compares queries, then keys), CLIP's values, and residual or None.
     if method.stitches:
@@ -166,51 +226,77 @@ def segment_features(
         tokens = run.whole(stitch_windows, tokens, cut, params, config)
         if not method.global_buffer:
             count = run.whole(window_count, windows, method)
-            return run.windows(_segment_encoded, (tokens, cut), params, config, count)
+            found = run.windows(segment_encoded, (tokens, cut), params, config, count, counting=counting)
+            return _totalled(found, method, run)
         *compared, values, residual = _read(tokens, config)
     else:
         *compared, values, residual = run.windows(_read_tokens, (cut,), params, config)
-    total = None  # [N C], summed over the passes
+    total, counts = None, []  # [N C], summed over the passes; the counts of each
     while compared:
         first = run.whole(first_queries, compared[0], windows, params, method)
         # Features end here: in steps the buffer takes their place in memory.
         buffer = run.whole(image_buffer, compared.pop(0), values, valid, method, overlaps)
-        attended = attend_buffer(buffer, run.whole(window_count, windows, method), method, first, run)
+        attended = attend_buffer(buffer, run.whole(window_count, windows, method), method, first, run, counting)
+        if counting:
+            counts.append(run.whole(one_key_count, attended.kept, buffer.valid))
         del buffer
-        total = attended if total is None else total + attended
+        total = attended.values if total is None else total + attended.values
     del values
     total = run.whole(by_window, total, valid, method, overlaps)
-    return run.windows(patch_features, (total, residual), params, config)
+    rows = run.windows(patch_features, (total, residual), params, config)
+    return _totalled(Counted(rows, reduce(OneKeyCount.merge, counts) if counting else None), method, run)
+
+
+def _totalled(found: Counted, method: MethodConfig, run: OneProgram | Steps = ONE_PROGRAM) -> Counted:
+    """The rows as they are with the sums of their counts."""
+    return found if found.one_key is None else Counted(found.rows, run.whole(total_count, found.one_key, method))
 
 
 @typed
-def segment_images(params: SegmenterParams, windows: Windows, config: SegmenterConfig) -> Float[Array, "B W S E"]:
-    """segment_features of windows [B W ...] of several images.
+def segment_images(
+    params: SegmenterParams, windows: Windows, config: SegmenterConfig, counting: bool = False
+) -> Counted:
+    """counted_features of windows [B W ...] of several images: rows [B W S E], counts [B].
 
     The towers take the windows of all images in their batches; the rest goes one image after the other.
     """
     tokens = encode_alone(params, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), windows), config)
     tokens = jax.tree.map(lambda leaf: leaf.reshape(*windows.valid.shape, *leaf.shape[1:]), tokens)
 
-    def one(image: tuple[WindowTokens, Windows]) -> Array:
-        return _segment_encoded(stitch_windows(*image, params, config), image[1], params, config)
+    def one(image: tuple[WindowTokens, Windows]) -> Counted:
+        found = segment_encoded(stitch_windows(*image, params, config), image[1], params, config, counting=counting)
+        return _totalled(found, config.method)
 
     return jax.lax.map(one, (tokens, windows))
 
 
-def _segment_encoded(
+@typed
+def segment_encoded(
     tokens: WindowTokens,
     windows: Windows,
     params: SegmenterParams,
     config: SegmenterConfig,
-    count: Array | None = None,
-) -> Array:
-    attended = aggregate_windows(tokens, windows, params, config.method, count)
-    return patch_features(attended, tokens.residual, params, config)
+    count: Float[Array, ""] | None = None,
+    counting: bool = False,
+) -> Counted:
+    """What follows the towers of segment_features: rows [W S E], and of every token what total_count sums.
+
+    Args:
+        tokens: outputs of the towers.
+        windows: the same windows.
+        params: of CLIP's image tower.
+        config: method and dtype.
+        count: W of the image, where these windows are a part of it.
+        counting: whether tokens that keep one single key are counted.
+    """
+    attended = _aggregate(tokens, windows, params, config.method, count, counting)
+    return attended._replace(rows=patch_features(attended.rows, tokens.residual, params, config))
 
 
-def _segment_alone(windows: Windows, params: SegmenterParams, config: SegmenterConfig, count: Array) -> Array:
-    return _segment_encoded(encode_alone(params, windows, config), windows, params, config, count)
+def _segment_alone(
+    windows: Windows, params: SegmenterParams, config: SegmenterConfig, count: Array, counting: bool = False
+) -> Counted:
+    return segment_encoded(encode_alone(params, windows, config), windows, params, config, count, counting)
 
 
 def _encode_part(windows: Windows, params: SegmenterParams, config: SegmenterConfig) -> WindowTokens:
@@ -240,10 +326,17 @@ def segment_in_steps(
         config: as in segment_features.
         progress: called with (steps done, steps in all) after each.
     """
+    return segment_features(params, windows, config, steps_of(params, windows, config, progress))
+
+
+def steps_of(
+    params: SegmenterParams, windows: Windows, config: SegmenterConfig, progress: Progress | None = None
+) -> Steps:
+    """The steps of an image; arguments as in segment_in_steps."""
     count, merging = len(windows.valid), config.method.merge_overlaps
     queries = len(windows.overlaps.members) if merging else count * params.tokens(config)
     total, chunk = count_steps(count, queries, config), step_batch(count, config.max_tower_batch)
-    return segment_features(params, windows, config, Steps(chunk, query_chunk(config.method), total, progress))
+    return Steps(chunk, query_chunk(config.method), total, progress)
 
 
 def count_steps(windows: int, queries: int, config: SegmenterConfig) -> int:

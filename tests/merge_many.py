@@ -41,7 +41,7 @@ def records(classes: int, seed: int = 0) -> Iterator[str]:
         areas[:, occurring] = np.sort(rng.integers(1, 20_000, (3, len(occurring))), axis=0)
         edges = [BoundaryCounts(rng.integers(0, 999, 4), rng.integers(1000, 9999, 4)) for _ in range(2)]
         seconds = {stage: rng.random() for stage in ("read", "features", "labels", "metrics", "record")}
-        line = image_record("ID", (480, 640), (336, 448), Counts(Areas(*areas), *edges), seconds).line()
+        line = image_record("ID", (480, 640), (336, 448), Counts(Areas(*areas), *edges), seconds, (9, 784)).line()
         lines.append(line.rpartition("\t")[0])
     while True:
         yield from lines

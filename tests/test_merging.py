@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,6 @@ from gla_jax.outputs.files import deciding_settings
 from gla_jax.predict import cost
 from gla_jax.predict import model as module
 from gla_jax.predict.model import image_grid
-from gla_jax.predict.one_key import one_key_share
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
 from gla_jax.text.prompts import parse_classes
@@ -72,14 +72,13 @@ def test_a_grid_over_merging_gives_the_labels_of_each(segmenter):
     configs = [segmenter.model.with_config(config).config for config in (CONFIG, merging(), merging("gla-clearclip"))]
     encoded = encode_image(segmenter.model, IMAGES[0], configs)
     scores, question = {}, vocabulary_question(segmenter, parse_classes(CLASSES))
-    for index, labels, _ in label_settings(segmenter.model, encoded, configs, question):
+    for index, labels, _, one_key in label_settings(segmenter.model, encoded, configs, question):
         expected = segmenter.with_config(configs[index])(IMAGES[0], CLASSES, scores=True)
         assert (labels == expected.labels).mean() > 0.995
         scores[index] = expected.scores
+        own = segmenter.with_config(configs[index]).model
+        assert one_key == jax.device_get(own.counted([own.prepare(IMAGES[0])])[0].one_key)
     assert np.abs(scores[0] - scores[1]).max() > 1e-3
-    windows = segmenter.with_config(merging()).model.prepare(IMAGES[0]).windows
-    share = one_key_share(segmenter.params, encoded.tokens, windows, configs[1].method)
-    assert 0 <= share <= 1
 
 
 def test_what_cannot_be_merged_is_refused(segmenter):

@@ -96,7 +96,7 @@ def test_a_batch_of_images_shares_the_towers_alone(params, name):
     """Nine windows in batches of four cross from image to image; nothing else does."""
     config = SegmenterConfig(METHODS[name], WINDOWS, tower_batch=4)
     one = [windows_of(seed, padded=9) for seed in range(3)]
-    together = jax.jit(segment_images)(params, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one), config)
+    together = jax.jit(segment_images)(params, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one), config).rows
     for windows, features in zip(one, together, strict=True):
         valid = np.asarray(windows.valid)
         expected = jax.jit(segment_features)(params, windows, config)[valid]

@@ -110,7 +110,7 @@ def test_steps_batches_and_stacked_towers_give_the_same(method):
     several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), windows)
     others = {
         "steps": segment_in_steps(params, windows, config),
-        "batch": jax.jit(segment_images)(params, several, config)[1],
+        "batch": jax.jit(segment_images)(params, several, config).rows[1],
         "stacked": jax.jit(segment_features)(params.stacked(), windows, config),
     }
     for name, found in others.items():

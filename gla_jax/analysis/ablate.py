@@ -1,6 +1,5 @@
 """Ablations: many settings of a method measured on one benchmark; the towers run once an image."""
 
-import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 
 from gla_jax.analysis.ablation import Ablation
 from gla_jax.analysis.ablation_report import Tally, as_table, write_files
-from gla_jax.analysis.encoded import encode_image, example_sums, label_settings, vocabulary_question, windows_of
+from gla_jax.analysis.encoded import encode_image, example_sums, label_settings, vocabulary_question
 from gla_jax.distributed.shards import Shard
 from gla_jax.eval.benchmarks import BENCHMARKS
 from gla_jax.eval.datasets.by_example import example_classes
@@ -26,7 +25,6 @@ from gla_jax.eval.report.page import counted
 from gla_jax.pictures.charts import require_matplotlib
 from gla_jax.predict.examples import ClassSums, ExampleClasses, check_present
 from gla_jax.predict.model import Model
-from gla_jax.predict.one_key import one_key_share
 from gla_jax.predict.predict import Question
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.errors import UserError
@@ -148,19 +146,14 @@ def measure(
             encoded = encode_image(model, example.image, configs)
             tower_seconds += time.perf_counter() - begun
             resized = encoded.prepared.grid.height, encoded.prepared.grid.width
-            shares = {}
-            for config in configs:
-                if config.method.attends_by_features and config.method not in shares:
-                    windows = windows_of(model, encoded.prepared, config)
-                    share = one_key_share(model.params, encoded.tokens, windows, config.method)
-                    shares[config.method] = float(share)
             own_questions = [per_image[index][place] for place in indices]
-            for place, labels, seconds in label_settings(model, encoded, configs, own_questions):
-                areas, boundary, before, own = tallies[indices[place]]
-                own = (*own, shares.get(configs[place].method, math.nan))
+            for place, labels, seconds, one_key in label_settings(model, encoded, configs, own_questions):
+                areas, boundary, before, counts = tallies[indices[place]]
+                if one_key is not None:
+                    counts = counts[0] + int(one_key.one), counts[1] + int(one_key.tokens)
                 areas = areas.merge(image_areas(labels, example.label, classes, dataset.ignore))
-                counts = boundary_counts(labels, example.label, resized, model.config.windows, dataset.ignore)
-                tallies[indices[place]] = Tally(areas, boundary.merge(counts), before + seconds, own)
+                edges = boundary_counts(labels, example.label, resized, model.config.windows, dataset.ignore)
+                tallies[indices[place]] = Tally(areas, boundary.merge(edges), before + seconds, counts)
     return Measured(tuple(tallies), tower_seconds, len(images))
 
 

@@ -14,7 +14,7 @@ from gla_jax.eval.metrics.areas import Areas
 from gla_jax.eval.metrics.boundary import BoundaryCounts
 from gla_jax.pictures.charts import GREY, Column, are_numbers, bars, figure, heat_maps, lines
 from gla_jax.pictures.drawing import BLUE, RED, Entry
-from gla_jax.predict.one_key import ADVICE, MANY
+from gla_jax.predict.one_key import ADVICE, MANY, one_key_percent
 from gla_jax.support.files import write_json, write_png, write_text
 from gla_jax.support.version import VERSION
 
@@ -29,19 +29,19 @@ GLA_PARTS = ("global_buffer", "proxy_anchors", "row_mean", "dynamic_shift", "dyn
 
 
 class Tally(NamedTuple):
-    """Counts of all images under one setting, their seconds, and the share of tokens of each that keep one key."""
+    """Counts of all images under one setting, their seconds, tokens that keep one single key, and all that could."""
 
     areas: Areas
     boundary: BoundaryCounts
     seconds: float
-    one_key: tuple[float, ...] = ()
+    one_key: tuple[int, int] = (0, 0)
 
     def figures(self) -> dict[str, float]:
         """The figures by the names of FIGURES, percent, NaN where there is none."""
         scores, rates = self.areas.scores(), self.boundary.rates()
-        one_key = 100 * sum(self.one_key) / len(self.one_key) if self.one_key else math.nan
+        one_key = one_key_percent(*self.one_key)
         figures = {"miou": scores.miou, "aacc": scores.aacc, "ber_1": rates["ber_1"]}
-        return figures | {"control_1": rates["control_1"], "one_key": one_key}
+        return figures | {"control_1": rates["control_1"], "one_key": math.nan if one_key is None else one_key}
 
 
 def write_files(folder: Path, ablation: Ablation, tallies: Sequence[Tally], note: str, about: dict[str, Any]) -> None:

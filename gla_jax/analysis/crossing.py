@@ -15,14 +15,14 @@ from gla_jax.analysis.encoded import encode_image
 from gla_jax.analysis.explain import attention_stages
 from gla_jax.analysis.explain_files import read_mask
 from gla_jax.attention.attend import Queries, prepare_queries
-from gla_jax.attention.dense import attention_weights
+from gla_jax.attention.dense import attention_weights, kept_keys
 from gla_jax.config import MethodConfig
 from gla_jax.eval.benchmarks import TINY_WORLD
 from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.images.reading import as_rgb, find_images, read_image
 from gla_jax.images.windows import Windows
 from gla_jax.labels.targets import UNLABELLED, token_targets
-from gla_jax.predict.one_key import ADVICE, MANY, keeps_one_key
+from gla_jax.predict.one_key import ADVICE, MANY
 from gla_jax.segmenter import Segmenter
 from gla_jax.support.arrays import Array, Bool, Float, Int, Integer, UInt8
 from gla_jax.support.errors import UserError
@@ -99,7 +99,8 @@ def _shares(
         labelled = jnp.where(by_token != UNLABELLED, weights, 0.0)
         same = jnp.where(by_token == own_class, labelled, 0.0).sum() / labelled.sum()
         outside = jnp.where(window != own_window, weights, 0.0).sum()
-        return outside, jnp.where(own_class == UNLABELLED, jnp.nan, same), keeps_one_key(weights)
+        one_key = kept_keys(query.rows, query.norm, buffer, method).sum() == 1
+        return outside, jnp.where(own_class == UNLABELLED, jnp.nan, same), one_key
 
     of_tokens = jax.lax.map(shares, (queries, by_token, window), batch_size=QUERY_CHUNK)
     return *(x.reshape(classes.shape) for x in (*of_tokens, queries.counts)), buffer.keys

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from gla_jax import pipeline
+from gla_jax.attention.one_key import OneKeyCount
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import Windows
 from gla_jax.labels.targets import token_targets
@@ -31,11 +33,15 @@ class Encoded(NamedTuple):
 
 
 class SettingLabels(NamedTuple):
-    """The label map of one setting: its index, labels [h w], and its share of the seconds of the pass."""
+    """The label map of one setting: its index, labels [h w], and its share of the seconds of the pass.
+
+    one_key: of the image, on the host; None for a method that does not attend by features.
+    """
 
     index: int
     labels: Integer[np.ndarray, "h w"]
     seconds: float
+    one_key: OneKeyCount | None
 
 
 _encode = jax.jit(pipeline.encode_windows)
@@ -64,19 +70,19 @@ def encoded_features(
         params: of CLIP's image tower.
         config: method and dtype.
     """
-    attended = pipeline.aggregate_windows(tokens, windows, params, config.method)
-    return l2_normalize(pipeline.patch_features(attended, tokens.residual, params, config))
+    return l2_normalize(pipeline.segment_encoded(tokens, windows, params, config).rows)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="counting")
 def encoded_logits(
     tokens: pipeline.WindowTokens,
     windows: Windows,
     params: pipeline.SegmenterParams,
     text_embeddings: Float[Array, "Q E"],
     config: SegmenterConfig,
-) -> Float[Array, "W S Q"]:
-    """Token logits after the towers; settings that differ in numbers alone share one program.
+    counting: bool = False,
+) -> pipeline.Counted:
+    """Token logits [W S Q] after the towers; settings that differ in numbers alone share one program.
 
     Args:
         tokens: outputs of the towers.
@@ -84,10 +90,11 @@ def encoded_logits(
         params: of CLIP's image tower.
         text_embeddings: a row of length one for every prompt.
         config: method and dtype.
+        counting: whether tokens that keep one single key are counted.
     """
-    attended = pipeline.aggregate_windows(tokens, windows, params, config.method)
-    features = pipeline.patch_features(attended, tokens.residual, params, config)
-    return pipeline.token_logits(features, text_embeddings, config.method.plain_precision)
+    rows, one_key = pipeline.segment_encoded(tokens, windows, params, config, counting=counting)
+    logits = pipeline.token_logits(rows, text_embeddings, config.method.plain_precision)
+    return pipeline.Counted(logits, one_key and pipeline.total_count(one_key, config.method))
 
 
 def vocabulary_question(segmenter: Segmenter, classes: Classes) -> Question:
@@ -142,10 +149,10 @@ def label_settings(
         begun = time.perf_counter()
         rows = questions[indices[0]].text_embeddings
         windows = windows_of(model, prepared, config)
-        logits = encoded_logits(tokens, windows, model.params, rows, config)
-        jax.block_until_ready(logits)
+        counted = encoded_logits(tokens, windows, model.params, rows, config, counting=True)
+        logits, one_key = jax.block_until_ready(counted)
         share = (time.perf_counter() - begun) / len(indices)
         for index in indices:
             begun = time.perf_counter()
             labels = label_logits(logits, prepared, questions[index], configs[index]).labels
-            yield SettingLabels(index, labels, share + time.perf_counter() - begun)
+            yield SettingLabels(index, labels, share + time.perf_counter() - begun, jax.device_get(one_key))

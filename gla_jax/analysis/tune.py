@@ -151,7 +151,7 @@ def class_log_probabilities(
 def loss(config: SegmenterConfig, inputs: tuple, background: bool) -> Float[Array, ""]:
     """Mean cross-entropy of the labelled tokens of one image, every window's token by itself."""
     *image, prompts, targets = inputs
-    by_class = class_log_probabilities(encoded.encoded_logits(*image, config), prompts, config, background)
+    by_class = class_log_probabilities(encoded.encoded_logits(*image, config).rows, prompts, config, background)
     counted = (targets != UNLABELLED).astype(jnp.float32)
     picked = jnp.take_along_axis(by_class, jnp.maximum(targets, 0)[None], 0)[0]
     return -(picked * counted).sum() / counted.sum()
@@ -198,10 +198,8 @@ def figures(problem: Problem, images: Sequence[Labelled], configs: Sequence[Segm
     classes, losses = problem.question.classes, np.zeros(len(configs))
     areas = [Areas.zeros(classes)] * len(configs)
     for image in images:
-        for index, labels, _ in encoded.label_settings(
-            problem.segmenter.model, image.encoded, configs, problem.question
-        ):
-            areas[index] = areas[index].merge(image_areas(labels, image.label, classes, problem.ignore))
+        for row in encoded.label_settings(problem.segmenter.model, image.encoded, configs, problem.question):
+            areas[row.index] = areas[row.index].merge(image_areas(row.labels, image.label, classes, problem.ignore))
         losses += [float(loss(config, problem.inputs(image), problem.background)) for config in configs]
     means = (losses / len(images)).tolist()
     return [{"loss": mean, "miou": one.scores().miou} for mean, one in zip(means, areas, strict=True)]

@@ -11,6 +11,7 @@ from gla_jax.attention.anchors import Anchors, next_anchors
 from gla_jax.attention.buffer import Buffer, fill_buffer
 from gla_jax.attention.merging import merge_tokens, spread_rows
 from gla_jax.attention.normalize import Normalization, normalization
+from gla_jax.attention.one_key import Attended
 from gla_jax.config import MethodConfig
 from gla_jax.images.windows import Overlaps
 from gla_jax.support.arrays import Array, Bool, Float, typed
@@ -91,8 +92,8 @@ def proxy_anchors(
 
 
 @jax.named_scope("gla-attention")
-def _attend(rows: Array, norm: Normalization, buffer: Buffer, method: MethodConfig) -> Array:
-    return FORMS[method.attention].attend(rows, norm, buffer, method)
+def _attend(rows: Array, norm: Normalization, buffer: Buffer, method: MethodConfig, counting: bool = False) -> Attended:
+    return FORMS[method.attention].attend(rows, norm, buffer, method, counting)
 
 
 @jax.named_scope("gla-attention")
@@ -134,8 +135,9 @@ def attend_buffer(
     method: MethodConfig,
     first: Float[Array, "N D"] | None = None,
     run: OneProgram | Steps = ONE_PROGRAM,
-) -> Float[Array, "N C"]:
-    """Weighted values of every token of one buffer; rows of padded tokens hold finite numbers without meaning.
+    counting: bool = False,
+) -> Attended:
+    """Weighted values [N C] of every token of one buffer; rows of padded tokens hold finite numbers without meaning.
 
     Args:
         buffer: keys and values of N tokens.
@@ -143,9 +145,10 @@ def attend_buffer(
         method: which stages are on, and their numbers.
         first: replaces the keys as queries of the anchors' first iteration.
         run: as one program or in steps.
+        counting: the kept keys of every token too.
     """
     queries = prepare_queries(buffer.keys if first is None else first, buffer.keys, buffer, windows, method, run)
-    return run.queries(_attend, (queries.rows, queries.norm), buffer, method)
+    return run.queries(_attend, (queries.rows, queries.norm), buffer, method, counting=counting)
 
 
 @typed
@@ -155,8 +158,11 @@ def attend_alone(
     windows: Float[Array, ""],
     method: MethodConfig,
     first: Float[Array, "N D"] | None = None,
-) -> Float[Array, "W S C"]:
+    counting: bool = False,
+) -> Attended:
     """Every window attends over a buffer of its own tokens, as many together as have the similarities of one block.
+
+    The values are [W S C], kept keys [W S].
 
     Args:
         features: before normalisation.
@@ -164,15 +170,16 @@ def attend_alone(
         windows: W, on which the dynamic shift depends.
         method: which stages are on, and their numbers.
         first: replaces the keys as queries of the anchors' first iteration.
+        counting: the kept keys of every token too.
     """
     # A window lies on one device, whatever the mesh.
     method = replace(method, attention="blockwise") if method.attention == "ring" else method
 
-    def alone(window: tuple[Array, Array, Array | None]) -> Array:
+    def alone(window: tuple[Array, Array, Array | None]) -> Attended:
         own_features, own_values, own_first = window
         # Mark padding as valid here: its rows are dropped later; an empty softmax would be 0/0.
         buffer = fill_buffer(own_features[None], own_values[None], jnp.ones(1, bool), method)
-        return attend_buffer(buffer, windows, method, own_first)
+        return attend_buffer(buffer, windows, method, own_first, counting=counting)
 
     own_first = None if first is None else first.reshape(*features.shape[:2], -1)
     together = even_batch(len(features), max(1, method.max_block**2 // features.shape[1] ** 2))
@@ -203,6 +210,6 @@ def aggregate_values(
     """
     count = FORMS[method.attention].sum_over_shards(valid.astype(jnp.float32).sum())
     if not method.global_buffer:
-        return attend_alone(features, values, count, method, first)
+        return attend_alone(features, values, count, method, first).values
     attended = attend_buffer(image_buffer(features, values, valid, method, overlaps), count, method, first)
-    return by_window(attended, valid, method, overlaps)
+    return by_window(attended.values, valid, method, overlaps)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from gla_jax.attention.anchors import AnchorSums, positive_sums, zero_sums
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import NOTHING, Logits, Normalization, attention_logits, ordinary_logits
+from gla_jax.attention.one_key import Attended
 from gla_jax.attention.pooling import PooledSums, no_sums, pooled_sums
 from gla_jax.attention.products import for_anchors, for_attention, similarities, value_sums
 from gla_jax.config import MethodConfig
-from gla_jax.support.arrays import Array, Float, typed
+from gla_jax.support.arrays import Array, Float, Int, typed
 
 ALIGNED, FROM_SIZE = 16, 2048  # entries of a block, from this largest block on
 State = TypeVar("State")
@@ -23,12 +24,13 @@ class SoftmaxPartial(NamedTuple):
     """A softmax over some of the keys of q queries.
 
     maximum [q] of the logits seen; total [q]: the sum of exp((a - maximum) / temperature) over the kept ones; weighted
-    [q C]: the same sum times the values.
+    [q C]: the same sum times the values; kept [q]: the number of kept ones, None where it is not counted.
     """
 
     maximum: Float[Array, " q"]
     total: Float[Array, " q"]
     weighted: Float[Array, "q C"]
+    kept: Int[Array, " q"] | None = None
 
     def merge(self, other: "SoftmaxPartial", method: MethodConfig) -> "SoftmaxPartial":
         """The softmax over both sets of keys.
@@ -38,7 +40,7 @@ class SoftmaxPartial(NamedTuple):
         """
         drops = method.drops_entries
         maximum = jnp.maximum(self.maximum, other.maximum)
-        weights = []
+        weights, kept = [], []
         # One comparison for both: a maximum that is worked out twice need not equal itself.
         first, last = self.maximum >= other.maximum, self.maximum <= other.maximum
         for side, largest in ((self, first), (other, last | ~first)):
@@ -47,10 +49,13 @@ class SoftmaxPartial(NamedTuple):
             # Entries >= 0 always count; negative ones only where they are the maximum of the whole row.
             survives = (side.maximum >= 0) | largest
             weights.append(jnp.where(survives, weight, 0.0) if drops else weight)
+            if side.kept is not None:
+                kept.append(jnp.where(survives, side.kept, 0) if drops else side.kept)
         return SoftmaxPartial(
             maximum,
             weights[0] * self.total + weights[1] * other.total,
             weights[0][:, None] * self.weighted + weights[1][:, None] * other.weighted,
+            sum(kept) if kept else None,
         )
 
     def average(self) -> Float[Array, "q C"]:
@@ -59,10 +64,11 @@ class SoftmaxPartial(NamedTuple):
 
 
 @typed
-def empty_softmax(queries: Float[Array, "q D"], width: int) -> SoftmaxPartial:
-    """The softmax over no keys, which merge leaves as they are; width: C of the values."""
+def empty_softmax(queries: Float[Array, "q D"], width: int, counting: bool = False) -> SoftmaxPartial:
+    """The softmax over no keys, which merge leaves as they are; width: C of the values; counting: kept keys too."""
     zeros = jnp.zeros_like(queries[:, 0])  # made from the queries, so that it is sharded as they are
-    return SoftmaxPartial(zeros + NOTHING, zeros, jnp.zeros_like(queries, shape=(queries.shape[0], width)))
+    kept = zeros.astype(jnp.int32) if counting else None
+    return SoftmaxPartial(zeros + NOTHING, zeros, jnp.zeros_like(queries, shape=(queries.shape[0], width)), kept)
 
 
 def block_logits(similarity: Float[Array, "q b"], norm: Normalization, keys: Buffer, method: MethodConfig) -> Logits:
@@ -74,15 +80,16 @@ def block_logits(similarity: Float[Array, "q b"], norm: Normalization, keys: Buf
     return Logits(logits, jnp.broadcast_to(valid, logits.shape), jax.lax.stop_gradient(logits.max(1)))
 
 
-def softmax_partial(block: Logits, keys: Buffer, method: MethodConfig) -> SoftmaxPartial:
-    """The softmax over one block of keys."""
+def softmax_partial(block: Logits, keys: Buffer, method: MethodConfig, counting: bool = False) -> SoftmaxPartial:
+    """The softmax over one block of keys; counting: the kept ones too."""
     logits, kept, maximum = block
     # Any number in its place gives the same mean, so its gradient is 0; JAX's own is 0 / 0 where the compiler rounds
     # the logits of the maximum and those it is compared with in the backward pass differently.
     exponents = logits - maximum[:, None]
     weights = jnp.where(kept, jnp.exp(exponents / method.temperature if method.drops_entries else exponents), 0.0)
     weights = weights if keys.weights is None else weights * keys.weights[None]
-    return SoftmaxPartial(maximum, weights.sum(1), value_sums(weights, for_attention(keys, method), method))
+    count = kept.sum(1, dtype=jnp.int32) if counting else None
+    return SoftmaxPartial(maximum, weights.sum(1), value_sums(weights, for_attention(keys, method), method), count)
 
 
 @typed
@@ -104,7 +111,7 @@ def attend_next_block(
     the shift and the fewer the blocks that a query looks at.
 
     Args:
-        state: the softmax over the blocks so far.
+        state: the softmax over the blocks so far; with kept keys that are counted, so is the result.
         queries: of one block of queries.
         norm: shift and scale of those queries.
         keys: one block of keys and values.
@@ -113,7 +120,8 @@ def attend_next_block(
     similarity = similarities(queries, for_attention(keys, method))
 
     def merged() -> SoftmaxPartial:
-        return state.merge(softmax_partial(block_logits(similarity, norm, keys, method), keys, method), method)
+        block = block_logits(similarity, norm, keys, method)
+        return state.merge(softmax_partial(block, keys, method, counting=state.kept is not None), method)
 
     if not (method.drops_entries and method.skip_blocks):
         return merged()
@@ -188,16 +196,24 @@ def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodCo
 
 @typed
 def attend_partial(
-    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig, counting: bool = False
 ) -> SoftmaxPartial:
-    """The softmax of the queries over one buffer, by a running maximum; partials of other buffers merge with it."""
+    """The softmax of the queries over one buffer, by a running maximum; partials of other buffers merge with it.
+
+    Args:
+        queries: of attention.
+        norm: their shift and scale.
+        buffer: keys and values.
+        method: which entries are dropped.
+        counting: the kept keys of every query too.
+    """
     size = balanced(queries.shape[0], method.max_block)
     keys = key_blocks(for_attention(buffer, method), method)
 
     def one_block(block: tuple[Array, Normalization]) -> SoftmaxPartial:
         return fold_keys(
             lambda state, part: attend_next_block(state, *block, part, method),
-            empty_softmax(block[0], buffer.values.shape[1]),
+            empty_softmax(block[0], buffer.values.shape[1], counting),
             keys,
         )
 
@@ -206,23 +222,37 @@ def attend_partial(
 
 @typed
 def attend(
-    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
-) -> Float[Array, "q C"]:
-    """Softmax over the kept keys, or a baseline's own weights, times the values."""
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig, counting: bool = False
+) -> Attended:
+    """Softmax over the kept keys, or a baseline's own weights, times the values; arguments as in attend_partial."""
     if method.weighs_by_similarity:
-        return pool_partial(queries, buffer, method).average()
-    return attend_partial(queries, norm, buffer, method).average()
+        return attended(pool_partial(queries, buffer, method, counting))
+    return attended(attend_partial(queries, norm, buffer, method, counting))
+
+
+def attended(sums: SoftmaxPartial | PooledSums) -> Attended:
+    """The values of rows that have seen all keys, and the keys that they keep."""
+    return Attended(sums.average(), sums.kept)
 
 
 @typed
-def pool_partial(queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig) -> PooledSums:
-    """The weighted sums of the queries over one buffer; those over other buffers add up with them."""
+def pool_partial(
+    queries: Float[Array, "q D"], buffer: Buffer, method: MethodConfig, counting: bool = False
+) -> PooledSums:
+    """The weighted sums of the queries over one buffer; those over other buffers add up with them.
+
+    Args:
+        queries: of attention.
+        buffer: keys and values.
+        method: the baseline.
+        counting: the keys of every query from the cutoff on too.
+    """
     size = balanced(queries.shape[0], method.max_block)
     keys = key_blocks(for_attention(buffer, method), method)
 
     def one_block(block: Array) -> PooledSums:
-        start = no_sums(block, buffer.values.shape[1])
-        return fold_keys(lambda sums, part: sums.merge(pooled_sums(block, part, method)), start, keys)
+        start = no_sums(block, buffer.values.shape[1], counting)
+        return fold_keys(lambda sums, part: sums.merge(pooled_sums(block, part, method, counting)), start, keys)
 
     return join_blocks(jax.lax.map(one_block, split_blocks(queries, size)), queries.shape[0])
 

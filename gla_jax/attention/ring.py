@@ -11,6 +11,7 @@ from gla_jax.attention import blockwise
 from gla_jax.attention.anchors import AnchorSums
 from gla_jax.attention.buffer import Buffer
 from gla_jax.attention.normalize import Normalization
+from gla_jax.attention.one_key import Attended
 from gla_jax.attention.pooling import PooledSums
 from gla_jax.config import MethodConfig
 from gla_jax.support.arrays import Array, Float, typed
@@ -58,16 +59,17 @@ def sum_positives(queries: Float[Array, "q D"], buffer: Buffer, method: MethodCo
 
 @typed
 def attend(
-    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig
-) -> Float[Array, "q C"]:
-    """Softmax over the kept keys of all devices, or a baseline's own weights, times their values."""
+    queries: Float[Array, "q D"], norm: Normalization, buffer: Buffer, method: MethodConfig, counting: bool = False
+) -> Attended:
+    """blockwise.attend over the keys of all devices."""
     if method.weighs_by_similarity:
-        return fold_shards(
-            buffer, lambda part: blockwise.pool_partial(queries, part, method), PooledSums.merge
-        ).average()
+        sums = fold_shards(
+            buffer, lambda part: blockwise.pool_partial(queries, part, method, counting), PooledSums.merge
+        )
+        return blockwise.attended(sums)
     partial = fold_shards(
         buffer,
-        lambda part: blockwise.attend_partial(queries, norm, part, method),
+        lambda part: blockwise.attend_partial(queries, norm, part, method, counting),
         lambda a, b: a.merge(b, method),
     )
-    return partial.average()
+    return blockwise.attended(partial)

@@ -23,7 +23,7 @@ from gla_jax.config import METHODS, SegmenterConfig
 from gla_jax.distributed.mesh import make_mesh, padded_windows
 from gla_jax.images.windows import Windows, bucket, token_overlaps
 from gla_jax.labels.label_map import layout, whole_logits
-from gla_jax.pipeline import SegmenterParams, aggregate_windows, encode_windows, patch_features
+from gla_jax.pipeline import Counted, SegmenterParams, aggregate_windows, encode_windows, patch_features
 from gla_jax.predict.cost import (
     Widths,
     attention_flops,
@@ -107,7 +107,9 @@ class Subject(NamedTuple):
         """The label map of the image by features [W S E]."""
         config = self.model.config
         if self.model.labels_together:
-            return start_together(self.model, features[None], [self.prepared], self.question).labels[0]().labels
+            return (
+                start_together(self.model, Counted(features[None]), [self.prepared], self.question).labels[0]().labels
+            )
         logits = whole_logits(features, self.question.text_embeddings, config.method.plain_precision)
         return label_logits(logits, self.prepared, self.question, config).labels
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import jax
@@ -73,14 +73,16 @@ class Recorder(OneProgram):
             self._note(function, arguments)
         return result
 
-    def windows(self, function: Callable, parts: tuple, *shared: Any) -> Any:
+    def windows(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
         """Note function over chunks of windows."""
         chunk = step_batch(len(jax.tree.leaves(parts)[0]), self.config.max_tower_batch)
-        return self._chunks(chunk, function, parts, shared)
+        return self._chunks(chunk, wraps(function)(partial(function, **static)), parts, shared)
 
-    def queries(self, function: Callable, parts: tuple, *shared: Any) -> Any:
+    def queries(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
         """Note function over chunks of queries."""
-        return self._chunks(query_chunk(self.config.method), function, parts, shared)
+        return self._chunks(
+            query_chunk(self.config.method), wraps(function)(partial(function, **static)), parts, shared
+        )
 
     def _chunks(self, size: int, function: Callable, parts: tuple, shared: tuple) -> Any:
         result = function(*parts, *shared)

@@ -264,15 +264,10 @@ def measure_run(one: "Run", processes: "Processes", *logs: Path | None) -> dict[
     """
     from gla_jax.eval.report.pictures import report_pictures
     from gla_jax.eval.results import results
-    from gla_jax.eval.runner import one_key_of
-    from gla_jax.predict.one_key import one_key_warning
 
     outcome = _watched(one.row.benchmark, one, processes, *logs)
     content = results(outcome)
     if processes.is_first:
-        content["one_key"] = one_key_of(one)
-        sentence = content["one_key"] and one_key_warning(content["one_key"]["percent"])
-        content["warnings"] += [sentence] if sentence else []
         _finish(content, one.out, report_pictures(one, outcome.tally.miou))
     return content
 

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import SegmenterConfig
 from gla_jax.images.windows import Canvas, Windows, bucket, cut_canvas
-from gla_jax.pipeline import SegmenterParams, segment_images
+from gla_jax.pipeline import Counted, SegmenterParams, segment_images
 from gla_jax.support.arrays import Array, Float
 from gla_jax.support.errors import UserError
 
@@ -98,11 +98,11 @@ def _global(tree: Tree, sharding: NamedSharding) -> Tree:
     return jax.tree.map(put, tree)
 
 
-@partial(jax.jit, static_argnames="mesh")
+@partial(jax.jit, static_argnames=("mesh", "counting"))
 def ring_features(
-    params: SegmenterParams, windows: Windows | Canvas, config: SegmenterConfig, mesh: Mesh
-) -> Float[Array, "B W S E"]:
-    """segment_features of a batch of images whose windows are split over the mesh; the result is split likewise.
+    params: SegmenterParams, windows: Windows | Canvas, config: SegmenterConfig, mesh: Mesh, counting: bool = False
+) -> Counted:
+    """segment_images of images whose windows are split over the mesh; rows are split likewise, counts everywhere.
 
     Args:
         params: on every device (place_params).
@@ -110,17 +110,20 @@ def ring_features(
             W of its window axis.
         config: settings; the form of attention is the ring.
         mesh: of make_mesh.
+        counting: whether tokens that keep one single key are counted.
     """
     config = replace(config, method=replace(config.method, attention="ring"))
 
-    def local(params: SegmenterParams, windows: Windows | Canvas, config: SegmenterConfig) -> Array:
+    def local(params: SegmenterParams, windows: Windows | Canvas, config: SegmenterConfig) -> Counted:
         if isinstance(windows, Canvas):
             crop, mean = config.windows.crop, params.values_spec.pixel_mean
             windows = jax.vmap(lambda own: cut_canvas(own, crop, mean))(windows)
-        return segment_images(params, windows, config)
+        return segment_images(params, windows, config, counting)
 
     specs = (EVERYWHERE, BY_CANVAS if isinstance(windows, Canvas) else BY_WINDOW, EVERYWHERE)
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=BY_WINDOW)(params, windows, config)
+    split = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=Counted(BY_WINDOW, BY_IMAGE))
+    rows, one_key = split(params, windows, config)
+    return Counted(rows, jax.lax.with_sharding_constraint(one_key, NamedSharding(mesh, EVERYWHERE)))
 
 
 @partial(jax.jit, static_argnames="mesh")

@@ -32,7 +32,7 @@ from gla_jax.outputs.files import (
     writing_to,
 )
 from gla_jax.pictures.drawing import palette
-from gla_jax.predict.one_key import image_one_key, is_published, one_key_warning
+from gla_jax.predict.one_key import is_published, one_key_percent, one_key_warning
 from gla_jax.predict.predict import Ready, label_images, pooled_labels
 from gla_jax.results.dataset import FORMATS, Labelled
 from gla_jax.results.segmentation import ENDINGS, Segmentation, pictures_exist
@@ -223,7 +223,6 @@ def _segmented(
     model, watch = task.segmenter.model, Stopwatch()
     names, question = task.segmenter.question(task.classes, task.background, task.templates)
     bad: list[Read] = []
-    unchecked = not is_published(model)
 
     def read(file: File) -> Ready:
         stamp = _stamp(file, task)  # before the content, so that a change meanwhile is noticed
@@ -248,7 +247,9 @@ def _segmented(
         return _watched(task, read.file.path, group[0].prepared.grid, say) if windows else None
 
     scores = task.scores or task.masks is not None
-    images = label_images(model, readable(), question, watch, batch=task.batch, scores=scores, around=around)
+    # Counted for all images, as others would be another program; the first tells whether the numbers suit the features.
+    options = {"batch": task.batch, "scores": scores, "counting": not is_published(model), "around": around}
+    images, first = label_images(model, readable(), question, watch, **options), True
     for read, prediction in images:
         labels = prediction.labels
         if read.masks is not None:
@@ -259,10 +260,9 @@ def _segmented(
             result.save(folder, read.file.name)
         watch.mark("write")
         yield read, record(result, read.file.path, read.file.name, sum(watch.take().values()))
-        if unchecked:  # one image tells whether the numbers suit the features
-            unchecked = False
-            if sentence := one_key_warning(image_one_key(model, read.pixels)):
-                say(f"{read.file.path}: {sentence}.")
+        if first and prediction.one_key and (sentence := one_key_warning(one_key_percent(*prediction.one_key))):
+            say(f"{read.file.path}: {sentence}.")
+        first = False
         while bad:
             yield bad.pop(0), None
     yield from ((item, None) for item in bad)

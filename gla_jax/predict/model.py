@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gla_jax.attention.one_key import image_counts
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.config import BASELINES, MethodConfig, SegmenterConfig, WindowConfig, on_platform, with_plain_numbers
 from gla_jax.distributed.mesh import (
@@ -38,7 +39,7 @@ from gla_jax.images.windows import (
     token_overlaps,
     window_grid,
 )
-from gla_jax.pipeline import SegmenterParams, segment_features, segment_images, segment_in_steps
+from gla_jax.pipeline import Counted, SegmenterParams, counted_features, segment_images, steps_of
 from gla_jax.support.arrays import Array, Float, UInt8
 from gla_jax.support.errors import UserError
 from gla_jax.support.steps import Progress
@@ -142,19 +143,20 @@ MAX_OVERLAP = 15
 MAX_PROGRAM_WINDOWS = 64
 
 
-def _of_canvas(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig) -> Float[Array, "W S E"]:
-    return segment_features(params, cut_canvas(canvas, config.windows.crop, params.values_spec.pixel_mean), config)
+@partial(jax.jit, static_argnames="counting")
+def _segment_features(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig, counting: bool) -> Counted:
+    windows = cut_canvas(canvas, config.windows.crop, params.values_spec.pixel_mean)
+    return counted_features(params, windows, config, counting=counting)
 
 
-_segment_features = jax.jit(_of_canvas)
 _foreground = jax.jit(foreground_logits)
 _cut = jax.jit(cut_canvas, static_argnums=(1, 2))
 
 
-@jax.jit
-def _batch_features(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig) -> Float[Array, "B W S E"]:
+@partial(jax.jit, static_argnames="counting")
+def _batch_features(params: SegmenterParams, canvas: Canvas, config: SegmenterConfig, counting: bool) -> Counted:
     crop, mean = config.windows.crop, params.values_spec.pixel_mean
-    return segment_images(params, jax.vmap(lambda own: cut_canvas(own, crop, mean))(canvas), config)
+    return segment_images(params, jax.vmap(lambda own: cut_canvas(own, crop, mean))(canvas), config, counting)
 
 
 @dataclass(frozen=True)
@@ -223,15 +225,27 @@ class Model:
 
         progress(steps done, steps) is called for images that go through in steps.
         """
+        return [own.rows for own in self.counted(images, progress, counting=False)]
+
+    def counted(
+        self, images: Sequence[Prepared], progress: Progress | None = None, counting: bool = True
+    ) -> list[Counted]:
+        """`features` of every image and, where counting, how many of its tokens keep one single key."""
         if self.mesh is not None:
-            together = self.split_features(images)
-            return [image_features(together, index, self.mesh) for index in range(len(images))]
+            together = self.split_features(images, counting)
+            rows = [image_features(together.rows, index, self.mesh) for index in range(len(images))]
+            return list(map(Counted, rows, image_counts(together.one_key, len(rows))))
         if images[0].grid.count > MAX_PROGRAM_WINDOWS:
-            cuts = (_cut(self.canvas([image]), image.grid.crop, image.mean) for image in images)
-            return [segment_in_steps(self.params, windows, self.config, progress) for windows in cuts]
+            found = []
+            for image in images:
+                windows = _cut(self.canvas([image]), image.grid.crop, image.mean)
+                run = steps_of(self.params, windows, self.config, progress)
+                found.append(counted_features(self.params, windows, self.config, run, counting))
+            return found
         if len(images) == 1:
-            return [_segment_features(self.params, self.canvas(images), self.config)]
-        return list(_batch_features(self.params, self.canvas(images), self.config))
+            return [_segment_features(self.params, self.canvas(images), self.config, counting)]
+        rows, one_key = _batch_features(self.params, self.canvas(images), self.config, counting)
+        return list(map(Counted, rows, image_counts(one_key, len(rows))))
 
     @property
     def labels_together(self) -> bool:
@@ -239,33 +253,33 @@ class Model:
         return self.mesh is not None or _first_device(None).platform != "cpu"
 
     def features_together(
-        self, images: Sequence[Prepared], progress: Progress | None = None
-    ) -> Float[Array, "B W S E"]:
-        """`features` as one array; on a mesh B is padded to a multiple of its data axis."""
+        self, images: Sequence[Prepared], progress: Progress | None = None, counting: bool = False
+    ) -> Counted:
+        """`counted` as arrays [B W S E] and [B]; on a mesh B is padded to a multiple of its data axis."""
         if self.mesh is not None:
-            return self.split_features(images)
+            return self.split_features(images, counting)
         if len(images) == 1 or images[0].grid.count > MAX_PROGRAM_WINDOWS:
-            return jnp.stack(self.features(images, progress))
-        return _batch_features(self.params, self.canvas(images), self.config)
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.counted(images, progress, counting))
+        return _batch_features(self.params, self.canvas(images), self.config, counting)
 
     def compile_features(self, images: Sequence[Prepared]) -> jax.stages.Compiled | None:
         """The program of `features`, compiled and not run; None on a mesh and for images that go through in steps."""
         if self.mesh is not None or images[0].grid.count > MAX_PROGRAM_WINDOWS:
             return None
         program = _segment_features if len(images) == 1 else _batch_features
-        return program.lower(self.params, self.canvas(images), self.config).compile()
+        return program.lower(self.params, self.canvas(images), self.config, False).compile()
 
     def foreground(self, images: Sequence[Prepared]) -> list[Float[Array, "W n"]]:
         """Logits of CLIP-DINOiser's background layer of every window token, image after image, on the first device."""
         params = self.params if self.mesh is None else jax.tree.map(lambda leaf: leaf.addressable_data(0), self.params)
         return [_foreground(params, image.windows, self.config) for image in images]
 
-    def split_features(self, images: Sequence[Prepared]) -> Float[Array, "B W S E"]:
-        """`features` of a model on a mesh, as they lie on it; B is padded to a multiple of the mesh's data axis."""
+    def split_features(self, images: Sequence[Prepared], counting: bool = False) -> Counted:
+        """`counted` of a model on a mesh, as it lies there; B is padded to a multiple of the mesh's data axis."""
         # Every group of devices takes an image; what is left over takes the last one again.
         groups = self.mesh.shape[DATA_AXIS]
         padded = [*images, *[images[-1]] * (-len(images) % groups)]
-        return ring_features(self.params, self.canvas(padded), self.config, self.mesh)
+        return ring_features(self.params, self.canvas(padded), self.config, self.mesh, counting)
 
     def canvas(self, images: Sequence[Prepared]) -> Canvas:
         """Canvases on their way to the devices; of one image without a mesh, its own."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gla_jax.attention.one_key import OneKeyCount, image_counts
 from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.labels import split_logits, start_labels
 from gla_jax.distributed.mesh import DATA_AXIS
@@ -15,6 +16,7 @@ from gla_jax.labels.label_map import LabelRule, label_map, layout, score_map, wh
 from gla_jax.labels.pool import label_masks
 from gla_jax.labels.probabilities import token_probabilities, with_background_tokens
 from gla_jax.labels.prune import best_probabilities, prune
+from gla_jax.pipeline import Counted
 from gla_jax.predict.features import FeatureMap, check_usable
 from gla_jax.predict.model import MAX_PROGRAM_WINDOWS, Model, Prepared
 from gla_jax.support.arrays import Array, Bool, Float, Int, Integer, have_directions, typed
@@ -47,10 +49,14 @@ class Question(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """labels: uint8 (uint16 above 256 classes); scores: probability of every class's best prompt, when asked for."""
+    """labels: uint8 (uint16 above 256 classes); scores: probability of every class's best prompt, when asked for.
+
+    one_key: of the image, on the host, where it was counted.
+    """
 
     labels: Integer[np.ndarray, "h w"]
     scores: Float[np.ndarray, "L h w"] | None = None
+    one_key: OneKeyCount | None = None
 
 
 def pooled_labels(
@@ -100,17 +106,18 @@ class Started(NamedTuple):
     """Images that are on the device.
 
     usable: of each whether its features have directions, which waits for the towers; labels: of each, waits for the
-    rest.
+    rest; one_key: of each, None where it is not counted.
     """
 
     usable: Sequence[Array] | Array
     labels: Sequence[Callable[[], Prediction]]
+    one_key: Sequence[OneKeyCount | None]
     dtype: str
 
     def prediction(self, index: int) -> Prediction:
         """The result of an image. Raises UserError when its features would give every pixel the same label."""
         check_usable(np.asarray(jax.device_get(self.usable))[index], self.dtype)
-        return self.labels[index]()
+        return self.labels[index]()._replace(one_key=jax.device_get(self.one_key[index]))
 
 
 def start(
@@ -120,6 +127,7 @@ def start(
     size: int,
     *,
     scores: bool = False,
+    counting: bool = False,
     progress: Progress | None = None,
 ) -> Started:
     """Hand images that have one padded number of windows to the device, without waiting for it.
@@ -130,6 +138,7 @@ def start(
         question: prompts and classes.
         size: images of the program; what is left over takes the last one again.
         scores: also the probability of every class.
+        counting: also the tokens that keep one single key.
         progress: called with (steps done, steps) for an image that goes through in steps, which is waited for.
     """
     config, padded = model.config, [*images, *[images[-1]] * (size - len(images))]
@@ -137,34 +146,33 @@ def start(
     from_scores = scores or question.area_threshold or config.background_margin
     plain = config.average == "logits" and not (from_scores or config.prune_below)
     if model.labels_together and plain:
-        return start_together(model, model.features_together(padded, progress), padded, question)
-    features = model.features(padded, progress)[: len(images)]
+        return start_together(model, model.features_together(padded, progress, counting), padded, question)
+    features, counts = zip(*model.counted(padded, progress, counting)[: len(images)], strict=True)
     layer = model.foreground(images) if config.foreground_below else [None] * len(images)
     labels = []
     for image, own, foreground in zip(images, features, layer, strict=True):
         logits = whole_logits(own, question.text_embeddings, precision)
         labels.append(start_label(logits, image, question, config, scores, foreground))
-    return Started([_usable(own) for own in features], labels, config.dtype)
+    return Started([_usable(own) for own in features], labels, counts, config.dtype)
 
 
-def start_together(
-    model: Model, features: Float[Array, "B W S E"], images: Sequence[Prepared], question: Question
-) -> Started:
+def start_together(model: Model, found: Counted, images: Sequence[Prepared], question: Question) -> Started:
     """Hand the labels of a group to the device that has its features, in a few programs for all images.
 
     Args:
         model: settings, of a softmax over plain logits.
-        features: of Model.features_together.
+        found: of Model.features_together.
         images: the group, without what the features were padded with.
         question: prompts and classes.
     """
     mesh, precision = model.mesh, model.config.method.plain_precision
     embeddings = question.text_embeddings if mesh is None else np.asarray(question.text_embeddings)
-    logits, usable = split_logits(features, embeddings, mesh, precision)
+    logits, usable = split_logits(found.rows, embeddings, mesh, precision)
     padded = [*images, *[images[-1]] * (len(usable) - len(images))]
     places = [layout(image.grid, logits.shape[2], image.size) for image in padded]
     labels = start_labels(logits, places, question.rule(model.config), mesh, precision)
-    return Started(usable, [lambda own=own: Prediction(own()) for own in labels], model.config.dtype)
+    counts = image_counts(found.one_key, len(padded))
+    return Started(usable, [lambda own=own: Prediction(own()) for own in labels], counts, model.config.dtype)
 
 
 def start_label(
@@ -245,6 +253,7 @@ def label_images(
     *,
     batch: int | None = None,
     scores: bool = False,
+    counting: bool = False,
     around: Callable[[Sequence[Ready]], AbstractContextManager[Progress | None] | None] = lambda group: None,
 ) -> Iterator[tuple[Any, Prediction]]:
     """The loop of every command: images in groups through the device; yields (item, prediction).
@@ -259,6 +268,7 @@ def label_images(
         batch: images with one padded number of windows that go through the towers together; None for as many as the
             towers take at a time.
         scores: also the probability of every class.
+        counting: also the tokens that keep one single key, of a method that attends by features.
         around: of a group that is to be alone on the device, such as an image that goes through in steps, the context
             that is entered around it, which gives the progress callback; None for any other group.
     """
@@ -291,7 +301,7 @@ def label_images(
             before = None
         with alone or nullcontext() as progress:
             prepared = [image.prepared for image in group]
-            started = start(model, prepared, question, room, scores=scores, progress=progress)
+            started = start(model, prepared, question, room, scores=scores, counting=counting, progress=progress)
         watch.mark_group("features", len(group), seconds)
         if before:
             yield from finished(*before)

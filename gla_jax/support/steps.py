@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
-_jitted = cache(jax.jit)
+
+
+@cache
+def _jitted(function: Callable, *static: str) -> Callable:
+    """The function, compiled anew for other values of the keywords that are static."""
+    return jax.jit(function, static_argnames=static)
 
 
 class OneProgram:
@@ -18,13 +23,13 @@ class OneProgram:
         """function(*arguments)."""
         return function(*arguments)
 
-    def windows(self, function: Callable, parts: tuple, *shared: Any) -> Any:
-        """function(*parts, *shared) over all windows."""
-        return function(*parts, *shared)
+    def windows(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
+        """function(*parts, *shared, **static) over all windows; static: what decides the program."""
+        return function(*parts, *shared, **static)
 
-    def queries(self, function: Callable, parts: tuple, *shared: Any) -> Any:
-        """function(*parts, *shared) over all queries."""
-        return function(*parts, *shared)
+    def queries(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
+        """function(*parts, *shared, **static) over all queries; static: what decides the program."""
+        return function(*parts, *shared, **static)
 
 
 class Steps:
@@ -42,18 +47,18 @@ class Steps:
         """function(*arguments), compiled."""
         return _jitted(function)(*arguments)
 
-    def windows(self, function: Callable, parts: tuple, *shared: Any) -> Any:
-        """function(*chunks of parts, *shared), joined along the first axis; parts have one row a window."""
-        return self._chunks(self._window_chunk, function, parts, shared)
+    def windows(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
+        """function(*chunks of parts, *shared, **static), joined along the first axis; parts have one row a window."""
+        return self._chunks(self._window_chunk, function, parts, shared, static)
 
-    def queries(self, function: Callable, parts: tuple, *shared: Any) -> Any:
-        """function(*chunks of parts, *shared), joined along the first axis; parts have one row a query."""
-        return self._chunks(self._query_chunk, function, parts, shared)
+    def queries(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
+        """function(*chunks of parts, *shared, **static), joined along the first axis; parts have one row a query."""
+        return self._chunks(self._query_chunk, function, parts, shared, static)
 
-    def _chunks(self, size: int, function: Callable, parts: tuple, shared: tuple) -> Any:
+    def _chunks(self, size: int, function: Callable, parts: tuple, shared: tuple, static: dict[str, Any]) -> Any:
         results = []
         for part in _in_chunks(parts, size):
-            results.append(jax.block_until_ready(_jitted(function)(*part, *shared)))
+            results.append(jax.block_until_ready(_jitted(function, *static)(*part, *shared, **static)))
             self._done += 1
             if self._progress:
                 self._progress(self._done, self._total)

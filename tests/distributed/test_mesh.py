@@ -65,7 +65,7 @@ def test_images_go_over_the_data_axis(segmenter):
     made = [prepare_image(image, CONFIG.windows, lambda count: padded_windows(count, mesh)).windows for image in IMAGES]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *made)
     placed = place_windows(batch, mesh)
-    features = ring_features(place_params(segmenter.params, mesh), placed, CONFIG, mesh)
+    features = ring_features(place_params(segmenter.params, mesh), placed, CONFIG, mesh).rows
     assert features.sharding.spec == jax.sharding.PartitionSpec("data", "window")
     for index, windows in enumerate(made):
         expected = jax.jit(segment_features)(segmenter.params, jax.tree.map(jnp.asarray, windows), CONFIG)
@@ -83,7 +83,7 @@ def test_what_a_device_holds_shrinks_with_the_mesh(segmenter, devices):
     assert placed.pixels.addressable_shards[0].data.shape[0] == 16 // devices
     batch = jax.tree.map(lambda leaf: leaf[None], placed)
     program = ring_features.lower(place_params(segmenter.params, mesh), batch, CONFIG, mesh).compile()
-    out = program(place_params(segmenter.params, mesh), batch, CONFIG)
+    out = program(place_params(segmenter.params, mesh), batch, CONFIG).rows
     assert [shard.data.shape[1] for shard in out.addressable_shards] == [16 // devices] * devices
     weights = {leaf.shape[0] for leaf in jax.tree.leaves(segmenter.params) if leaf.ndim == 2}
     buffers = row_counts(program.as_text(), width=8) - weights

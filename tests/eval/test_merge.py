@@ -65,6 +65,23 @@ def test_shards_give_the_results_and_the_pages_of_one_run(thirds, whole, tmp_pat
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
+def test_records_of_before_merge_without_the_share_of_one_key(thirds, whole, tmp_path):
+    """A run of an older version goes on and merges: its figures stay, and what its records lack is said."""
+    out = shutil.copytree(thirds, tmp_path / "out")
+    path = next((out / "shards").glob("00001-*/records/*.jsonl"))
+    ids = [line_id(line) for line in path.read_text().splitlines(keepends=True)]
+    records = read_records(path.parents[1])
+    path.write_text("".join(replace(records[image_id], one_key=None).line() for image_id in ids))
+    content, expected = merged(out), results(whole)
+    assert expected["one_key"]["images"] == 12
+    assert content["one_key"] is None
+    assert any(warning.startswith("4 of 12 images were measured before tokens") for warning in content["warnings"])
+    unlike = {key for key in content if without_times(content).get(key) != without_times(expected).get(key)}
+    assert unlike == {"one_key", "warnings"}
+    both = shutil.copytree(out / Shard(1, 3).place, tmp_path / "again")  # measured twice, before and now
+    assert merged(thirds, both)["figures"] == expected["figures"]
+
+
 def test_shards_of_any_folders_in_any_order(data, thirds, whole, tmp_path):
     moved = [shutil.copytree(folder, tmp_path / folder.name) for folder in sorted((thirds / "shards").iterdir())]
     assert without_times(merged(*moved[::-1])) == without_times(results(whole))
@@ -192,7 +209,8 @@ def test_a_damaged_shard_file_gets_a_sentence(thirds, tmp_path):
 def test_columns_of_lines_are_those_of_records(whole):
     records = whole.records
     odd = replace(records[0], image_id='caf\u00e9 "1"')  # spelled with escapes, which takes the slow way
-    for chosen in (records, (*records, odd)):
+    of_before = tuple(replace(record, one_key=None) for record in records[:2])  # until 0.1 nothing was counted
+    for chosen in (records, (*records, odd), (*of_before, *records[2:])):
         lines = [record.line() for record in chosen]
         assert [line_id(line) for line in lines] == [record.image_id for record in chosen]
         for ours, expected in zip(columns_of_lines(lines), columns_of_records(chosen), strict=True):

@@ -13,7 +13,8 @@ RECORD = ImageRecord(
 
 def test_a_record_is_read_as_it_was_written():
     assert parse_line(RECORD.line()) == RECORD
-    assert parse_line(replace(RECORD, areas=()).line()) == replace(RECORD, areas=())
+    for other in ({"areas": ()}, {"one_key": (1, 2)}):
+        assert parse_line(replace(RECORD, **other).line()) == replace(RECORD, **other)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,9 @@ def test_a_record_is_read_as_it_was_written():
         {"areas": ((0, 1, 1, 1), (0, 1, 1, 1))},
         {"areas": ((0, -1, 1, 1),)},
         {"areas": ((0, 1, 1, 1.5),)},
+        {"one_key": (3, 2)},
+        {"one_key": (-1, 2)},
+        {"one_key": (1,)},
         {"seconds": {"read": 1e300}},
         {"seconds": {"\ud800": 1.0}},
         {"image_id": 7},

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gla_jax.config import SegmenterConfig, WindowConfig
+from gla_jax.pipeline import Counted
 from gla_jax.predict import model as module
 from gla_jax.predict import predict as loop
 from gla_jax.predict.predict import Ready, label_images
@@ -133,9 +134,9 @@ def test_a_gpu_labels_a_group_in_few_programs(segmenter, monkeypatch, threshold)
     images = [model.prepare(image) for image in pictures([(400, 600), (700, 1100), (400, 600)])]
     features = rng.standard_normal((3, images[0].count, 16, width), np.float32)  # a random model's are all alike
     monkeypatch.setattr(
-        module.Model, "features", lambda model, group, progress: list(jnp.asarray(features[: len(group)]))
+        module.Model, "counted", lambda model, group, *_: list(map(Counted, jnp.asarray(features[: len(group)])))
     )
-    monkeypatch.setattr(module.Model, "features_together", lambda *given: jnp.asarray(features))
+    monkeypatch.setattr(module.Model, "features_together", lambda *given: Counted(jnp.asarray(features)))
     expected = [found.labels for found in loop.predict(model, images, question)]
     calls, label_tiles = [], together.label_tiles
     monkeypatch.setattr(module.Model, "labels_together", True)
