@@ -26,7 +26,7 @@ from gla_jax.eval.datasets.dataset import open_dataset
 from gla_jax.eval.protocols import Protocol, protocol
 from gla_jax.eval.runner import Run, measure
 from gla_jax.images.windows import Canvas, Channels, cut_canvas
-from gla_jax.pipeline import SegmenterParams
+from gla_jax.pipeline import Counted, SegmenterParams
 from gla_jax.predict.model import Model, Prepared
 from gla_jax.predict.predict import Ready, start
 from gla_jax.support.arrays import Array, Float, Int, l2_normalize
@@ -118,11 +118,13 @@ class ConstantModel(Model):
         rows = l2_normalize(random_array((len(classes.prompts), self.params.clip_spec.embed_dim)))
         return rows, np.asarray(classes.class_of_prompt, np.int32)
 
-    def features(self, images: Sequence[Prepared], progress: Progress | None = None) -> list[Float[Array, "W S E"]]:
-        """Ones for every token of the images' windows, which are cut on the device."""
+    def counted(
+        self, images: Sequence[Prepared], progress: Progress | None = None, counting: bool = True
+    ) -> list[Counted]:
+        """Ones for every token of the images' windows, which are cut on the device; nothing is counted."""
         shape = images[0].count, self.params.tokens(self.config), self.params.clip_spec.embed_dim
         colours = [_cut(self.canvas([image]), image.grid.crop, image.mean) for image in images]
-        return [_ones(colour, self.seconds, shape) for colour in colours]
+        return [Counted(_ones(colour, self.seconds, shape)) for colour in colours]
 
 
 @partial(jax.jit, static_argnames=("crop", "mean"))

@@ -48,7 +48,7 @@ def _labels(subject: Subject, features: Array, scores: bool = False, **fields: f
 
 
 def _masked(subject: Subject, features: Array) -> np.ndarray:
-    labels, scores = _labels(subject, features, scores=True)
+    labels, scores, _ = _labels(subject, features, scores=True)
     height, width = labels.shape
     squares = np.add.outer(np.arange(height) * MASK_SIDE // height * MASK_SIDE, np.arange(width) * MASK_SIDE // width)
     return label_masks(labels, scores, [squares == index for index in range(MASK_SIDE**2)])

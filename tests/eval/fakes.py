@@ -26,9 +26,6 @@ class ColourModel:
     def prepare(self, image):
         return prepare_image(image, self.config.windows)
 
-    def features(self, images, progress=None):
-        return [self._features(image.windows.pixels) for image in images]
-
     def counted(self, images, progress=None, counting=True):
         """The counts differ from image to image, as those of a model do."""
         of_colour = [int((image.pixels[..., 0] > 127).sum()) // 10 for image in images]
@@ -36,7 +33,8 @@ class ColourModel:
             OneKeyCount(np.int32(one), np.int32(image.pixels[..., 0].size))
             for one, image in zip(of_colour, images, strict=True)
         ]
-        return list(map(Counted, self.features(images), counts if counting else [None] * len(images)))
+        rows = [self._features(image.windows.pixels) for image in images]
+        return list(map(Counted, rows, counts if counting else [None] * len(images)))
 
     def _features(self, pixels):
         time.sleep(self.seconds)
