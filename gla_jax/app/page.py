@@ -248,7 +248,7 @@ def serve(answers: Answers, host: str, port: int, share: bool, folder: Path) -> 
         share: also through a public address of Gradio.
         folder: an empty one, for samples and downloads.
 
-    Raises UserError when the port is taken.
+    Raises UserError when the port is taken, or the host is none of this machine.
     """
     page, door = build_page(answers, folder), Door()
     try:
@@ -265,7 +265,10 @@ def serve(answers: Answers, host: str, port: int, share: bool, folder: Path) -> 
             app_kwargs={"middleware": [Middleware(door)]},
         )
     except OSError:  # Gradio's, whose advice is for programmers
-        raise UserError(f"port {port} of {host} is taken or not allowed; choose another --port.") from None
+        raise UserError(
+            f"port {port} of {host} is taken or not allowed, or {host} is no address of this machine; choose another "
+            "--port or --host."
+        ) from None
     print(f"the page is at {page.local_url}" + (f" and {page.share_url}" if page.share_url else ""), flush=True)
     try:
         threading.Event().wait()  # not Gradio's block_thread, which closes at once for Ctrl-C

@@ -3,10 +3,12 @@
 Heavy imports wait inside the commands: --help answers at once.
 """
 
+import os
 import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -145,4 +147,11 @@ def script() -> None:
     """The entry point of the installed command."""
     for stream in (sys.stdout, sys.stderr):  # a file name may hold bytes that no encoding has letters for
         stream.reconfigure(errors="backslashreplace")
-    sys.exit(main())
+    status = main()
+    if status in STOPPED:
+        # A thread of JAX goes on compiling, and would crash while Python tears down what it uses.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed at its other end
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)

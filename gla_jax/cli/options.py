@@ -202,6 +202,8 @@ def results_file(path: Path, option: str = "--out", begins: bytes = b"", inputs:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with {option}.")
+    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):  # even /dev/null would be replaced
+        raise UserError(f"{path} is a pipe, a socket or a device; name a file with {option}.")
     if any(source and same_file(path, source) for source in inputs):
         raise UserError(f"{path} is read by this command and would be replaced; choose another {option}.")
     there = content_of(path, len(begins)) if begins and is_file(path) else b""

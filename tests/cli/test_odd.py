@@ -209,6 +209,15 @@ def test_a_file_of_the_user_is_not_replaced(words, tmp_path, monkeypatch, capsys
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path, capsys):
+    """`--out /dev/null` of the administrator would end with a regular file there."""
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["eval", "compare", "a", "b", "--out", str(tmp_path / "pipe")]) == 2
+    assert "pipe is a pipe, a socket or a device; name a file with --out" in capsys.readouterr().err
+    assert not os.path.isfile(tmp_path / "pipe")
+
+
 def test_the_default_preset_is_the_settings():
     assert DEFAULT_PRESET == CONFIG_PRESET
     assert DEFAULT_PRESET in PRESETS

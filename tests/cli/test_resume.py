@@ -233,3 +233,14 @@ def test_without_a_home_there_is_one_warning_and_the_results(request, home):
     assert "GLA_JAX_CACHE" in warned[0]
     assert "gla-jax" in warned[0]
     assert json.loads((folder / "out" / "results.json").read_text())["complete"] is True
+
+
+@pytest.mark.parametrize(("status", "left"), [(143, 143), (130, 130), (0, 7)])
+def test_a_stopped_command_ends_without_tearing_jax_down(status, left):
+    """A compilation that goes on in a thread of JAX crashed it there: exit status 139, and a core file."""
+    code = (
+        "import atexit, os, sys, gla_jax.cli; module = sys.modules['gla_jax.cli.app']; atexit.register(os._exit, 7); "
+        f"module.main = lambda: print('said') or {status}; module.script()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (left, "said\n"), done.stderr
