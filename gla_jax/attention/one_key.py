@@ -6,6 +6,7 @@ A row keeps the keys that 3.2 of DESIGN says, or with a baseline's own weights t
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from gla_jax.support.arrays import Array, Bool, Float, Int, typed
 
@@ -43,3 +44,8 @@ def image_counts(counts: OneKeyCount | None, images: int) -> "list[OneKeyCount |
         return [None] * images
     one, tokens = (leaf.addressable_data(0) for leaf in counts)
     return [OneKeyCount(one[index], tokens[index]) for index in range(images)]
+
+
+def host_count(counts: OneKeyCount | None, index: int) -> OneKeyCount | None:
+    """One of image_counts on the host, which waits for the batch: cut there, it is no two programs more an image."""
+    return counts and OneKeyCount(*(np.asarray(leaf.addressable_data(0))[index] for leaf in counts))

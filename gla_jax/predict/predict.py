@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gla_jax.attention.one_key import OneKeyCount, image_counts
+from gla_jax.attention.one_key import OneKeyCount, host_count
 from gla_jax.config import SegmenterConfig
 from gla_jax.distributed.labels import split_logits, start_labels
 from gla_jax.distributed.mesh import DATA_AXIS
@@ -106,18 +107,18 @@ class Started(NamedTuple):
     """Images that are on the device.
 
     usable: of each whether its features have directions, which waits for the towers; labels: of each, waits for the
-    rest; one_key: of each, None where it is not counted.
+    rest; one_key: of an image by its index, None where it is not counted.
     """
 
     usable: Sequence[Array] | Array
     labels: Sequence[Callable[[], Prediction]]
-    one_key: Sequence[OneKeyCount | None]
+    one_key: Callable[[int], OneKeyCount | None]
     dtype: str
 
     def prediction(self, index: int) -> Prediction:
         """The result of an image. Raises UserError when its features would give every pixel the same label."""
         check_usable(np.asarray(jax.device_get(self.usable))[index], self.dtype)
-        return self.labels[index]()._replace(one_key=jax.device_get(self.one_key[index]))
+        return self.labels[index]()._replace(one_key=jax.device_get(self.one_key(index)))
 
 
 def start(
@@ -153,7 +154,7 @@ def start(
     for image, own, foreground in zip(images, features, layer, strict=True):
         logits = whole_logits(own, question.text_embeddings, precision)
         labels.append(start_label(logits, image, question, config, scores, foreground))
-    return Started([_usable(own) for own in features], labels, counts, config.dtype)
+    return Started([_usable(own) for own in features], labels, counts.__getitem__, config.dtype)
 
 
 def start_together(model: Model, found: Counted, images: Sequence[Prepared], question: Question) -> Started:
@@ -171,8 +172,8 @@ def start_together(model: Model, found: Counted, images: Sequence[Prepared], que
     padded = [*images, *[images[-1]] * (len(usable) - len(images))]
     places = [layout(image.grid, logits.shape[2], image.size) for image in padded]
     labels = start_labels(logits, places, question.rule(model.config), mesh, precision)
-    counts = image_counts(found.one_key, len(padded))
-    return Started(usable, [lambda own=own: Prediction(own()) for own in labels], counts, model.config.dtype)
+    count = partial(host_count, found.one_key)
+    return Started(usable, [lambda own=own: Prediction(own()) for own in labels], count, model.config.dtype)
 
 
 def start_label(
