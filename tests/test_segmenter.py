@@ -85,6 +85,7 @@ def test_the_threshold_gives_pixels_to_the_background(segmenter, result):
         ({"background": "", "threshold": 0.5}, "the background has an empty name"),
         ({"templates": "a {}"}, "the prompt templates are 'a {}'; give a list"),
         ({"templates": [3]}, "the prompt template 3 does not hold"),
+        ({"background": "sand; dune", "threshold": 0.5}, "the background 'sand; dune' has no synonyms; give its name"),
     ],
 )
 def test_background_and_threshold_go_together(segmenter, options, reason):

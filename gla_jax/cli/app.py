@@ -50,6 +50,7 @@ for command in (ablate, tune, explain, crossing, bench, convert, export, models,
 # typer's own class, whether it brings click with it or imports it.
 UsageError = typer.BadParameter.__base__
 STORES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")  # modules of errors that are none of the system's
+STDERR = 2  # its number
 INTERRUPTED = 130
 STOPPED = (INTERRUPTED, 143, 129)  # Ctrl-C, SIGTERM, SIGHUP
 
@@ -145,12 +146,17 @@ def _failed(sentence: str) -> int:
 
 def script() -> None:
     """The entry point of the installed command."""
-    for stream in (sys.stdout, sys.stderr):  # a file name may hold bytes that no encoding has letters for
+    # Where a service has closed a stream, a file of results would take its number, and messages of libraries with it.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(number)
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream]
+    for stream in streams:  # a file name may hold bytes that no encoding has letters for
         stream.reconfigure(errors="backslashreplace")
     status = main()
     if status in STOPPED:
         # A thread of JAX goes on compiling, and would crash while Python tears down what it uses.
-        for stream in (sys.stdout, sys.stderr):
+        for stream in streams:
             with suppress(OSError, ValueError):  # closed at its other end
                 stream.flush()
         os._exit(status)

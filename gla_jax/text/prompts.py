@@ -183,6 +183,10 @@ def with_background(
         return classes.names, class_of_prompt, 0
     if background in classes.names:
         return classes.names, class_of_prompt, classes.names.index(background)
+    if ";" in background:
+        raise ClassesError(
+            f"the background {quote(background)} has no synonyms; give its name, the first of its class."
+        )
     if "foreground_below" in rules:
         raise ClassesError(f"foreground_below raises the probability of {background!r}; add that to the classes.")
     if not rules:

@@ -244,3 +244,12 @@ def test_a_stopped_command_ends_without_tearing_jax_down(status, left):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (left, "said\n"), done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no sh")
+def test_closed_streams_are_no_error_and_their_numbers_go_to_no_file(tmp_path):
+    code = (
+        "import sys, gla_jax.cli; module = sys.modules['gla_jax.cli.app']; "
+        f"module.main = lambda: 0 if open({str(tmp_path / 'x')!r}, 'x').fileno() > 2 else 9; module.script()"
+    )
+    assert subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]).returncode == 0
