@@ -36,9 +36,15 @@ class Counted(NamedTuple):
     one_key: OneKeyCount | None = None
 
 
-def query_chunk(method: MethodConfig) -> int:
-    """Queries of a step of an image that goes through in steps."""
-    return max(QUERY_CHUNK, STEP_BLOCKS * method.max_block)
+def query_chunk(queries: int, method: MethodConfig) -> int:
+    """Queries of a step of an image that goes through in steps: the least ones, or up to twice as many.
+
+    Equal steps where there are any: a shorter last one would be a program of its own, that prepares all keys once more.
+    """
+    least = max(QUERY_CHUNK, STEP_BLOCKS * method.max_block)
+    equal = [size for size in range(least, 2 * least + 1) if queries % size == 0]
+    # Every block of queries reads all keys.
+    return min(equal, key=lambda size: queries // size * -(-size // method.max_block), default=least)
 
 
 @typed
@@ -336,7 +342,7 @@ def steps_of(
     count, merging = len(windows.valid), config.method.merge_overlaps
     queries = len(windows.overlaps.members) if merging else count * params.tokens(config)
     total, chunk = count_steps(count, queries, config), step_batch(count, config.max_tower_batch)
-    return Steps(chunk, query_chunk(config.method), total, progress)
+    return Steps(chunk, query_chunk(queries, config.method), total, progress)
 
 
 def count_steps(windows: int, queries: int, config: SegmenterConfig) -> int:
@@ -346,7 +352,7 @@ def count_steps(windows: int, queries: int, config: SegmenterConfig) -> int:
         return 2 * chunks if method.stitches else chunks
     # Queries go through the anchors' loop, where there is one, and through the attention.
     rounds = 2 if method.proxy_anchors or method.dynamic_scale is not None else 1
-    query_chunks = -(-queries // query_chunk(method))
+    query_chunks = -(-queries // query_chunk(queries, method))
     return 2 * chunks + len(BASELINES[method.baseline].features) * rounds * query_chunks
 
 

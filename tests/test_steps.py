@@ -9,7 +9,7 @@ import pytest
 
 from gla_jax import pipeline
 from gla_jax.config import METHODS, MethodConfig, SegmenterConfig, WindowConfig, without_gla
-from gla_jax.pipeline import segment_features, segment_in_steps
+from gla_jax.pipeline import query_chunk, segment_features, segment_in_steps
 from gla_jax.predict import model as module
 from gla_jax.predict.model import prepare_image
 from gla_jax.segmenter import Segmenter
@@ -41,6 +41,16 @@ def test_steps_give_the_features_of_one_program(segmenter, name, monkeypatch):
     np.testing.assert_allclose(found[: grid.count], expected[: grid.count], atol=2e-5)
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert {of for _, of in seen} == {len(seen)}
+
+
+@pytest.mark.parametrize(
+    ("queries", "size"),
+    # 168 windows in seven equal steps of five blocks; a prime number, which has none; fewer than a step has.
+    [(168 * 784, 168 * 784 // 7), (131_713, 16_384), (5_000, 16_384)],
+)
+def test_steps_are_equal_where_they_can_be(queries, size):
+    """The shorter last step of a large image would take as long to compile as all the others."""
+    assert query_chunk(queries, MethodConfig(block_size=4096)) == size
 
 
 def test_images_of_many_windows_go_in_steps(segmenter, monkeypatch):

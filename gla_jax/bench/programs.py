@@ -80,9 +80,8 @@ class Recorder(OneProgram):
 
     def queries(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
         """Note function over chunks of queries."""
-        return self._chunks(
-            query_chunk(self.config.method), wraps(function)(partial(function, **static)), parts, shared
-        )
+        chunk = query_chunk(len(jax.tree.leaves(parts)[0]), self.config.method)
+        return self._chunks(chunk, wraps(function)(partial(function, **static)), parts, shared)
 
     def _chunks(self, size: int, function: Callable, parts: tuple, shared: tuple) -> Any:
         result = function(*parts, *shared)
