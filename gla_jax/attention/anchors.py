@@ -82,6 +82,8 @@ def _sums_of_parts(queries: Array, buffer: Buffer, method: MethodConfig) -> Anch
         mask = positive.astype(dtype)
     # Rows of 0 add nothing to a sum, and are counted where 0 is above the threshold.
     padding = jnp.where(rho < 0, (~buffer.valid).astype(jnp.float32).sum(), 0.0)
+    # Nor has what the parts were made from a slope there; this costs nothing where no gradient is taken.
+    buffer = buffer._replace(keys=jnp.where(buffer.valid[:, None], buffer.keys, 0))
     return AnchorSums(key_sums(mask, buffer, method), mask.astype(jnp.float32).sum(1) - padding)
 
 

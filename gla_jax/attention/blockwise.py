@@ -152,7 +152,7 @@ def balanced(length: int, max_size: int) -> int:
     Larger ones than a processor's are multiples of ALIGNED: a GPU's fast products want rows of whole 16 bytes.
     """
     size = -(-length // -(-length // max_size))
-    return size if max_size < FROM_SIZE else -(-size // ALIGNED) * ALIGNED
+    return size if max_size < FROM_SIZE else min(-(-size // ALIGNED) * ALIGNED, max_size)
 
 
 def split_blocks(tree: State, size: int) -> State:
