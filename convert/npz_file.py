@@ -86,7 +86,7 @@ def _array(shown: str, content: np.ndarray) -> np.ndarray:
         if math.prod(shape) * dtype.itemsize != numbers.size:
             raise ValueError
         return np.ndarray(shape, dtype, numbers, order="F" if by_columns else "C")
-    except ValueError:  # NumPy's: a negative side, or more axes than it has
+    except (ValueError, TypeError):  # NumPy's: a negative side, more axes than it has, or True for a side
         raise ConversionError(
             f"its array {shown} has {numbers.size} bytes, which are not {str(shape)[:60]} of {dtype}; download it "
             "again."

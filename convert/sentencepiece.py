@@ -4,6 +4,8 @@ The file is one message of Protocol Buffers: pieces with their scores, and how t
 ids that SentencePiece gives; tests hold recorded ones.
 """
 
+import math
+import string
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -67,6 +69,7 @@ def sentencepiece_tokenizer(content: bytes) -> bytes:
         tokenizer.decoder = decoders.Sequence(
             [decoders.Metaspace(replacement=SPACE, prepend_scheme="always"), decoders.ByteFallback(), decoders.Fuse()]
         )
+        tokenizer.encode(string.printable)  # rules of normalisation that are damaged panic here
         return tokenizer.to_str().encode()
     except BaseException as error:  # the library raises bare exceptions, and panics
         if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -100,9 +103,9 @@ def _parsed(content: bytes) -> tuple[list[Piece], dict[int, Any], dict[int, Any]
                     raise ValueError
             elif field in parts:
                 parts[field] |= dict(_fields(value))
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, struct.error):
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError, IndexError, struct.error):
         raise ConversionError("its tokenizer.model is not a SentencePiece model; download it again.") from None
-    if not pieces or any(not 0 < len(piece.text) <= MAX_PIECE or piece.score != piece.score for piece in pieces):
+    if not pieces or any(not 0 < len(piece.text) <= MAX_PIECE or not math.isfinite(piece.score) for piece in pieces):
         bad = first_names([piece.text for piece in pieces if not 0 < len(piece.text) <= MAX_PIECE])
         raise ConversionError(f"its tokenizer.model has {bad or 'no usable'} pieces; download it again.")
     return pieces, parts[TRAINER], parts[NORMALIZER]

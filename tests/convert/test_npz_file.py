@@ -49,6 +49,7 @@ def header(descr="<f4", shape="(2,)", order=False) -> bytes:
         pytest.param(npy(header(shape="(-1, -2)"), bytes(8)), "8 bytes", id="two negative sides"),
         pytest.param(npy(header(shape=f"({1 << 62}, {1 << 62})"), bytes(8)), "8 bytes", id="exabytes"),
         pytest.param(npy(header(shape=f"(0, {1 << 70})")), "0 bytes", id="nothing of exabytes"),
+        pytest.param(npy(header(shape="(True, 2)"), bytes(8)), "8 bytes", id="a truth for a side"),
         pytest.param(npy(header(shape="(" + "1, " * 65 + ")"), bytes(4)), "4 bytes", id="65 axes"),
         pytest.param(npy(header("|O"), b"cos\nsystem\n(S'touch trace'\ntR."), "no pickle is run", id="pickle"),
         pytest.param(npy(header([("a", "<f4"), ("b", "|O")], "(1,)"), bytes(12)), "no pickle", id="pickle in a record"),

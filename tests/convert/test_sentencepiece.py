@@ -120,6 +120,10 @@ def test_a_model_written_by_hand():
         pytest.param(field(1, b"\x0a\x00") * (1 << 20), "not a SentencePiece model", id="a million pieces"),
         pytest.param(model(("x" * 300, 0.0, 1), UNKNOWN), "has xxx", id="a long piece"),
         pytest.param(model(("x", float("nan"), 1), UNKNOWN), "no usable pieces", id="a score that is no number"),
+        pytest.param(model(("x", float("inf"), 1), UNKNOWN), "no usable pieces", id="a score without end"),
+        pytest.param(
+            field(1, field(1, b"a") + field(3, float("inf"))), "not a SentencePiece model", id="a kind without end"
+        ),
         pytest.param(model(A, B), "of a kind that is not read", id="nothing unknown"),
         pytest.param(model(UNKNOWN, A, A), "of a kind that is not read", id="a piece twice"),
         pytest.param(model(UNKNOWN, A, ("c", 0.0, 5)), "of a kind that is not read", id="an unused piece"),
@@ -128,6 +132,11 @@ def test_a_model_written_by_hand():
         pytest.param(model(*PLAIN, normalizer=field(4, 0)), "of a kind that is not read", id="spaces kept"),
         pytest.param(model(*PLAIN, trainer=field(3, 2) + varint(24 << 3) + b"\1"), "of a kind", id="spaces behind"),
         pytest.param(model(*PLAIN, normalizer=field(2, b"junk")), "does not make a tokenizer", id="junk rules"),
+        pytest.param(
+            model(*PLAIN, normalizer=field(2, struct.pack("<I", 8) + b"\xff" * 8 + b"a\0")),
+            "does not make a tokenizer",
+            id="rules that point nowhere",
+        ),
     ],
 )
 def test_what_is_no_such_model_is_one_sentence(content, reason):
