@@ -149,8 +149,9 @@ def script() -> None:
     # Where a service has closed a stream, a file of results would take its number, and messages of libraries with it.
     while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         pass
-    os.close(number)
-    streams = [stream for stream in (sys.stdout, sys.stderr) if stream]
+    # typer writes what is wrong with the words to the other stream where this one is None.
+    streams = [stream or os.fdopen(number, "w", closefd=False) for stream in (sys.stdout, sys.stderr)]
+    sys.stdout, sys.stderr = streams
     for stream in streams:  # a file name may hold bytes that no encoding has letters for
         stream.reconfigure(errors="backslashreplace")
     status = main()

@@ -253,3 +253,11 @@ def test_closed_streams_are_no_error_and_their_numbers_go_to_no_file(tmp_path):
         f"module.main = lambda: 0 if open({str(tmp_path / 'x')!r}, 'x').fileno() > 2 else 9; module.script()"
     )
     assert subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]).returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no sh")
+def test_an_error_is_no_output_where_the_stream_of_errors_is_closed():
+    code = "from gla_jax.cli import script; script()"
+    words = ["sh", "-c", 'exec "$0" -c "$1" nosuch 2>&-', sys.executable, code]
+    done = subprocess.run(words, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, b"")
