@@ -121,7 +121,7 @@ def load_reference(folder: Path, spec: Spec) -> "PreTrainedModel":
 
 
 def build_reference(state: Mapping[str, np.ndarray], spec: Spec, timm: bool = False) -> "PreTrainedModel":
-    """The transformers model of a spec with the tensors of an OpenAI, open_clip, torch.hub or timm file, in float32.
+    """The transformers model of a spec with tensors that OpenAI, open_clip, torch.hub, timm or TIPSv2 name, in float32.
 
     timm: positions are resized as timm does, not as torch.hub's code. Raises ConversionError when the file does not
     fill the model.

@@ -20,7 +20,7 @@ MAX_DIRECTORY = 1 << 22  # bytes of the list of entries; that of the largest CLI
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What goes wrong within the block as a ConversionError that names the file."""
+    """Raise what goes wrong within the block as a ConversionError that names the file."""
     try:
         yield
     except ConversionError as error:

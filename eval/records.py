@@ -110,7 +110,7 @@ def parse_line(line: str) -> ImageRecord | None:
         fields = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    fields = {"one_key": None} | fields if isinstance(fields, dict) else fields  # until 0.1 there was none
+    fields = {"one_key": None} | fields if isinstance(fields, dict) else fields  # records of before have none
     if first_fault(fields, _FIELDS) or not _possible(fields["areas"], *fields["size"]):
         return None
     one_key = None if fields["one_key"] is None else tuple(fields["one_key"])

@@ -30,14 +30,14 @@ STEP_BLOCKS = 4  # of queries, at least: what a step prepares of all keys is for
 
 
 class Counted(NamedTuple):
-    """Rows of every token, or images of them; one_key: its tokens that keep one single key, None if not counted."""
+    """rows: one for every token of an image, or of a batch; one_key: tokens that keep one single key, where counted."""
 
     rows: Float[Array, "*B _"]
     one_key: OneKeyCount | None = None
 
 
 def query_chunk(queries: int, method: MethodConfig) -> int:
-    """Queries of a step of an image that goes through in steps: the least ones, or up to twice as many.
+    """Queries of a step of a large image: QUERY_CHUNK and STEP_BLOCKS blocks at least, and up to twice as many.
 
     Equal steps where there are any: a shorter last one would be a program of its own, that prepares all keys once more.
     """
@@ -232,8 +232,8 @@ def counted_features(
         tokens = run.whole(stitch_windows, tokens, cut, params, config)
         if not method.global_buffer:
             count = run.whole(window_count, windows, method)
-            found = run.windows(segment_encoded, (tokens, cut), params, config, count, counting=counting)
-            return _totalled(found, method, run)
+            rows = run.windows(segment_encoded, (tokens, cut), params, config, count, counting=counting)
+            return _totalled(rows, method, run)
         *compared, values, residual = _read(tokens, config)
     else:
         *compared, values, residual = run.windows(_read_tokens, (cut,), params, config)
@@ -253,9 +253,9 @@ def counted_features(
     return _totalled(Counted(rows, reduce(OneKeyCount.merge, counts) if counting else None), method, run)
 
 
-def _totalled(found: Counted, method: MethodConfig, run: OneProgram | Steps = ONE_PROGRAM) -> Counted:
+def _totalled(tokens: Counted, method: MethodConfig, run: OneProgram | Steps = ONE_PROGRAM) -> Counted:
     """The rows as they are with the sums of their counts."""
-    return found if found.one_key is None else Counted(found.rows, run.whole(total_count, found.one_key, method))
+    return tokens if tokens.one_key is None else Counted(tokens.rows, run.whole(total_count, tokens.one_key, method))
 
 
 @typed
@@ -270,8 +270,8 @@ def segment_images(
     tokens = jax.tree.map(lambda leaf: leaf.reshape(*windows.valid.shape, *leaf.shape[1:]), tokens)
 
     def one(image: tuple[WindowTokens, Windows]) -> Counted:
-        found = segment_encoded(stitch_windows(*image, params, config), image[1], params, config, counting=counting)
-        return _totalled(found, config.method)
+        rows = segment_encoded(stitch_windows(*image, params, config), image[1], params, config, counting=counting)
+        return _totalled(rows, config.method)
 
     return jax.lax.map(one, (tokens, windows))
 
@@ -285,7 +285,7 @@ def segment_encoded(
     count: Float[Array, ""] | None = None,
     counting: bool = False,
 ) -> Counted:
-    """What follows the towers of segment_features: rows [W S E], and of every token what total_count sums.
+    """segment_features behind the towers: rows [W S E], and for every token the counts that total_count sums.
 
     Args:
         tokens: outputs of the towers.

@@ -70,16 +70,16 @@ def _folders(benchmark: str, data: Path, unlabelled: bool, kept: Path | None) ->
 def _names_of_folder(data: Path) -> ClassNames:
     from gla_jax.text.prompts import check_enough, parse_classes, read_lines
 
-    path, tables = data / CLASSES_FILE, {}
-    if path.is_file() and (data / CLASSES_JSON).is_file():
-        raise DataError(
-            f"{data} has both {CLASSES_FILE} and {CLASSES_JSON}; leave the one that names the labels' indices."
-        )
-    if not path.is_file() and (data / CLASSES_JSON).is_file():
-        lines, tables[NAMED] = _named_values(data / CLASSES_JSON)
+    path, named = data / CLASSES_FILE, data / CLASSES_JSON
+    if named.is_file():
+        if path.is_file():
+            raise DataError(
+                f"{data} has both {CLASSES_FILE} and {CLASSES_JSON}; leave the one that names the labels' indices."
+            )
+        lines, table = _named_values(named)
         classes = parse_classes(dict.fromkeys(lines, ()))
         check_enough(classes)
-        return ClassNames(classes.names, None, {"sclip": tuple((name,) for name in classes.names)}, tables)
+        return ClassNames(classes.names, None, {"sclip": tuple((name,) for name in classes.names)}, {NAMED: table})
     if not path.is_file():
         raise DataError(
             f"{path} does not exist; write one class a line there, in the order of the labels' indices, or "

@@ -19,7 +19,7 @@ class Attended(NamedTuple):
 
 
 class OneKeyCount(NamedTuple):
-    """Numbers of tokens that keep one single key, and of all: of any parts of an image, summed by total."""
+    """Numbers of tokens that keep one single key, and of all: of any part of an image."""
 
     one: Int[Array, "*B"]
     tokens: Int[Array, "*B"]
@@ -39,7 +39,7 @@ def one_key_count(kept: Int[Array, "*B"] | None, valid: Bool[Array, "*#B"]) -> O
 
 
 def image_counts(counts: OneKeyCount | None, images: int) -> "list[OneKeyCount | None]":
-    """The counts [B] of a batch, image by image; of those that all devices of a mesh hold, from this process's copy."""
+    """The counts [B] of a batch, image by image, on the device; on a mesh, from a copy that this process holds."""
     if counts is None:
         return [None] * images
     one, tokens = (leaf.addressable_data(0) for leaf in counts)
@@ -47,5 +47,6 @@ def image_counts(counts: OneKeyCount | None, images: int) -> "list[OneKeyCount |
 
 
 def host_count(counts: OneKeyCount | None, index: int) -> OneKeyCount | None:
-    """One of image_counts on the host, which waits for the batch: cut there, it is no two programs more an image."""
+    """One of image_counts on the host; waits for the batch."""
+    # Taken apart on the device it would be two programs more for every image.
     return counts and OneKeyCount(*(np.asarray(leaf.addressable_data(0))[index] for leaf in counts))

@@ -162,7 +162,7 @@ def _rows(job: Job, ready: Future | None, late: bool) -> list[dict[str, Any]]:
 
 @contextmanager
 def _compiled_once() -> Iterator[None]:
-    """With a cache for the moment, where JAX has none, from which what is measured takes its compiled programs."""
+    """A compilation cache within the block, where JAX has none: what was compiled ahead is not compiled again."""
     before = jax.config.jax_compilation_cache_dir
     with TemporaryDirectory() as folder:
         if before is None:

@@ -107,9 +107,8 @@ class Subject(NamedTuple):
         """The label map of the image by features [W S E]."""
         config = self.model.config
         if self.model.labels_together:
-            return (
-                start_together(self.model, Counted(features[None]), [self.prepared], self.question).labels[0]().labels
-            )
+            started = start_together(self.model, Counted(features[None]), [self.prepared], self.question)
+            return started.labels[0]().labels
         logits = whole_logits(features, self.question.text_embeddings, config.method.plain_precision)
         return label_logits(logits, self.prepared, self.question, config).labels
 

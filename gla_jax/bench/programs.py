@@ -76,14 +76,15 @@ class Recorder(OneProgram):
     def windows(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
         """Note function over chunks of windows."""
         chunk = step_batch(len(jax.tree.leaves(parts)[0]), self.config.max_tower_batch)
-        return self._chunks(chunk, wraps(function)(partial(function, **static)), parts, shared)
+        return self._chunks(chunk, function, parts, shared, static)
 
     def queries(self, function: Callable, parts: tuple, *shared: Any, **static: Any) -> Any:
         """Note function over chunks of queries."""
         chunk = query_chunk(len(jax.tree.leaves(parts)[0]), self.config.method)
-        return self._chunks(chunk, wraps(function)(partial(function, **static)), parts, shared)
+        return self._chunks(chunk, function, parts, shared, static)
 
-    def _chunks(self, size: int, function: Callable, parts: tuple, shared: tuple) -> Any:
+    def _chunks(self, size: int, function: Callable, parts: tuple, shared: tuple, static: dict[str, Any]) -> Any:
+        function = wraps(function)(partial(function, **static))
         result = function(*parts, *shared)
         length = len(jax.tree.leaves(parts)[0])
         full = tree_bytes((result, parts))  # is there beside a chunk of it

@@ -18,9 +18,9 @@ from gla_jax.support.places import is_remote
 def export(
     model: Annotated[str, typer.Argument(help="As --model of gla-jax segment.")] = DEFAULT_MODEL,
     classes: options.ClassNames = None,
-    classes_file: Annotated[Path | None, typer.Option(**options.URL, help="A text file with one class a line.")] = None,
+    classes_file: options.ClassesFile = None,
     classes_from: options.ClassesFrom = None,
-    background: Annotated[str | None, typer.Option(help="The class of pixels below the threshold, or none.")] = None,
+    background: options.Background = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Probability below which a pixel is background. [default: a tuned preset's, else 0]"),

@@ -9,7 +9,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from gla_jax.attention.ring import WINDOW_AXIS
 from gla_jax.distributed.mesh import BY_IMAGE, BY_WINDOW, EVERYWHERE, place_parts
-from gla_jax.labels.label_map import LabelRule, Layout, blocks_of, join_tiles, label_tile, platform_of
+from gla_jax.labels.label_map import (
+    Columns,
+    LabelRule,
+    Layout,
+    Rows,
+    array_platform,
+    blocks_of,
+    join_tiles,
+    label_tile,
+)
 from gla_jax.pipeline import token_logits
 from gla_jax.support.arrays import Array, Bool, Float, Integer, have_directions
 
@@ -38,12 +47,20 @@ def split_logits(
 
 
 @partial(jax.jit, static_argnames=("mesh", "thresholded", "precision", "dtype"))
-def label_tiles(logits, tiles, numbers, mesh, thresholded, precision, dtype) -> Integer[Array, "B d y x"]:
+def label_tiles(
+    logits: Float[Array, "B W S Q"],
+    tiles: tuple[Rows, Columns, Array | None],
+    numbers: tuple[Array, ...],
+    mesh: Mesh | None,
+    thresholded: bool,
+    precision: str,
+    dtype: type,
+) -> Integer[Array, "B d y x"]:
     """Labels of d tiles of every image, on a mesh one on each of its devices.
 
     Args:
         logits: of split_logits.
-        tiles: Rows, Columns and number of blocks of rows of every tile, each leaf [B d ...].
+        tiles: rows, columns and blocks_of every tile, each leaf [B d ...].
         numbers: of a LabelRule.
         mesh: that holds the logits, None for one device.
         thresholded, precision, dtype: of label_tile.
@@ -85,7 +102,7 @@ def start_labels(
     most = max(map(len, images))
     if mesh is None:
         # A power of two, so that images of many sizes share a few programs.
-        together, platform = min(1 << (most - 1).bit_length(), MAX_TILES), platform_of(logits)
+        together, platform = min(1 << (most - 1).bit_length(), MAX_TILES), array_platform(logits)
     else:
         together, platform = mesh.shape[WINDOW_AXIS], mesh.devices.flat[0].platform
     for first in range(0, most, together):

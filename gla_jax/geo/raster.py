@@ -147,7 +147,7 @@ def segment_raster(task: RasterTask, source: Path, folder: Path, say: Callable[[
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Leave out what rasterio and pyogrio say of a raster without a place on the ground: it is said once, above."""
+    """Leave out the warnings of rasterio and pyogrio of a missing place on the ground, which segment_raster names."""
     from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():

@@ -241,19 +241,29 @@ def class_probabilities(
 
 @jax.named_scope("gla-labels")
 def label_tile(
-    logits,
-    rows,
-    columns,
-    blocks,
-    class_of_prompt,
-    logit_scale,
-    threshold,
-    background,
-    thresholded,
-    precision,
-    dtype=np.int32,
-):
-    """Labels [rows columns] of the first `blocks` blocks of rows of a tile, None for all at once; prompts in chunks."""
+    logits: Float[Array, "W S Q"],
+    rows: Rows,
+    columns: Columns,
+    blocks: Int[Array, ""] | np.int32 | None,
+    class_of_prompt: Int[Array, " Q"] | Int[np.ndarray, " Q"],
+    logit_scale: Number,
+    threshold: Number,
+    background: Int[Array, ""] | np.int32,
+    thresholded: bool,
+    precision: str,
+    dtype: type = np.int32,
+) -> Integer[Array, "h w"]:
+    """The label of every pixel of a tile; prompts go in chunks.
+
+    Args:
+        logits: of the tokens of all windows, before the logit scale.
+        rows: of the tile.
+        columns: of the tile.
+        blocks: of pixel rows that are computed, the first ones; None for all rows at once.
+        class_of_prompt, logit_scale, threshold, background, dtype: of a LabelRule.
+        thresholded: False where the threshold is 0.
+        precision: of the matrix product, in JAX's words.
+    """
     # Under jax.disable_jit what comes from the host is still NumPy's.
     rows, columns, class_of_prompt, logit_scale = jax.tree.map(
         jnp.asarray, (rows, columns, class_of_prompt, logit_scale)
@@ -313,7 +323,7 @@ def label_map(
         precision: of the matrix product, in JAX's words.
     """
     static = {"thresholded": rule.threshold > 0, "precision": precision, "dtype": rule.dtype}
-    platform = platform_of(logits)
+    platform = array_platform(logits)
     tiles = [
         _label_tile(logits, rows, columns, blocks_of(down, platform), *rule.numbers(), **static)
         for down, _, rows, columns in where.tiles()
@@ -323,7 +333,7 @@ def label_map(
     return lambda: join_tiles(where, tiles, rule.dtype)
 
 
-def platform_of(logits: Array) -> str:
+def array_platform(logits: Array) -> str:
     """The platform of the device that holds an array, "" while a program is traced."""
     return "" if isinstance(logits, jax.core.Tracer) else next(iter(logits.devices())).platform
 

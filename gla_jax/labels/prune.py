@@ -13,10 +13,10 @@ from gla_jax.labels.label_map import (
     Layout,
     Rows,
     across_columns,
+    array_platform,
     blocks_of,
     class_probabilities,
     down_rows,
-    platform_of,
     row_block,
     synonyms,
 )
@@ -55,7 +55,7 @@ def best_probabilities(
     """The best probability of every class over all pixels, on the device; with the arguments of `score_map`."""
     scale = None if logit_scale is None else np.float32(logit_scale)
     best, prompts = jnp.zeros(classes, jnp.float32), synonyms(class_of_prompt, classes)
-    platform = platform_of(logits)
+    platform = array_platform(logits)
     for down, across, rows, columns in where.tiles():
         shape = np.array([down.stop - down.start, across.stop - across.start], np.int32)
         best = _best_in_tile(best, logits, rows, columns, shape, blocks_of(down, platform), prompts, scale, precision)

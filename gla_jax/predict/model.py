@@ -236,12 +236,12 @@ class Model:
             rows = [image_features(together.rows, index, self.mesh) for index in range(len(images))]
             return list(map(Counted, rows, image_counts(together.one_key, len(rows))))
         if images[0].grid.count > MAX_PROGRAM_WINDOWS:
-            found = []
+            counted = []
             for image in images:
                 windows = _cut(self.canvas([image]), image.grid.crop, image.mean)
                 run = steps_of(self.params, windows, self.config, progress)
-                found.append(counted_features(self.params, windows, self.config, run, counting))
-            return found
+                counted.append(counted_features(self.params, windows, self.config, run, counting))
+            return counted
         if len(images) == 1:
             return [_segment_features(self.params, self.canvas(images), self.config, counting)]
         rows, one_key = _batch_features(self.params, self.canvas(images), self.config, counting)
@@ -249,7 +249,7 @@ class Model:
 
     @property
     def labels_together(self) -> bool:
-        """True where the images of a group are labelled by one program: what a processor gains by that is nothing."""
+        """True where a few programs label all images of a group, by which a processor gains nothing."""
         return self.mesh is not None or _first_device(None).platform != "cpu"
 
     def features_together(

@@ -1,4 +1,4 @@
-"""What is said of tokens that keep one single key: above a fifth of them, most of the method has stopped working.
+"""The warning of tokens that keep one single key: above a fifth of them, most of the method has stopped working.
 
 That happens where cosines of a foundation model are spread otherwise than DINO's, which the published numbers suit.
 """

@@ -157,22 +157,22 @@ def start(
     return Started([_usable(own) for own in features], labels, counts.__getitem__, config.dtype)
 
 
-def start_together(model: Model, found: Counted, images: Sequence[Prepared], question: Question) -> Started:
+def start_together(model: Model, features: Counted, images: Sequence[Prepared], question: Question) -> Started:
     """Hand the labels of a group to the device that has its features, in a few programs for all images.
 
     Args:
         model: settings, of a softmax over plain logits.
-        found: of Model.features_together.
+        features: of Model.features_together.
         images: the group, without what the features were padded with.
         question: prompts and classes.
     """
     mesh, precision = model.mesh, model.config.method.plain_precision
     embeddings = question.text_embeddings if mesh is None else np.asarray(question.text_embeddings)
-    logits, usable = split_logits(found.rows, embeddings, mesh, precision)
+    logits, usable = split_logits(features.rows, embeddings, mesh, precision)
     padded = [*images, *[images[-1]] * (len(usable) - len(images))]
     places = [layout(image.grid, logits.shape[2], image.size) for image in padded]
     labels = start_labels(logits, places, question.rule(model.config), mesh, precision)
-    count = partial(host_count, found.one_key)
+    count = partial(host_count, features.one_key)
     return Started(usable, [lambda own=own: Prediction(own()) for own in labels], count, model.config.dtype)
 
 

@@ -69,7 +69,9 @@ def is_remote(path: Any) -> bool:
 
 def is_file(path: Path) -> bool:
     """True for a file or object; False, unlike Path's, for a name that is too long, and for addresses of the web."""
-    return not is_web(path) and path.is_file() if is_remote(path) else os.path.isfile(path)
+    if is_remote(path):
+        return not is_web(path) and path.is_file()
+    return os.path.isfile(path)
 
 
 def same_file(first: Path, second: Path) -> bool:

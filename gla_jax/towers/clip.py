@@ -10,12 +10,12 @@ import numpy as np
 from gla_jax.images.windows import OPENAI_MEAN, OPENAI_STD, Channels
 from gla_jax.support.arrays import Array, Bool, Float, Int
 from gla_jax.towers.activations import Activation
+from gla_jax.towers.attention import multi_head_attention
 from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
     LayerNorm,
     TextSpec,
     VisionSpec,
-    multi_head_attention,
     transformer_blocks,
 )
 from gla_jax.towers.patches import patch_tokens

@@ -9,15 +9,14 @@ import numpy as np
 from gla_jax.images.windows import Channels
 from gla_jax.support.arrays import Array, Float, Int
 from gla_jax.towers.activations import Activation
+from gla_jax.towers.attention import QKV, multi_head_attention
 from gla_jax.towers.joint import ImageTokens, ImageTower, TextTower
 from gla_jax.towers.layers import (
-    QKV,
     LayerNorm,
     Mlp,
     SelfAttention,
     TextSpec,
     VisionSpec,
-    multi_head_attention,
     transformer_blocks,
 )
 from gla_jax.towers.patches import patch_tokens

@@ -209,7 +209,7 @@ def test_a_damaged_shard_file_gets_a_sentence(thirds, tmp_path):
 def test_columns_of_lines_are_those_of_records(whole):
     records = whole.records
     odd = replace(records[0], image_id='caf\u00e9 "1"')  # spelled with escapes, which takes the slow way
-    of_before = tuple(replace(record, one_key=None) for record in records[:2])  # until 0.1 nothing was counted
+    of_before = tuple(replace(record, one_key=None) for record in records[:2])  # when nothing was counted
     for chosen in (records, (*records, odd), (*of_before, *records[2:])):
         lines = [record.line() for record in chosen]
         assert [line_id(line) for line in lines] == [record.image_id for record in chosen]

@@ -140,7 +140,7 @@ def test_a_gpu_labels_a_group_in_few_programs(segmenter, monkeypatch, threshold)
     expected = [found.labels for found in loop.predict(model, images, question)]
     calls, label_tiles = [], together.label_tiles
     monkeypatch.setattr(module.Model, "labels_together", True)
-    monkeypatch.setattr(together, "platform_of", lambda logits: "gpu")
+    monkeypatch.setattr(together, "array_platform", lambda logits: "gpu")
     monkeypatch.setattr(together, "label_tiles", lambda *given, **own: calls.append(0) or label_tiles(*given, **own))
     for found, labels in zip(loop.predict(model, images, question), expected, strict=True):
         assert len(np.unique(labels)) == 4

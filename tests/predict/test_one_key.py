@@ -182,7 +182,11 @@ def test_segment_says_once_that_most_of_the_method_is_idle(segmenter, tmp_path, 
     images = sorted((folder_of(tmp_path / "data") / "images").iterdir())
     traced, encode, label_images, counting = [], ClipImage.encode, run.label_images, []
     monkeypatch.setattr(ClipImage, "encode", lambda *inputs: traced.append(1) or encode(*inputs))
-    noted = lambda *inputs, **options: counting.append(options["counting"]) or label_images(*inputs, **options)  # noqa: E731
+
+    def noted(*inputs, **options):
+        counting.append(options["counting"])
+        return label_images(*inputs, **options)
+
     monkeypatch.setattr(run, "label_images", noted)
     for fields, times in (({"alpha_beta": 1000.0}, 1), ({}, 0)):
         traced.clear()
