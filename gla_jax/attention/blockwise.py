@@ -93,15 +93,6 @@ def softmax_partial(block: Logits, keys: Buffer, method: MethodConfig, counting:
 
 
 @typed
-def attend_block(
-    queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, method: MethodConfig
-) -> SoftmaxPartial:
-    """The softmax of some queries over one block of keys."""
-    similarity = similarities(queries, for_attention(keys, method))
-    return softmax_partial(block_logits(similarity, norm, keys, method), keys, method)
-
-
-@typed
 def attend_next_block(
     state: SoftmaxPartial, queries: Float[Array, "q D"], norm: Normalization, keys: Buffer, method: MethodConfig
 ) -> SoftmaxPartial:

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, PartitionSpec
 from gla_jax.attention.attend import aggregate_values
 from gla_jax.attention.blockwise import (
     SoftmaxPartial,
-    attend_block,
     attend_next_block,
+    attend_partial,
     balanced,
     empty_softmax,
     fold_shards,
@@ -252,7 +252,7 @@ def test_softmax_partials_merge_in_any_order():
     for offset in (0.4, 5.0):  # 5.0: every logit is negative, only the best key of all blocks may survive
         norm = Normalization(jnp.full(10, 2.0), jnp.full(10, offset))
         parts = [jax.tree.map(lambda leaf, i=i: leaf[16 * i : 16 * i + 16], buffer) for i in range(3)]
-        partials = [attend_block(queries, norm, part, GLA) for part in parts]
+        partials = [attend_partial(queries, norm, part, GLA) for part in parts]
         results = []
         for order in itertools.permutations(partials):
             total = empty_softmax(queries, 6)
@@ -383,12 +383,12 @@ def test_a_block_in_which_no_entry_survives_is_left_alone():
     buffer = fill_buffer(jnp.asarray(features), jnp.asarray(values), jnp.ones(3, bool), GLA)
     queries, norm = buffer.keys[:16], Normalization(jnp.full(16, 2.0), jnp.full(16, 1.97))  # only itself is near enough
     parts = [jax.tree.map(lambda leaf, i=i: leaf[16 * i : 16 * i + 16], buffer) for i in range(3)]
-    state = attend_block(queries, norm, parts[0], GLA)
+    state = attend_partial(queries, norm, parts[0], GLA)
     unread = parts[1]._replace(values=jnp.full_like(parts[1].values, jnp.nan))
     skipping = replace(GLA, skip_blocks=True)
     skipped = attend_next_block(state, queries, norm, unread, skipping)
     np.testing.assert_array_equal(skipped.average(), state.average())
-    read = state.merge(attend_block(queries, norm, parts[1], GLA), GLA)
+    read = state.merge(attend_partial(queries, norm, parts[1], GLA), GLA)
     np.testing.assert_array_equal(skipped.average(), read.average())
     assert np.isnan(attend_next_block(state, queries, norm, unread, GLA).average()).all()
     everything = replace(skipping, masking=False)
