@@ -16,7 +16,7 @@ import gla_jax
 from gla_jax.bench.parts import random_params
 from gla_jax.checkpoints.model_folder import ClipSpec
 from gla_jax.config import BASELINES, METHODS, PRECISIONS, SegmenterConfig, WindowConfig, on_platform
-from gla_jax.distributed.mesh import make_mesh, place_params, place_windows, ring_features
+from gla_jax.distributed.mesh import make_mesh, place_params, place_parts, ring_features
 from gla_jax.labels import label_map as labels
 from gla_jax.pipeline import segment_features, segment_in_steps
 from gla_jax.predict.cost import blank_windows
@@ -165,7 +165,7 @@ def test_what_a_model_runs(method, precision):
     params, config = random_params(IMAGE, VFM), settings(method, precision)
     windows, mesh = blank_windows(8, config), make_mesh()
     batch = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), windows)
-    on_mesh = jax.tree.map(lambda leaf: leaf[None], place_windows(windows, mesh))
+    on_mesh = place_parts(jax.tree.map(lambda leaf: leaf[None], windows), mesh)
     grid = image_grid((40, 60), config.windows)
     _, _, rows, columns = next(labels.layout(grid, 16, (40, 60)).tiles())
     logits, of_prompt = jnp.ones((grid.count, 16, 3)), np.arange(3, dtype=np.int32)

@@ -73,14 +73,8 @@ def place_params(params: SegmenterParams, mesh: Mesh) -> SegmenterParams:
     return _global(params, NamedSharding(mesh, EVERYWHERE))
 
 
-def place_windows(windows: Windows, mesh: Mesh) -> Windows:
-    """Windows of a batch of images [B W ...], or of one image [W ...], from host arrays, split over the mesh."""
-    spec = BY_WINDOW if windows.valid.ndim == 2 else PartitionSpec(WINDOW_AXIS)
-    return _global(windows, NamedSharding(mesh, spec))
-
-
 def place_parts(tree: Tree, mesh: Mesh) -> Tree:
-    """Arrays [B d ...] of a batch of images, from host arrays: one of the d parts on each device of an image."""
+    """Arrays [B d ...] of a batch of images, from host arrays: the d parts are split over the devices of an image."""
     return _global(tree, NamedSharding(mesh, BY_WINDOW))
 
 
@@ -106,7 +100,7 @@ def ring_features(
 
     Args:
         params: on every device (place_params).
-        windows: [B W ...] by place_windows, or Canvas by place_canvas; B is a multiple of the mesh's data axis,
+        windows: [B W ...] by place_parts, or Canvas by place_canvas; B is a multiple of the mesh's data axis,
             W of its window axis.
         config: settings; the form of attention is the ring.
         mesh: of make_mesh.

@@ -16,7 +16,7 @@ from gla_jax.distributed.mesh import (
     make_mesh,
     padded_windows,
     place_params,
-    place_windows,
+    place_parts,
     read_mesh,
     ring_features,
 )
@@ -64,7 +64,7 @@ def test_images_go_over_the_data_axis(segmenter):
     assert mesh.shape == {"data": 2, "window": 4}
     made = [prepare_image(image, CONFIG.windows, lambda count: padded_windows(count, mesh)).windows for image in IMAGES]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *made)
-    placed = place_windows(batch, mesh)
+    placed = place_parts(batch, mesh)
     features = ring_features(place_params(segmenter.params, mesh), placed, CONFIG, mesh).rows
     assert features.sharding.spec == jax.sharding.PartitionSpec("data", "window")
     for index, windows in enumerate(made):
@@ -79,9 +79,8 @@ def test_what_a_device_holds_shrinks_with_the_mesh(segmenter, devices):
     mesh = make_mesh(devices=jax.devices()[:devices])
     windows = prepare_image(np.zeros((32, 32 + 16 * 15, 3), np.uint8), CONFIG.windows).windows
     assert len(windows.valid) == 16
-    placed = place_windows(windows, mesh)
-    assert placed.pixels.addressable_shards[0].data.shape[0] == 16 // devices
-    batch = jax.tree.map(lambda leaf: leaf[None], placed)
+    batch = place_parts(jax.tree.map(lambda leaf: leaf[None], windows), mesh)
+    assert batch.pixels.addressable_shards[0].data.shape[1] == 16 // devices
     program = ring_features.lower(place_params(segmenter.params, mesh), batch, CONFIG, mesh).compile()
     out = program(place_params(segmenter.params, mesh), batch, CONFIG).rows
     assert [shard.data.shape[1] for shard in out.addressable_shards] == [16 // devices] * devices
