@@ -138,7 +138,7 @@ def matplotlib_figure(explanation: TokenAttention, mask: Bool[np.ndarray, "h w"]
         Line2D([], [], color=rgb(INK), label="query", **dot),
         Patch(facecolor="white", edgecolor=rgb(BLUE), linewidth=2, label="its window"),
         Patch(facecolor="white", edgecolor=rgb(GREEN), linewidth=2, label="positives of its anchor"),
-        Patch(color=rgb(tuple(HEAT[2].astype(int).tolist())), label="attention (even: every token gets the same)"),
+        Patch(color=rgb(tuple(HEAT[-1].astype(int).tolist())), label="attention (even: every token gets the same)"),
     ]
     figure.legend(handles=handles, loc="lower left", ncols=4, handlelength=1, handleheight=1, columnspacing=4)
     return figure

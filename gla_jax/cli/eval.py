@@ -198,6 +198,8 @@ def compare(
 
     reports = [folder / "report.html" for folder in (first, second)]
     options.results_file(out, begins=b"<!doctype html>", inputs=reports)
+    if out.suffix.lower() not in (".html", ".htm"):  # a browser would show its source
+        raise UserError(f"{out} is not the name of a page; end it with .html.")
     comparison = compared(first, second)
     Console().print(comparison_tables(comparison))
     with writing_to(out):

@@ -167,8 +167,8 @@ def _download(name: str, folder: Path, offline: bool) -> None:
             reason = reason or textwrap.shorten(first_line(error.__cause__ or error), 160, placeholder=" ...")
             raise ModelError(
                 f"{name} is not on this machine and cannot be downloaded ({reason}): copy the files of {model.hub_id} "
-                f"here by hand, run gla-jax convert {model.family} FOLDER OUT and write --model OUT where you wrote "
-                f"{name}."
+                f"here by hand, run gla-jax convert {model.family} FOLDER OUT and write OUT in place of "
+                f"{name} in --model."
             ) from error
         convert(model.family, model.hub_id, folder, offline=True)
     except ModelError as error:

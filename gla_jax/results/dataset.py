@@ -143,7 +143,8 @@ def _write_yolo(images: Images, classes: Sequence[str], background: str | None, 
         _link(place(image.path), root / "images" / f"{image.name}{Path(image.path).suffix}")
     names = [name for name in classes if name != background]
     lines = [f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(names)]
-    write_text(root / "data.yaml", f"path: .\ntrain: images\nval: images\nnames:\n{''.join(lines)}")
+    # Without `path` Ultralytics starts at the folder of this file; a relative one starts at the working directory.
+    write_text(root / "data.yaml", f"train: images\nval: images\nnames:\n{''.join(lines)}")
 
 
 def _link(image: Path, target: Path) -> None:

@@ -63,7 +63,7 @@ def parse_classes(classes: Iterable[str] | Mapping[str, str | Sequence[str]]) ->
             line = f"{SEPARATOR} ".join(synonyms)
             raise ClassesError(f"the class {quote(line)} has an empty name; write synonyms as 'cat; tabby'.")
         if name in names:
-            raise ClassesError(f"the class {quote(name)} is given twice; write its synonyms in one line.")
+            raise ClassesError(f"the class {quote(name)} is given twice; name it once, then its synonyms.")
         names[name] = None
         if "," in synonyms[-1] and len(synonyms) <= 1 + isinstance(classes, Mapping):
             warnings.warn(
@@ -179,7 +179,7 @@ def with_background(
     class_of_prompt = np.asarray(classes.class_of_prompt, np.int32)
     if background is None:
         for name, value in rules.items():
-            raise ClassesError(f"{name} {value} needs a class for the pixels below it; name one with background.")
+            raise ClassesError(f"{name} {value} needs a class for the pixels below it; name one (--background NAME).")
         return classes.names, class_of_prompt, 0
     if background in classes.names:
         return classes.names, class_of_prompt, classes.names.index(background)

@@ -81,6 +81,8 @@ def test_several_benchmarks_get_folders_of_their_own(tmp_path, model):
     with pytest.raises(UserError, match="differ in their benchmark"):
         call("compare", out / "voc21", out / "voc20", "--out", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+    with pytest.raises(UserError, match=r"is not the name of a page; end it with \.html"):
+        call("compare", out / "voc21", out / "voc21", "--out", tmp_path / "page")
     call("compare", out / "voc21", out / "voc21", "--out", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<td>0.00" in page

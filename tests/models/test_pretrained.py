@@ -185,7 +185,7 @@ def test_without_the_hub_the_manual_way_is_named(offline, monkeypatch, tmp_path)
     assert "somebody/some-clip" in message
     assert "cannot be downloaded (this run is offline): copy" in message
     assert "gla-jax convert clip FOLDER OUT" in message
-    assert "--model OUT" in message
+    assert "write OUT in place of some-clip in --model." in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -70,6 +70,17 @@ def test_the_page_needs_no_network_and_shows_everything(outcome, tmp_path):
     assert html.count("data:image/jpeg") == 3 * len(pictures)
 
 
+def test_classes_that_are_predicted_alone_are_named(outcome):
+    """Their IoU of 0 lowers the mIoU of few images, where a reader would look for a class that failed."""
+    content = results(outcome)
+    for row in content["per_class"]:
+        row["label"] = max(row["label"], 1)
+    assert "Predicted but not labelled" not in report_html(content, ())
+    content["per_class"][1] |= {"iou": 0.0, "accuracy": None, "label": 0}
+    name = content["per_class"][1]["class"]
+    assert f"Predicted but not labelled, which counts as an IoU of 0: {name}.</p>" in report_html(content, ())
+
+
 def test_pictures_of_few_images_are_named_for_what_they_are(outcome):
     def kinds(count):
         return [kind for kind, _ in chosen(outcome.tally.miou[:count])]
