@@ -213,7 +213,8 @@ def divide(available: int, images: int, hold_out: float) -> dict[str, tuple[int,
     count = min(images, available)
     held = max(round(count * hold_out), 1) if hold_out > 0 else 0
     if held >= count:
-        raise UserError(f"of {count} images {held} are held out, which leaves none to fit on; give more with --images.")
+        more = "label more" if count == available else "give more with --images"
+        raise UserError(f"of {count} images {held} are held out, which leaves none to fit on; {more}.")
     chosen = np.linspace(0, available - 1, count).round().astype(int)
     kept_back = np.isin(np.arange(count), [round((index + 1) * count / held) - 1 for index in range(held)])
     parts = {"fitted": tuple(chosen[~kept_back].tolist())}

@@ -139,6 +139,17 @@ def typed_background(
     return background, threshold
 
 
+def warn_idle_threshold(classes: "Classes", threshold: float) -> None:
+    """Warn of a threshold that no pixel falls below: the best of Q prompts has a probability of at least 1 / Q."""
+    count = len(classes.prompts)
+    if 0 < threshold <= 1 / count:
+        warnings.warn(
+            f"threshold {threshold:g} makes no pixel background: the best of {count} prompts has a probability of at "
+            f"least {1 / count:.2g}; raise the threshold",
+            stacklevel=2,
+        )
+
+
 def check_actors(ray: str | None, *of_actors: int | None) -> None:
     """Raise UserError for options of actors without --ray, which would be ignored."""
     if not ray and any(of_actors):

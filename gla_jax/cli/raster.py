@@ -78,6 +78,7 @@ def raster(
     from gla_jax.text.prompts import with_background
 
     with_background(parsed, background, config.background_rules | {"threshold": threshold})
+    options.warn_idle_threshold(parsed, threshold)
     config = with_fields(config, {"threshold": threshold, "precision": precision})
     segmenter = Segmenter.from_pretrained(model, config, offline=offline, suit=not names_numbers(preset))
     folder = results_folder(out)

@@ -97,6 +97,7 @@ def segment(
     masks = masks if masks is None or is_remote(masks) else masks.absolute()
     check_enough(parsed, background)  # after words behind the first class got their own sentence
     with_background(parsed, background, config.background_rules | {"threshold": threshold})  # its faults alone
+    options.warn_idle_threshold(parsed, threshold)
     config, suit = with_fields(config, {"threshold": threshold, "precision": precision}), not names_numbers(preset)
 
     from gla_jax.distributed.processes import joined

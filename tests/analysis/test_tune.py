@@ -177,8 +177,10 @@ def test_images_are_spread_and_some_are_held_out():
     assert parts["held out"] == (42, 99)
     assert [len(tune.divide(100, 2, share).get("held out", ())) for share in (0.0, 0.25, 0.5)] == [0, 1, 1]
     assert len(tune.divide(5, 8, 0.25)["fitted"]) == 4
-    with pytest.raises(UserError, match="leaves none to fit on"):
+    with pytest.raises(UserError, match="leaves none to fit on; give more with --images"):
         tune.divide(100, 1, 0.25)
+    with pytest.raises(UserError, match="leaves none to fit on; label more"):
+        tune.divide(1, 8, 0.25)
 
 
 def test_the_scenes_to_fit_on_are_none_that_are_measured():

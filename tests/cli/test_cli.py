@@ -72,6 +72,15 @@ def test_a_bad_image_is_named_and_the_rest_is_done(tmp_path, photo, model, capsy
     assert not list(out.glob("broken*"))
 
 
+@pytest.mark.parametrize(("threshold", "idle"), [("0.33", True), ("0.34", False)])
+def test_a_threshold_that_no_pixel_falls_below_is_named(threshold, idle, tmp_path, photo, model, capsys):
+    """With three prompts the best probability is at least a third: the background would stay empty without a word."""
+    background = ("--background", "rest", "--threshold", threshold)
+    assert call("segment", photo, *CLASSES, *background, "--model", model, *SIZES, "--out", tmp_path / "out") == 0
+    said = f"threshold {threshold} makes no pixel background: the best of 3 prompts has a probability of at least 0.33"
+    assert (said in capsys.readouterr().err) == idle
+
+
 def test_classes_file_background_templates_and_scores(tmp_path, photo, model):
     (tmp_path / "classes.txt").write_text("sand; gravel\nwater\n")
     (tmp_path / "templates.txt").write_text("a photo of {}.\n")
