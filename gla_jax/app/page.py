@@ -136,11 +136,11 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
         samples.append([str(place), SAMPLE_CLASSES])
 
     with gr.Blocks(title="gla-jax", analytics_enabled=False) as page:
-        gr.Markdown("## gla-jax\nName what is in the image; no training, no clicks on masks.")
+        gr.Markdown("## gla-jax\nName what is in the image: each name gets its region, without training.")
         state = gr.State()
         with gr.Row():
             with gr.Column():
-                image = upload(sources=["upload", "clipboard"], label="Image; a click asks about a point")
+                image = upload(sources=["upload", "clipboard"], label="Image; click a point to see what it attends to")
                 classes = gr.Textbox(
                     label="Classes, by lines or commas; synonyms by semicolons",
                     lines=4,
@@ -159,7 +159,7 @@ def build_page(answers: Answers, folder: Path) -> gr.Blocks:
                 slider = gr.ImageSlider(label="Photo and labels", interactive=False)
                 legend = gr.CheckboxGroup(label="Shown", visible=False)
                 table = gr.HTML()
-                files = gr.File(label="Take away", file_count="multiple")
+                files = gr.File(label="Downloads", file_count="multiple")
         with gr.Row(elem_id="comparison"):  # one below the other on phones
             comparison = [gr.Image(show_label=False, visible=False) for _ in range(2)]
         explained = gr.Image(show_label=False, elem_id="explained", visible=False)

@@ -281,6 +281,8 @@ def _assemble(
         "blockysize": TILE,
         "compress": "deflate",
         "BIGTIFF": "IF_SAFER",
+        # Without it the file calls itself grey beside its colour table, and viewers other than GDAL's show it black.
+        **({"photometric": "palette"} if nodata == 255 else {}),
     }
     counts = np.zeros(len(task.names), np.int64)
     config = task.segmenter.config

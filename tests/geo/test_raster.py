@@ -204,6 +204,9 @@ def test_overviews_and_colours(tmp_path, segmenter):
     with rasterio.open(tmp_path / "out" / "labels.tif") as out:
         assert out.overviews(1) == [2]
         assert out.colormap(1)[0] == (206, 186, 140, 255)  # sand as it is drawn
+        colour = out.colormap(1)[out.read(1)[0, 0]][:3]
+    with Image.open(tmp_path / "out" / "labels.tif") as viewed:  # by a viewer that is not GDAL
+        assert viewed.convert("RGB").getpixel((0, 0)) == colour
 
 
 @pytest.mark.parametrize(
