@@ -7,6 +7,7 @@ texts with the ids that the package gives. The ordinary suite reads these files 
 import io
 import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import sentencepiece
@@ -67,16 +68,17 @@ def main() -> None:
     corpus, ids = texts(), {}
     for name, kind in KINDS.items():
         model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([text for text in corpus if text.isascii()]),
-            model_writer=model,
-            normalization_rule_tsv=str(rules),
-            pad_id=0,
-            bos_id=-1,
-            num_threads=1,
-            minloglevel=2,
-            **kind,
-        )
+        with chdir(HERE):  # a model holds the path of its rules as it was given
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter([text for text in corpus if text.isascii()]),
+                model_writer=model,
+                normalization_rule_tsv=rules.name,
+                pad_id=0,
+                bos_id=-1,
+                num_threads=1,
+                minloglevel=2,
+                **kind,
+            )
         (HERE / f"{name}.model").write_bytes(model.getvalue())
         processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         ids[name] = [processor.encode(text) for text in corpus]
