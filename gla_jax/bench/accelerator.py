@@ -223,7 +223,7 @@ def _subject(series: Series, model: Model, name: str, size: tuple[int, int]) -> 
 def _compile_parts(subject: Subject, bench: Bench) -> dict[str, float | None]:
     """Seconds of compiling each part that is one program."""
     parts = subject._replace(options=replace(subject.options, parts=("towers", "attention")))
-    # A program that needs more than no memory is compiled and not run.
+    # Above a limit of 0 bytes every program is compiled and none is run.
     rows = (run() for run in part_rows(parts, replace(bench, memory_limit=0.0), ("blockwise",)))
     return {row.name: row.compile_seconds for row in rows}
 

@@ -66,7 +66,7 @@ def test_shards_give_the_results_and_the_pages_of_one_run(thirds, whole, tmp_pat
 
 
 def test_records_of_before_merge_without_the_share_of_one_key(thirds, whole, tmp_path):
-    """A run of an older version goes on and merges: its figures stay, and what its records lack is said."""
+    """A run of an older version is resumed and merged with the same figures, and a warning names what is missing."""
     out = shutil.copytree(thirds, tmp_path / "out")
     path = next((out / "shards").glob("00001-*/records/*.jsonl"))
     ids = [line_id(line) for line in path.read_text().splitlines(keepends=True)]
